@@ -1,0 +1,127 @@
+# One verb per chore: `make help` lists them. Everything is installed into .venv, nothing outside the repository.
+
+PYTHON = python3
+VENV   = .venv
+HOST   = bentoml
+CONFIG = configs/paged-tiny.yaml
+ARGS   =
+
+# PyTorch's own index of CPU builds, asked only where no NVIDIA driver is found (see "torch" below).
+TORCH_INDEX = https://download.pytorch.org/whl/cpu
+
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := paged_backend handlers kernels
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install serve test check format slow bench build model clean distclean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@echo
+	@echo "  make serve HOST=torchserve CONFIG=my.yaml ARGS='--port 9000' and make test ARGS='-k scheduler' work too."
+
+# --- install ---------------------------------------------------------------------------------------------------------
+
+install: $(VENV)/.installed ## everything into .venv (done by the verbs below when it is missing)
+
+$(BIN)/python:
+	@echo "Installing into $(VENV): some minutes, once."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "paged-backend needs Python 3.10 or newer; \`$(PYTHON)\` is not that." \
+	         "Say which to use: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	    echo "This Python cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	@command -v $${CXX:-g++} >/dev/null || { \
+	    echo "No C++ compiler found, and the CPU kernels need one: apt-get install g++" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# torch: on a machine with no NVIDIA driver PyPI's Linux wheel would bring gigabytes of CUDA libraries that can't be
+# used. So the CPU build of the pinned version is asked for by its full name: first where pip is set up to look (a
+# mirror, a folder of wheels), then on PyTorch's own index if that answers within 5 seconds. Only where neither has
+# it does PyPI's own build come, and it is said.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	@version=$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt); \
+	cpu="torch==$$version+cpu"; \
+	if command -v nvidia-smi >/dev/null 2>&1; then \
+	    echo "NVIDIA driver found: installing torch $$version with CUDA"; \
+	    $(PIP) install --quiet --quiet "torch==$$version" -c constraints.txt; \
+	elif $(PIP) install --quiet --quiet "$$cpu" -c constraints.txt >$(VENV)/torch.log 2>&1; then \
+	    echo "installed $$cpu"; \
+	elif $(BIN)/python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1] + "/torch/", timeout=5)' \
+	        $(TORCH_INDEX) >>$(VENV)/torch.log 2>&1; then \
+	    echo "installing $$cpu from $(TORCH_INDEX)"; \
+	    $(PIP) install --quiet --quiet "$$cpu" -c constraints.txt --extra-index-url $(TORCH_INDEX); \
+	else \
+	    echo "no CPU build of torch $$version found (see $(VENV)/torch.log): installing PyPI's own build"; \
+	    $(PIP) install --quiet --quiet "torch==$$version" -c constraints.txt; \
+	fi
+	@touch $@
+
+# The editable install remembers which files there are and holds a compiled module: it is made again when a Python
+# file came or went, or when something changed that the build reads. An edit in a Python file needs nothing.
+FILES := $(sort $(shell find $(SOURCES) -name '*.py'))
+NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name 'CMakeLists.txt')
+
+ifneq ($(FILES),$(shell cat $(VENV)/.files 2>/dev/null))
+.PHONY: $(VENV)/.files
+endif
+$(VENV)/.files: | $(BIN)/python
+	@echo $(FILES) >$@
+
+$(VENV)/.installed: $(VENV)/.torch $(VENV)/.files pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
+	@echo "Installing paged-backend with both hosts, and building its C++ kernels"
+	@$(PIP) install --quiet --quiet -c constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+# --- run -------------------------------------------------------------------------------------------------------------
+
+serve: install ## serve the bundled model on BentoML at 127.0.0.1:3000 (HOST=torchserve: at 127.0.0.1:8080)
+	@exec $(BIN)/paged-backend serve --host $(HOST) --config $(CONFIG) $(STORE) $(ARGS)
+
+# TorchServe's archive is packed into model_store/.
+STORE = $(if $(filter torchserve,$(HOST)),--model-store model_store)
+
+# --- prove -----------------------------------------------------------------------------------------------------------
+
+test: install ## the tests, under 15 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+bench: install ## the benchmarks on this machine, each into a JSON file in build/bench/
+	@mkdir -p build/bench
+	$(BIN)/python -m benchmarks.engine.scheduler --output build/bench/scheduler.json
+	$(BIN)/python -m benchmarks.serving.hosts --output build/bench/hosts.json
+
+build: install ## a wheel, in dist/
+	@$(PIP) wheel --quiet --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+model: install ## train the bundled model again, about an hour on 2 cores
+	$(BIN)/python -m model_store.recipe $(ARGS)
+
+slow: install ## the tests that take longer
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# mypy knows no install hooks: links show it the three folders under the names that they are imported by.
+TYPES := $(VENV)/types
+
+check: install ## lint, formatting, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(TYPES) && mkdir -p $(TYPES)/paged_backend
+	ln -s $(CURDIR)/paged_backend/* $(CURDIR)/kernels $(CURDIR)/handlers $(TYPES)/paged_backend/
+	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --strict --config-file $(CURDIR)/pyproject.toml \
+	    --cache-dir $(CURDIR)/.mypy_cache -p paged_backend
+	$(BIN)/python -m pytest -q tests/test_floors.py tests/test_public_names.py
+
+format: install ## put the sources into the one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built, not .venv
+	rm -rf build dist logs .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf $(VENV)

@@ -1,0 +1,268 @@
+"""The ASGI middleware between BentoML and our routes: bounded bodies, clients that leave, one shape of errors.
+
+BentoML limits no body, does not notice a client that leaves before the first byte, and has error bodies of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from hmac import compare_digest
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from paged_backend.errors import PagedBackendError
+from paged_backend.handlers.bento.responses import error_response, refusal, send_response
+from paged_backend.handlers.openai.wire import HttpResponse
+
+logger = logging.getLogger("bentoml.paged_backend")
+
+STATUS_CLIENT_LEFT = 499
+"""nginx's number, seen only in BentoML's own metrics and log: the client is not there any more."""
+
+_REFUSED_BODY_BYTES = 65_536
+
+
+class Exchange:
+    """What one request and its response share between this middleware and an API method.
+
+    Attributes:
+        error: set by an API method, before its first byte, to have this sent in place of what BentoML makes of it.
+    """
+
+    def __init__(self) -> None:
+        self.error: PagedBackendError | None = None
+        self._aborts: list[Callable[[], None]] = []
+
+    def on_client_left(self, abort: Callable[[], None]) -> None:
+        """Has `abort` called if the client leaves before the response has ended."""
+        self._aborts.append(abort)
+
+    def client_left(self) -> None:
+        """Calls everything that was registered."""
+        for abort in self._aborts:
+            abort()
+
+    def refuse(self, error: PagedBackendError) -> None:
+        """Has the error's response sent; the first error counts."""
+        if self.error is None:
+            self.error = error
+
+    def check(self) -> None:
+        """Raises the error, if one is to be sent: there is nothing more to do."""
+        if self.error is not None:
+            raise self.error
+
+
+CURRENT_EXCHANGE: ContextVar[Exchange | None] = ContextVar("CURRENT_EXCHANGE", default=None)
+"""The exchange that the running code serves; None outside HTTP, as for an in-process dependency."""
+
+
+class EdgeMiddleware:
+    """Wraps the routes that are ours; all others (probes, Swagger, BentoML's /metrics) pass untouched.
+
+    Args:
+        owns: whether a path is ours.
+        native: paths of BentoML API methods, whose errors are put into the common shape, and which ask for the key.
+        max_body_bytes: larger bodies are refused with 413 while they come in, with Content-Length or without.
+        api_key: gives the key that the native API asks for; None lets everybody in. (The OpenAI service asks by
+            itself.)
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        owns: Callable[[str], bool],
+        native: frozenset[str],
+        max_body_bytes: int,
+        api_key: Callable[[], str | None],
+    ) -> None:
+        self._app = app
+        self._owns = owns
+        self._native = native
+        self._max_body_bytes = max_body_bytes
+        self._api_key = api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one ASGI connection."""
+        if scope["type"] != "http" or not self._owns(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        native = scope["path"] in self._native
+        if native and scope["method"] != "OPTIONS" and not self._has_key(scope):
+            await send_response(send, refusal(401, "No or wrong API key: send `Authorization: Bearer KEY`."))
+            return
+        try:
+            body = await self._read_body(scope, receive)
+        except _BodyTooLarge:
+            message = f"The request's body is larger than {self._max_body_bytes} bytes (max_body_bytes)."
+            await send_response(send, refusal(413, message, headers={"Connection": "close"}))
+            return
+        except _ClientLeft:
+            await send_response(send, HttpResponse(STATUS_CLIENT_LEFT))
+            return
+        await self._serve(scope, receive, send, body, native)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, body: bytes, native: bool) -> None:
+        exchange = Exchange()
+        reply = _Reply(send, exchange, native)
+        left = asyncio.Event()
+        body_message: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            if body_message:
+                return body_message.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        token = CURRENT_EXCHANGE.set(exchange)
+        try:
+            handler = asyncio.ensure_future(self._app(scope, replay, reply.send))
+        finally:
+            CURRENT_EXCHANGE.reset(token)
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if not reply.ended:
+                # First the engine's requests, then whoever waits for them: a generator that is cancelled between
+                # two of its steps is closed only when it is collected.
+                exchange.client_left()
+                left.set()
+                handler.cancel()
+
+        watcher = asyncio.ensure_future(watch())
+        try:
+            await asyncio.wait({handler})
+        except asyncio.CancelledError:
+            # BentoML's timeout, or uvicorn at the end of its patience.
+            exchange.client_left()
+            handler.cancel()
+            await asyncio.wait({handler})
+            raise
+        finally:
+            watcher.cancel()
+        await self._finish(handler, reply, left=left.is_set())
+
+    async def _finish(self, handler: asyncio.Future[Any], reply: _Reply, *, left: bool) -> None:
+        """Sees to it that something is sent: BentoML's TimeoutMiddleware otherwise waits on for its whole timeout."""
+        if handler.cancelled():
+            if not left:
+                raise asyncio.CancelledError
+        elif (failure := handler.exception()) is not None and not left:
+            logger.error("A request failed.", exc_info=failure)
+            if reply.started:
+                raise failure
+            await send_response(
+                reply.send_raw, refusal(500, "The server failed to answer; its log has the details.")
+            )
+        if left and not reply.started:
+            await send_response(reply.send_raw, HttpResponse(STATUS_CLIENT_LEFT))
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if declared.isdigit() and int(declared) > self._max_body_bytes:
+            raise _BodyTooLarge
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientLeft
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > self._max_body_bytes:
+                raise _BodyTooLarge
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
+    def _has_key(self, scope: Scope) -> bool:
+        wanted = self._api_key()
+        if wanted is None:
+            return True
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        kind, _, key = given.partition(b" ")
+        return kind.lower() == b"bearer" and compare_digest(key.strip(), wanted.encode())
+
+
+class _BodyTooLarge(Exception):
+    pass
+
+
+class _ClientLeft(Exception):
+    pass
+
+
+class _Reply:
+    """The response on its way out; holds back BentoML's own error bodies and sends ours.
+
+    Attributes:
+        started: whether the client was sent anything.
+        ended: whether it was sent everything.
+    """
+
+    def __init__(self, send: Send, exchange: Exchange, native: bool) -> None:
+        self.started = False
+        self.ended = False
+        self._send = send
+        self._exchange = exchange
+        self._native = native
+        self._held_status = 0
+        self._held_body = b""
+        self._replaced = False
+
+    async def send(self, message: Message) -> None:
+        """What the application calls."""
+        if message["type"] == "http.response.start":
+            if self._exchange.error is not None:
+                self._replaced = True
+                await send_response(self.send_raw, error_response(self._exchange.error))
+                return
+            if self._native and message["status"] >= 400:
+                self._held_status = message["status"]
+                return
+        elif message["type"] == "http.response.body":
+            if self._replaced:
+                return
+            if self._held_status:
+                self._held_body += message.get("body", b"")[:_REFUSED_BODY_BYTES]
+                if not message.get("more_body", False):
+                    await send_response(self.send_raw, _common_shape(self._held_status, self._held_body))
+                return
+        await self.send_raw(message)
+
+    async def send_raw(self, message: Message) -> None:
+        """Sends as it is."""
+        self.started = True
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.ended = True
+        await self._send(message)
+
+
+def _common_shape(status: int, body: bytes) -> HttpResponse:
+    """The common error body for one of BentoML's, such as pydantic's findings; a body in that shape is kept."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = None
+    if isinstance(content, dict):
+        if isinstance(content.get("error"), dict):
+            return HttpResponse(status, {"Content-Type": "application/json"}, body)
+        details = content.get("detail")
+        if isinstance(details, list) and details and isinstance(details[0], dict):
+            where = ".".join(str(part) for part in details[0].get("loc", ()))
+            message = str(details[0].get("msg", "The request is not valid."))
+            return refusal(
+                status,
+                f"{where}: {message}" if where else message,
+                param=f"body.{where}" if where else "body",
+            )
+    if status >= 500:
+        return refusal(status, "The server failed to answer; its log has the details.")
+    return refusal(status, "The request cannot be served: check the method, the content type and the body.")

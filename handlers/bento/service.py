@@ -1,0 +1,202 @@
+"""The BentoML service: `bentoml serve paged_backend.handlers.bento.service:PagedLLM`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+import bentoml
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from paged_backend.errors import EngineUnavailableError, PagedBackendError
+from paged_backend.handlers.bento import native, process
+from paged_backend.handlers.bento.edge import CURRENT_EXCHANGE, EdgeMiddleware, Exchange
+from paged_backend.handlers.bento.native_types import (
+    AbortRequest,
+    AbortResponse,
+    GenerateRequest,
+    GenerateResponse,
+    as_invalid_request,
+)
+from paged_backend.handlers.bento.openai_app import openai_app, owns_path
+from paged_backend.handlers.bento.runtime import EngineRuntime
+from paged_backend.handlers.bento.settings import load_deployment
+
+if TYPE_CHECKING:
+    from paged_backend.engine.stream import RequestStream
+
+NATIVE_PATHS = frozenset({"/generate", "/generate_stream", "/abort"})
+
+# Read once, when `bentoml serve` imports this module: a wrong file ends it at once, with the reason.
+DEPLOYMENT = load_deployment()
+
+
+def _runtime() -> EngineRuntime:
+    runtime: EngineRuntime = bentoml.get_current_service().runtime
+    return runtime
+
+
+def _native_api_key() -> str | None:
+    # Behind `depends` only the other services of the same server reach the socket.
+    return DEPLOYMENT.server.api_key if process.is_entry_service() else None
+
+
+def _refused(error: PagedBackendError, exchange: Exchange | None) -> Response:
+    """Has the middleware send the error: BentoML would log it as a crash, and hide its message.
+
+    Raises:
+        PagedBackendError: an in-process caller gets the error itself.
+    """
+    if exchange is None:
+        raise error
+    exchange.refuse(error)
+    return Response(status_code=500)
+
+
+def _owns(path: str) -> bool:
+    return path in NATIVE_PATHS or owns_path(path)
+
+
+@bentoml.service(
+    name="paged_llm",
+    workers=1,  # every worker would hold an engine of its own; one engine batches all requests
+    traffic={"timeout": DEPLOYMENT.bento.timeout_s},
+    # The client behind `depends` closes its session, open streams included, every 100 requests or 300 s.
+    runner_connection={"max_requests": 1_000_000_000, "max_age": 1e9},
+    tracing={} if DEPLOYMENT.bento.tracing else {"excluded_urls": "v1/,generate,abort,tokenize"},
+    logging={
+        "access": {
+            "enabled": DEPLOYMENT.bento.access_log,
+            "request_content_length": True,
+            "request_content_type": True,
+            "response_content_length": True,
+            "response_content_type": True,
+            "skip_paths": ["/metrics", "/healthz", "/livez", "/readyz"],
+            "format": {"trace_id": "032x", "span_id": "016x"},
+        }
+    },
+    labels={"openai_endpoint": "/v1"},
+)
+@bentoml.asgi_app(openai_app(_runtime), path="/")
+class PagedLLM:
+    """A language model over a paged KV cache with continuous batching.
+
+    The OpenAI API is at /v1 (and is not listed here); below is the native one.
+    """
+
+    def __init__(self) -> None:
+        self.runtime = EngineRuntime(
+            DEPLOYMENT, on_load_failed=process.end_server, on_engine_lost=process.end_worker
+        )
+        self._orphan_watch: asyncio.Task[None] | None = None
+
+    @bentoml.on_startup
+    async def start_engine(self) -> None:
+        """Begins to load and returns: /livez answers at once, /readyz when the engine is ready."""
+        self.runtime.start()
+        process.watch_signals(
+            self.runtime.begin_stop, drain_timeout_s=self.runtime.deployment.server.drain_timeout_s
+        )
+        self._orphan_watch = asyncio.ensure_future(process.watch_supervisor())
+
+    @bentoml.on_shutdown
+    async def stop_engine(self) -> None:
+        """Drains and stops the engine."""
+        if self._orphan_watch is not None:
+            self._orphan_watch.cancel()
+        await self.runtime.stop()
+
+    async def __is_ready__(self) -> bool:
+        try:
+            self.runtime.check_ready()
+        except EngineUnavailableError:
+            return False
+        return True
+
+    async def __is_alive__(self) -> bool:
+        # A failed engine stays failed: whoever watches /livez does right to restart the process.
+        return not self.runtime.failed
+
+    async def __metrics__(self, text: str) -> str:
+        try:
+            return text + self.runtime.client.metrics_text()
+        except EngineUnavailableError:
+            return text
+
+    async def ensure_started(self) -> None:
+        """Starts the engine where BentoML runs no startup hooks (`--development` with `depends`), and waits for it."""
+        await self.runtime.ensure_started()
+
+    @bentoml.api(input_spec=GenerateRequest, output_spec=GenerateResponse)
+    async def generate(self, **fields: Any) -> GenerateResponse:
+        """Generates, and answers when everything is there.
+
+        An error is `{"error": {"message", "type", "param", "code"}}` with its HTTP status.
+        """
+        exchange = CURRENT_EXCHANGE.get()
+        try:
+            return await native.collect(await self._submit(fields, exchange))
+        except PagedBackendError as error:
+            return _refused(error, exchange)  # type: ignore[return-value]
+
+    @bentoml.api(input_spec=GenerateRequest)
+    async def generate_stream(self, **fields: Any) -> AsyncGenerator[str, None]:
+        """Generates, and sends server-sent events as tokens come.
+
+        Frames are `data: {"request_id", "outputs": [{"index", "text", "token_ids", "finish_reason", "stop_reason"}],
+        "finished", "num_prompt_tokens", "num_cached_tokens"}` with what is new since the last one; the last is
+        `data: [DONE]`. A fault on the way is a frame `data: {"error": ...}` before it.
+        """
+        exchange = CURRENT_EXCHANGE.get()
+        try:
+            stream = await self._submit(fields, exchange)
+        except PagedBackendError as error:
+            _refused(error, exchange)
+            yield ""  # in its place the middleware sends the error
+            return
+        if exchange is not None:
+            exchange.on_client_left(stream.abort)
+        try:
+            yield native.PING
+            async for frame in native.frames(stream):
+                yield frame
+        finally:
+            stream.abort()
+
+    @bentoml.api(input_spec=AbortRequest, output_spec=AbortResponse)
+    async def abort(self, request_id: str) -> AbortResponse:
+        """Ends a request; its stream closes with finish_reason "abort".
+
+        For callers through `bentoml.depends`, whose clients' leaving does not travel here by itself.
+        """
+        exchange = CURRENT_EXCHANGE.get()
+        if exchange is not None and exchange.error is not None:
+            return _refused(exchange.error, exchange)  # type: ignore[return-value]
+        with contextlib.suppress(EngineUnavailableError):  # no engine, no request
+            self.runtime.client.abort(request_id)
+        return AbortResponse(request_id=request_id)
+
+    async def _submit(self, fields: dict[str, Any], exchange: Exchange | None) -> RequestStream:
+        if exchange is None:
+            # An in-process caller: nothing has checked its arguments, and maybe nothing has started the engine.
+            await self.ensure_started()
+            try:
+                request = GenerateRequest(**fields)
+            except ValidationError as error:
+                raise as_invalid_request(error, GenerateRequest) from None
+        else:
+            exchange.check()
+            request = GenerateRequest.model_construct(**fields)
+        return native.submit(self.runtime.client, request)
+
+
+PagedLLM.add_asgi_middleware(
+    EdgeMiddleware,
+    owns=_owns,
+    native=NATIVE_PATHS,
+    max_body_bytes=DEPLOYMENT.server.max_body_bytes,
+    api_key=_native_api_key,
+)

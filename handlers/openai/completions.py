@@ -1,0 +1,204 @@
+"""/v1/completions: text or token ids in, their continuation out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.openai.generation import ResponseHead, ServingContext, submit_all
+from paged_backend.handlers.openai.logprobs import completion_logprobs
+from paged_backend.handlers.openai.prompts import (
+    encode_prompts,
+    parse_prompts,
+    require_tokenizer,
+    room_for,
+    truncate,
+)
+from paged_backend.handlers.openai.protocol import (
+    CompletionRequest,
+    check_generation,
+    parse_body,
+    sampling_params,
+)
+from paged_backend.handlers.openai.streaming import UsageTally, collect_all, stream_response
+from paged_backend.handlers.openai.wire import HttpResponse, json_response
+from paged_backend.outputs import CompletionDelta, CompletionOutput
+
+_KIND = "text_completion"
+_DEFAULT_MAX_TOKENS = 16
+
+
+async def create_completion(context: ServingContext, body: Mapping[str, Any]) -> HttpResponse:
+    """Answers a completion request.
+
+    Raises:
+        PagedBackendError: whatever refuses it; nothing is left running.
+    """
+    request = parse_body(CompletionRequest, body)
+    head = ResponseHead.begin("cmpl", request, context)
+    engine = context.engine
+    check_generation(request, engine.config.scheduler.scheduling_policy)
+    _check(request)
+    max_tokens = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    params = sampling_params(
+        request, max_tokens=max_tokens, logprobs=request.logprobs, detokenize=engine.tokenizer is not None
+    )
+    prompts = parse_prompts(request.prompt)
+    _check_count(context, len(prompts))
+    add_special_tokens = request.add_special_tokens is not False
+    encoded = await encode_prompts(engine, prompts, add_special_tokens)
+    limit = engine.max_model_len
+    encoded = [truncate(ids, request, max_model_len=limit, max_tokens=max_tokens) for ids in encoded]
+    for ids in encoded:
+        room_for(ids, max_tokens, max_model_len=limit, prompt_field="prompt", max_tokens_field="max_tokens")
+    echoes = _echoes(context, request, prompts, encoded)
+    requests = submit_all(
+        context,
+        request,
+        encoded,
+        params,
+        response_id=head.id,
+        prompt_field="prompt",
+        max_tokens_field="max_tokens",
+    )
+    tally = UsageTally([len(ids) for ids in encoded])
+    if request.stream:
+        options = request.stream_options
+        return stream_response(
+            requests,
+            _ChunkWriter(head, request, echoes, encoded, params.n),
+            tally,
+            include_usage=options is not None and options.include_usage,
+            continuous_usage=options is not None and options.continuous_usage_stats,
+        )
+    choices = []
+    for prompt_index, output in enumerate(await collect_all(requests)):
+        tally.add_output(prompt_index, output)
+        for sample in output.outputs:
+            choice = _choice(request, params.n * prompt_index + sample.index, sample, echoes[prompt_index])
+            if request.return_token_ids:
+                choice["prompt_token_ids"] = encoded[prompt_index]
+            choices.append(choice)
+    return json_response(head.body(_KIND, choices, tally.body()))
+
+
+class _ChunkWriter:
+    """Writes a stream's choices; keeps what each of them has said so far."""
+
+    def __init__(
+        self,
+        head: ResponseHead,
+        request: CompletionRequest,
+        echoes: Sequence[str],
+        prompts: Sequence[list[int]],
+        n: int,
+    ) -> None:
+        self.head = head.chunk_head(_KIND)
+        self._request = request
+        self._prompts = prompts
+        self._n = n
+        self._unsaid = [echo for echo in echoes for _ in range(n)]
+        self._begun = [False] * len(self._unsaid)
+        self._text_offset = [0] * len(self._unsaid)
+
+    def first_choices(self, prompt_index: int) -> list[dict[str, Any]]:
+        """Nothing: an echoed prompt comes with the first text."""
+        return []
+
+    def choice(self, prompt_index: int, delta: CompletionDelta) -> dict[str, Any]:
+        """One sample's new text."""
+        index = self._n * prompt_index + delta.index
+        logprobs = None
+        if delta.logprobs is not None:
+            logprobs, self._text_offset[index] = completion_logprobs(
+                delta.token_ids,
+                delta.logprobs,
+                num_top=self._request.logprobs or 0,
+                text_offset=self._text_offset[index],
+                as_token_ids=self._request.return_tokens_as_token_ids,
+            )
+        text = delta.text
+        if self._unsaid[index]:
+            text, self._unsaid[index] = self._unsaid[index] + text, ""
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        if self._request.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+            if not self._begun[index]:
+                choice["prompt_token_ids"] = self._prompts[prompt_index]
+        self._begun[index] = True
+        return choice
+
+
+def _check(request: CompletionRequest) -> None:
+    if request.echo and request.logprobs is not None:
+        raise InvalidRequestError(
+            "echo with logprobs would need the prompt's log probabilities, which this server does not have: "
+            "leave one of the two out.",
+            param="logprobs",
+        )
+    n = 1 if request.n is None else request.n
+    if request.best_of is not None and request.best_of != n:
+        raise InvalidRequestError(
+            f"best_of is not supported by this server unless it equals n ({n}): leave it out.",
+            param="best_of",
+        )
+
+
+def _check_count(context: ServingContext, num_prompts: int) -> None:
+    """Refuses at once what the queue could never hold, before any of it is encoded."""
+    scheduler = context.engine.config.scheduler
+    if scheduler.max_num_queued_reqs is None:
+        return
+    most = scheduler.max_num_queued_reqs + scheduler.max_num_seqs
+    if num_prompts > most:
+        raise InvalidRequestError(
+            f"prompt holds {num_prompts} prompts; this server can hold {most} requests: send fewer at once.",
+            param="prompt",
+        )
+
+
+def _echoes(
+    context: ServingContext,
+    request: CompletionRequest,
+    prompts: Sequence[str | list[int]],
+    encoded: Sequence[list[int]],
+) -> list[str]:
+    """What precedes each prompt's text in the response: the prompt as the model saw it, or nothing."""
+    if not request.echo:
+        return [""] * len(prompts)
+    tokenizer = require_tokenizer(context.engine, "echo")
+    truncated = request.truncate_prompt_tokens is not None
+    skip_special_tokens = request.skip_special_tokens is not False
+    return [
+        prompt if isinstance(prompt, str) and not truncated else tokenizer.decode(ids, skip_special_tokens)
+        for prompt, ids in zip(prompts, encoded, strict=True)
+    ]
+
+
+def _choice(request: CompletionRequest, index: int, sample: CompletionOutput, echo: str) -> dict[str, Any]:
+    logprobs = None
+    if request.logprobs is not None:
+        logprobs, _ = completion_logprobs(
+            sample.token_ids,
+            sample.logprobs or (),
+            num_top=request.logprobs,
+            text_offset=0,
+            as_token_ids=request.return_tokens_as_token_ids,
+        )
+    choice: dict[str, Any] = {
+        "index": index,
+        "text": echo + sample.text,
+        "logprobs": logprobs,
+        "finish_reason": sample.finish_reason,
+        "stop_reason": sample.stop_reason,
+    }
+    if request.return_token_ids:
+        choice["token_ids"] = sample.token_ids
+    return choice

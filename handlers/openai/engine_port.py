@@ -1,0 +1,75 @@
+"""What the protocol needs of an engine: `engine.client.EngineClient` has it, and so has a scripted one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from paged_backend.config import EngineConfig
+from paged_backend.outputs import RequestDelta, RequestOutput
+from paged_backend.sampling_params import SamplingParams
+
+
+class TokenizerPort(Protocol):
+    """Text to tokens and back; safe to call from any thread."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> str: ...
+
+
+class StreamPort(Protocol):
+    """One accepted request: iterate it once, or collect it."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    def __aiter__(self) -> AsyncIterator[RequestDelta]: ...
+
+    def abort(self) -> None: ...
+
+    async def collect_async(self) -> RequestOutput: ...
+
+
+class EnginePort(Protocol):
+    """An engine as the handlers see it."""
+
+    @property
+    def config(self) -> EngineConfig: ...
+
+    @property
+    def tokenizer(self) -> TokenizerPort | None: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        add_special_tokens: bool = True,
+    ) -> StreamPort: ...
+
+    def metrics_text(self) -> str: ...
+
+    def check_health(self, stall_timeout_s: float | None = None) -> None: ...

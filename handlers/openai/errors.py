@@ -1,0 +1,82 @@
+"""Errors on the wire: every one has OpenAI's body, whatever went wrong and on whichever host."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from paged_backend.errors import (
+    EngineUnavailableError,
+    InvalidRequestError,
+    NotFoundError,
+    PagedBackendError,
+    QueueFullError,
+)
+from paged_backend.handlers.openai.wire import HttpResponse, json_response
+
+_logger = logging.getLogger(__name__)
+
+_TYPES = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    405: "MethodNotAllowedError",
+    413: "ContentTooLargeError",
+    429: "TooManyRequestsError",
+    500: "InternalServerError",
+    503: "ServiceUnavailableError",
+}
+
+
+class ProtocolError(PagedBackendError):
+    """A request that fails before it means anything: no key, no such route, too large.
+
+    Attributes:
+        status: the HTTP status.
+        headers: headers that the response must carry.
+    """
+
+    def __init__(self, message: str, *, status: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+def error_body(message: str, *, status: int, param: str | None = None) -> dict[str, Any]:
+    """The JSON body of an error."""
+    return {"error": {"message": message, "type": _TYPES[status], "param": param, "code": status}}
+
+
+def error_response(error: Exception) -> HttpResponse:
+    """The response to an exception. One that is our bug is logged here and says nothing of its inside."""
+    status, message, param, headers = _describe(error)
+    return json_response(error_body(message, status=status, param=param), status=status, headers=headers)
+
+
+def stream_error_body(error: Exception) -> dict[str, Any]:
+    """The body of the frame that ends a stream in which this happened."""
+    status, message, param, _ = _describe(error)
+    return error_body(message, status=status, param=param)
+
+
+def unavailable_response(reason: str) -> HttpResponse:
+    """What a host answers while it has no engine that could: it starts, drains, or has lost its engine."""
+    return error_response(EngineUnavailableError(reason))
+
+
+def _describe(error: Exception) -> tuple[int, str, str | None, dict[str, str]]:
+    """Status, message, param, headers."""
+    if isinstance(error, ProtocolError):
+        return error.status, str(error), None, error.headers
+    if isinstance(error, InvalidRequestError):
+        return 400, str(error), error.param, {}
+    if isinstance(error, NotFoundError):
+        return 404, str(error), error.param, {}
+    if isinstance(error, QueueFullError):
+        return 429, str(error), None, {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    if isinstance(error, EngineUnavailableError):
+        return 503, str(error), None, {}
+    _logger.error("a request failed by a fault of ours", exc_info=error)
+    return 500, "Internal server error. The server's log says more.", None, {}

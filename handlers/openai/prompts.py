@@ -1,0 +1,288 @@
+"""From a body's `prompt` or `messages` to token ids that fit the model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.openai.engine_port import EnginePort, TokenizerPort
+from paged_backend.handlers.openai.protocol import GenerationRequest, check_text
+
+_INLINE_CHARACTERS = 4_000
+"""Longer texts are encoded in a thread: it takes milliseconds, in which every stream would stand still."""
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_call_id"})
+_TEMPLATE_ARGUMENTS = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "processor_kwargs",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "self",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+"""Arguments of transformers' own function: chat_template_kwargs may set variables of the template only."""
+
+
+def parse_prompts(value: Any) -> list[str | list[int]]:
+    """The prompts of a completion: text, texts, token ids, or lists of token ids.
+
+    Raises:
+        InvalidRequestError: it is none of these, or empty.
+    """
+    if isinstance(value, str):
+        check_text(value, "prompt")
+        return [value]
+    if isinstance(value, list) and not value:
+        raise InvalidRequestError("prompt must not be empty.", param="prompt")
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        for text in value:
+            check_text(text, "prompt")
+        return list(value)
+    if _are_token_ids(value):
+        return [value]
+    if isinstance(value, list) and all(_are_token_ids(part) for part in value):
+        return list(value)
+    raise InvalidRequestError(
+        "prompt: must be a string, a list of strings, a list of token ids, or a list of lists of token ids.",
+        param="body.prompt",
+    )
+
+
+async def encode_prompts(
+    engine: EnginePort, prompts: Sequence[str | list[int]], add_special_tokens: bool
+) -> list[list[int]]:
+    """Token ids of each prompt, without holding up the event loop.
+
+    Raises:
+        InvalidRequestError: a prompt is text and the deployment has no tokenizer.
+    """
+    num_characters = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+    if not num_characters and not any(isinstance(prompt, str) for prompt in prompts):
+        return [prompt for prompt in prompts if isinstance(prompt, list)]
+    tokenizer = require_tokenizer(engine, "prompt")
+
+    def encode() -> list[list[int]]:
+        return [
+            tokenizer.encode(prompt, add_special_tokens) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
+
+    return await asyncio.to_thread(encode) if num_characters > _INLINE_CHARACTERS else encode()
+
+
+async def encode_messages(
+    engine: EnginePort,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    add_special_tokens: bool,
+) -> list[int]:
+    """Token ids of a conversation as the model's chat template writes it.
+
+    Args:
+        messages: from `parse_messages`.
+        add_special_tokens: whether the tokenizer adds its own to what the template wrote.
+
+    Raises:
+        InvalidRequestError: no tokenizer, no template, or the template cannot render these messages.
+    """
+    tokenizer = require_tokenizer(engine, "messages")
+    if add_generation_prompt and continue_final_message:
+        raise InvalidRequestError(
+            "Cannot set both continue_final_message and add_generation_prompt to true: set the latter to "
+            "false (it is true where it is not given).",
+            param="continue_final_message",
+        )
+    for name in chat_template_kwargs or {}:
+        if name in _TEMPLATE_ARGUMENTS:
+            raise InvalidRequestError(
+                f"chat_template_kwargs may set the template's own variables only, not {name!r}.",
+                param="chat_template_kwargs",
+            )
+    if tokenizer.chat_template is None:
+        raise InvalidRequestError(
+            "This model has no chat template: use /v1/completions, or put a chat_template.jinja into "
+            "the model's folder.",
+            param="messages",
+        )
+
+    def encode() -> list[int]:
+        text = tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **(chat_template_kwargs or {}),
+        )
+        return tokenizer.encode(text, add_special_tokens)
+
+    is_long = sum(len(message["content"]) for message in messages) > _INLINE_CHARACTERS
+    return await asyncio.to_thread(encode) if is_long else encode()
+
+
+def parse_messages(value: Any) -> list[dict[str, str]]:
+    """The messages of a chat, each with `role` and `content` as text.
+
+    Raises:
+        InvalidRequestError: `param` names the place, such as "messages.0.role".
+    """
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise InvalidRequestError("messages: must be a list of objects.", param="body.messages")
+    if not value:
+        raise InvalidRequestError("messages must not be empty.", param="messages")
+    return [_parse_message(message, f"messages.{index}") for index, message in enumerate(value)]
+
+
+def truncate(
+    token_ids: list[int], request: GenerationRequest, *, max_model_len: int, max_tokens: int | None
+) -> list[int]:
+    """Applies truncate_prompt_tokens: keeps that many tokens of the prompt's end, or of its beginning.
+
+    Args:
+        max_tokens: new tokens that must fit beside the prompt where truncate_prompt_tokens is -1.
+
+    Raises:
+        InvalidRequestError: the bound is 0 or more than the model's context.
+    """
+    bound = request.truncate_prompt_tokens
+    if bound is None:
+        return token_ids
+    if bound == -1:
+        bound = max(1, max_model_len - (max_tokens or 1))
+    if not 1 <= bound <= max_model_len:
+        raise InvalidRequestError(
+            f"truncate_prompt_tokens must be in 1..{max_model_len} (the model's context length), or -1 "
+            f"for what fits, got {bound}.",
+            param="truncate_prompt_tokens",
+        )
+    if request.truncation_side == "right":
+        return token_ids[:bound]
+    return token_ids[-bound:]
+
+
+def room_for(
+    token_ids: Sequence[int],
+    max_tokens: int | None,
+    *,
+    max_model_len: int,
+    prompt_field: str,
+    max_tokens_field: str,
+) -> int:
+    """How many new tokens a request gets: what it asked for, or all that fit.
+
+    Args:
+        max_tokens: None asks for all that fit.
+        prompt_field, max_tokens_field: the request's fields at fault where it does not fit.
+
+    Raises:
+        InvalidRequestError: the prompt is empty, or leaves no room for as many tokens as were asked for.
+    """
+    num_tokens = len(token_ids)
+    if not num_tokens:
+        raise InvalidRequestError(f"{prompt_field} must not be empty.", param=prompt_field)
+    limit = f"This model's maximum context length is {max_model_len} tokens."
+    if num_tokens >= max_model_len:
+        raise InvalidRequestError(
+            f"{limit} However, your request has {num_tokens} input tokens, which leaves no room for an "
+            f"output token. Please reduce the length of the {prompt_field}.",
+            param=prompt_field,
+        )
+    if max_tokens is None:
+        return max_model_len - num_tokens
+    if num_tokens + max_tokens > max_model_len:
+        raise InvalidRequestError(
+            f"{limit} However, you requested {num_tokens + max_tokens} tokens ({num_tokens} in the "
+            f"{prompt_field}, {max_tokens} in the completion). Please reduce the length of the "
+            f"{prompt_field} or completion.",
+            param=max_tokens_field,
+        )
+    return max_tokens
+
+
+def require_tokenizer(engine: EnginePort, param: str) -> TokenizerPort:
+    """The engine's tokenizer.
+
+    Raises:
+        InvalidRequestError: the deployment runs without one.
+    """
+    if engine.tokenizer is None:
+        raise InvalidRequestError(
+            "This server runs without a tokenizer: send token ids to /v1/completions.", param=param
+        )
+    return engine.tokenizer
+
+
+def _are_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
+
+
+def _parse_message(message: Mapping[str, Any], place: str) -> dict[str, str]:
+    role = message.get("role")
+    if role not in _ROLES:
+        raise InvalidRequestError(
+            f"{place}.role must be one of {', '.join(_ROLES)}, got {role!r}.", param=f"{place}.role"
+        )
+    for name, value in message.items():
+        # Clients send a reply's message back as they got it, with the fields that it leaves empty.
+        if name not in _MESSAGE_FIELDS and value is not None and value != []:
+            raise InvalidRequestError(
+                f"{place}.{name} is not supported by this server: leave it out.", param=f"{place}.{name}"
+            )
+    # Models know the role by its older name; OpenAI renamed it.
+    parsed = {"role": "system" if role == "developer" else role, "content": _content(message, place)}
+    for name in ("name", "tool_call_id"):
+        value = message.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise InvalidRequestError(f"{place}.{name} must be a string.", param=f"body.{place}.{name}")
+        check_text(value, f"{place}.{name}")
+        parsed[name] = value
+    return parsed
+
+
+def _content(message: Mapping[str, Any], place: str) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        check_text(content, f"{place}.content")
+        return content
+    if not isinstance(content, list) or not content:
+        raise InvalidRequestError(
+            f"{place}.content must be a string or a list of text parts.", param=f"body.{place}.content"
+        )
+    texts = []
+    for index, part in enumerate(content):
+        part_place = f"{place}.content.{index}"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str):
+            raise InvalidRequestError(
+                f'{part_place} must be an object such as {{"type": "text", "text": "..."}}.',
+                param=f"body.{part_place}",
+            )
+        if kind != "text":
+            raise InvalidRequestError(
+                f"{part_place}: this model takes text only, not {kind!r}.", param=f"{part_place}.type"
+            )
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"{part_place}.text must be a string.", param=f"body.{part_place}.text")
+        check_text(text, f"{part_place}.text")
+        texts.append(text)
+    return "\n".join(texts)

@@ -1,0 +1,72 @@
+"""/tokenize and /detokenize: a client's way to count tokens as this model does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.openai.generation import ServingContext
+from paged_backend.handlers.openai.prompts import (
+    encode_messages,
+    encode_prompts,
+    parse_messages,
+    parse_prompts,
+    require_tokenizer,
+)
+from paged_backend.handlers.openai.protocol import DetokenizeRequest, TokenizeRequest, parse_body
+from paged_backend.handlers.openai.wire import HttpResponse, json_response
+
+
+async def tokenize(context: ServingContext, body: Mapping[str, Any]) -> HttpResponse:
+    """Token ids of a prompt or of rendered messages.
+
+    Raises:
+        PagedBackendError: whatever refuses it.
+    """
+    request = parse_body(TokenizeRequest, body)
+    context.model_name(request.model)
+    engine = context.engine
+    if (request.prompt is None) == (request.messages is None):
+        raise InvalidRequestError("Give either prompt or messages.", param="prompt")
+    if request.prompt is not None:
+        add_special_tokens = request.add_special_tokens is not False
+        (token_ids,) = await encode_prompts(engine, parse_prompts(request.prompt), add_special_tokens)
+    else:
+        token_ids = await encode_messages(
+            engine,
+            parse_messages(request.messages),
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            chat_template_kwargs=request.chat_template_kwargs,
+            add_special_tokens=request.add_special_tokens is True,
+        )
+    token_strs = None
+    if request.return_token_strs:
+        tokenizer = require_tokenizer(engine, "return_token_strs")
+        token_strs = [tokenizer.decode([token_id], skip_special_tokens=False) for token_id in token_ids]
+    return json_response(
+        {
+            "count": len(token_ids),
+            "max_model_len": engine.max_model_len,
+            "tokens": token_ids,
+            "token_strs": token_strs,
+        }
+    )
+
+
+async def detokenize(context: ServingContext, body: Mapping[str, Any]) -> HttpResponse:
+    """Text of token ids, special tokens included.
+
+    Raises:
+        PagedBackendError: whatever refuses it.
+    """
+    request = parse_body(DetokenizeRequest, body)
+    context.model_name(request.model)
+    tokenizer = require_tokenizer(context.engine, "tokens")
+    for token_id in request.tokens:
+        if not 0 <= token_id < tokenizer.vocab_size:
+            raise InvalidRequestError(
+                f"tokens holds {token_id}, outside the vocabulary of {tokenizer.vocab_size}.", param="tokens"
+            )
+    return json_response({"prompt": tokenizer.decode(request.tokens, skip_special_tokens=False)})

@@ -1,0 +1,70 @@
+"""What crosses the border to a host: requests in, responses out, both plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+JSON_TYPE = "application/json"
+STREAM_TYPE = "text/event-stream; charset=utf-8"
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+class ByteStream(Protocol):
+    """A response's body in pieces, each of them one or more whole SSE frames."""
+
+    def __aiter__(self) -> ByteStream: ...
+
+    async def __anext__(self) -> bytes: ...
+
+    async def aclose(self) -> None:
+        """Ends the stream and aborts what it stands for; any number of times, begun or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """One request as the host received it.
+
+    Attributes:
+        path: "/v1/chat/completions": with a leading slash, without the host's own prefix.
+        method: "GET", "POST", ...; None where the host does not tell (TorchServe).
+        headers: by lower-cased name.
+        body: the bytes as they came, or what the host's JSON parser made of them (a dict, a list, ...); None
+            or b"" where there is none.
+    """
+
+    path: str
+    method: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | dict[str, Any] | list[Any] | str | None = None
+
+
+@dataclass(slots=True)
+class HttpResponse:
+    """One response: `body` whole, or `stream` in pieces.
+
+    Whoever gets a stream owns it: iterate it to its end or `aclose()` it, which aborts the engine's requests.
+
+    Attributes:
+        headers: names as they should go out, "Content-Type" always among them.
+        stream: the body in pieces; None where `body` is the response.
+    """
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    stream: ByteStream | None = None
+
+
+def encode_json(value: Any) -> bytes:
+    """Compact UTF-8 JSON. A lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
+    return _encode(value).encode("utf-8", "replace")
+
+
+def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    """A whole JSON response."""
+    return HttpResponse(status, {"Content-Type": JSON_TYPE, **(headers or {})}, encode_json(value))

@@ -1,0 +1,1 @@
+"""The recipe of paged-tiny: text generator, tokenizer, training and export of the bundled model."""

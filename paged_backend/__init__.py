@@ -1,0 +1,51 @@
+"""paged-backend: a paged-attention engine with continuous batching, served by TorchServe and BentoML."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from paged_backend.config import EngineConfig
+from paged_backend.errors import (
+    ConfigError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    KernelError,
+    ModelLoadError,
+    NotFoundError,
+    PagedBackendError,
+    QueueFullError,
+    RequestFailedError,
+)
+from paged_backend.outputs import CompletionOutput, Logprob, RequestOutput
+from paged_backend.sampling_params import SamplingParams
+from paged_backend.version import __version__
+
+if TYPE_CHECKING:
+    from paged_backend.engine.llm import LLM
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "ConfigError",
+    "EngineConfig",
+    "EngineUnavailableError",
+    "InvalidRequestError",
+    "KernelError",
+    "Logprob",
+    "ModelLoadError",
+    "NotFoundError",
+    "PagedBackendError",
+    "QueueFullError",
+    "RequestFailedError",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`LLM` brings torch with it: imported when it is asked for, so that `import paged_backend` stays quick."""
+    if name == "LLM":
+        return import_module("paged_backend.engine.llm").LLM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

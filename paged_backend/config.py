@@ -1,0 +1,221 @@
+"""Frozen, validated configuration. Argument names are vLLM's; an unknown one raises with the nearest name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from paged_backend.errors import ConfigError
+
+BUNDLED_MODEL = "paged-tiny"
+"""The model argument that means the model that comes with this package."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which model, and how it is held.
+
+    Attributes:
+        model: a local folder, a hub id, or "paged-tiny" for the bundled model.
+        tokenizer: folder or hub id of the tokenizer; None means the model's own.
+        skip_tokenizer_init: run on token ids alone, without text.
+        dtype: "auto" (float32 on CPU), "float32", "bfloat16" or "float16": what weights and activations are held in.
+        max_model_len: most tokens of prompt plus output; None means what the model's configuration says.
+        served_model_name: names that requests may use; empty means the model argument's last part.
+        revision: branch, tag or commit on the hub.
+        seed: requests without a seed of their own draw from this one and their arrival number.
+    """
+
+    model: str = BUNDLED_MODEL
+    tokenizer: str | None = None
+    skip_tokenizer_init: bool = False
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    served_model_name: tuple[str, ...] = ()
+    revision: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = self.served_model_name
+        if isinstance(names, str):
+            object.__setattr__(self, "served_model_name", (names,))
+        elif isinstance(names, list):
+            object.__setattr__(self, "served_model_name", tuple(names))
+        _check_text("model", self.model)
+        if not self.served_model_name:
+            default = self.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+            object.__setattr__(self, "served_model_name", (default,))
+        for name in self.served_model_name:
+            _check_text("served_model_name", name)
+        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_range("max_model_len", self.max_model_len, low=1, optional=True)
+        _check_range("seed", self.seed, low=0)
+        _check_bool("skip_tokenizer_init", self.skip_tokenizer_init)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """The paged KV cache.
+
+    Attributes:
+        block_size: tokens in a block.
+        num_gpu_blocks_override: blocks in the pool; None derives them from the memory bound.
+        kv_cache_memory_bytes: bytes for the pool; None means gpu_memory_utilization of the memory that is free.
+        gpu_memory_utilization: fraction of the device's free memory that the pool may take, in (0, 1]. The pool
+            never takes more than max_num_seqs sequences of max_model_len tokens need.
+        enable_prefix_caching: find full blocks again by their tokens.
+        kv_cache_dtype: "auto" (the model's), "float32", "bfloat16" or "float16".
+    """
+
+    block_size: int = 16
+    num_gpu_blocks_override: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float = 0.5
+    enable_prefix_caching: bool = True
+    kv_cache_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check_range("block_size", self.block_size, low=1, high=1024)
+        _check_range("num_gpu_blocks_override", self.num_gpu_blocks_override, low=1, optional=True)
+        _check_range("kv_cache_memory_bytes", self.kv_cache_memory_bytes, low=1, optional=True)
+        value = self.gpu_memory_utilization
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise ConfigError(f"gpu_memory_utilization must be in (0, 1], got {value!r}.")
+        _check_bool("enable_prefix_caching", self.enable_prefix_caching)
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "float32", "bfloat16", "float16"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """What a step may hold.
+
+    Attributes:
+        max_num_seqs: most sequences that run at once (a request with n samples counts n).
+        max_num_batched_tokens: token budget of a step, over prompt chunks and decodes together.
+        scheduling_policy: "fcfs", or "priority" (lower values first, then arrival).
+        max_num_queued_reqs: requests that may wait; one more is refused with 429. None means no bound.
+    """
+
+    max_num_seqs: int = 128
+    max_num_batched_tokens: int = 2048
+    scheduling_policy: str = "fcfs"
+    max_num_queued_reqs: int | None = 1024
+
+    def __post_init__(self) -> None:
+        _check_range("max_num_seqs", self.max_num_seqs, low=1)
+        _check_range("max_num_batched_tokens", self.max_num_batched_tokens, low=1)
+        _check_range("max_num_queued_reqs", self.max_num_queued_reqs, low=0, optional=True)
+        _check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}), so that every running sequence can take a token a step: raise the first or "
+                "lower the second."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorConfig:
+    """Where and with what a step is computed.
+
+    Attributes:
+        device: "auto" or "cpu".
+        kernel_backend: "auto" (the fastest that serves the machine), "reference" (plain torch) or "cpu" (C++).
+        num_threads: CPU threads for kernels; None means the cores that the process may use.
+    """
+
+    device: str = "auto"
+    kernel_backend: str = "auto"
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("device", self.device, ("auto", "cpu"))
+        _check_choice("kernel_backend", self.kernel_backend, ("auto", "reference", "cpu"))
+        _check_range("num_threads", self.num_threads, low=1, optional=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything that one engine needs. Derive another with `replace`; it is never rewritten."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any] | None = None, /, **kwargs: Any) -> EngineConfig:
+        """Builds a configuration from flat arguments under vLLM's names.
+
+        Raises:
+            ConfigError: an argument is unknown (the nearest known one is named) or its value is wrong.
+        """
+        flat = {**(args or {}), **kwargs}
+        known = engine_argument_names()
+        for name in flat:
+            if name not in known:
+                raise ConfigError(unknown_name_message("engine argument", str(name), tuple(known)))
+        parts = {}
+        for part in dataclasses.fields(cls):
+            names = {f.name for f in dataclasses.fields(_PARTS[part.name])}
+            parts[part.name] = _PARTS[part.name](**{k: v for k, v in flat.items() if k in names})
+        return cls(**parts)
+
+    def to_args(self) -> dict[str, Any]:
+        """The flat arguments that give this configuration again."""
+        flat: dict[str, Any] = {}
+        for part in dataclasses.fields(self):
+            flat.update(dataclasses.asdict(getattr(self, part.name)))
+        return flat
+
+    def replace(self, **kwargs: Any) -> EngineConfig:
+        """Another configuration with some flat arguments changed."""
+        return type(self).from_args(self.to_args(), **kwargs)
+
+
+_PARTS: dict[str, Any] = {
+    "model": ModelConfig,
+    "cache": CacheConfig,
+    "scheduler": SchedulerConfig,
+    "executor": ExecutorConfig,
+}
+
+
+def engine_argument_names() -> tuple[str, ...]:
+    """The flat names that `EngineConfig.from_args` takes."""
+    return tuple(f.name for part in _PARTS.values() for f in dataclasses.fields(part))
+
+
+def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
+    """One sentence that refuses a name and offers the nearest known one."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else f" Known: {', '.join(sorted(known))}."
+    return f"Unknown {kind} {name!r}.{hint}"
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name} must be a string that is not empty, got {value!r}.")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, got {value!r}.")
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def _check_range(name: str, value: object, *, low: int, high: int | None = None, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be an integer, got {value!r}.")
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"in {low}..{high}"
+        raise ConfigError(f"{name} must be {bounds}, got {value}.")

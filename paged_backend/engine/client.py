@@ -1,0 +1,156 @@
+"""The one door to an engine: thread-safe, for asyncio and plain threads alike."""
+
+from __future__ import annotations
+
+import operator
+import time
+import uuid
+from collections.abc import Sequence
+
+from paged_backend.config import EngineConfig
+from paged_backend.engine.core import EngineCore
+from paged_backend.engine.loop import EngineLoop
+from paged_backend.engine.metrics import EngineMetrics
+from paged_backend.engine.request import EngineRequest
+from paged_backend.engine.stats import EngineStats
+from paged_backend.engine.stream import RequestStream
+from paged_backend.engine.tokenizer import Tokenizer
+from paged_backend.errors import EngineUnavailableError, InvalidRequestError
+from paged_backend.executor.executor import Executor
+from paged_backend.models.folder import resolve_folder
+from paged_backend.sampling_params import SamplingParams
+
+
+class EngineClient:
+    """Accepts requests, hands out their streams, tells how the engine does.
+
+    Attributes:
+        config: as given.
+        tokenizer: None with `skip_tokenizer_init`.
+        max_model_len: most tokens of prompt plus output.
+    """
+
+    def __init__(self, config: EngineConfig, executor: Executor, tokenizer: Tokenizer | None) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.max_model_len: int = executor.max_model_len
+        self.eos_token_ids: frozenset[int] = executor.eos_token_ids
+        self._vocab_size: int = executor.vocab_size
+        self._metrics = EngineMetrics(config.model.served_model_name[0], self.max_model_len)
+        self._core = EngineCore(config, executor, tokenizer, self._metrics)
+        self._loop = EngineLoop(self._core, config.scheduler.max_num_queued_reqs)
+
+    @classmethod
+    def start(cls, config: EngineConfig) -> EngineClient:
+        """Loads the model and starts the engine's thread; blocks until requests can be served.
+
+        Raises:
+            ConfigError, ModelLoadError: with what to change.
+        """
+        tokenizer = None
+        if not config.model.skip_tokenizer_init:
+            folder = resolve_folder(config.model.tokenizer or config.model.model, config.model.revision)
+            tokenizer = Tokenizer.load(folder)
+        return cls(config, Executor(config), tokenizer)
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        add_special_tokens: bool = True,
+    ) -> RequestStream:
+        """Accepts a request and returns its stream.
+
+        Args:
+            prompt: text, or token ids.
+            priority: under the priority policy, lower values go first.
+            cache_salt: prefixes are shared only among requests of the same salt.
+            add_special_tokens: let the tokenizer add its own (BOS) to a text.
+
+        Raises:
+            InvalidRequestError: the prompt is empty, too long, or outside the vocabulary; a parameter cannot be
+                served here. `param` is the field.
+            QueueFullError: too many requests wait.
+            EngineUnavailableError: draining, stopped, or dead.
+        """
+        text = prompt if isinstance(prompt, str) else None
+        prompt_token_ids = self._tokenize(prompt, add_special_tokens)
+        self._check_vocabulary("prompt", prompt_token_ids)
+        self._check_params(params)
+        request = EngineRequest(
+            request_id=request_id or uuid.uuid4().hex,
+            prompt_token_ids=prompt_token_ids,
+            params=params,
+            priority=priority,
+            cache_salt=cache_salt,
+            arrival_s=time.monotonic(),
+        )
+        self._core.check_fits(request)
+        stream = RequestStream(request.request_id, text, prompt_token_ids, params.n, self.abort)
+        self._loop.submit(request, stream)
+        return stream
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request with finish_reason "abort"; unknown and ended ones are no error."""
+        self._loop.abort(request_id)
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing, as of its last step."""
+        return self._loop.stats()
+
+    def metrics_text(self) -> str:
+        """Prometheus exposition text, under vLLM's names."""
+        return self._metrics.text()
+
+    def check_health(self, stall_timeout_s: float | None = None) -> None:
+        """Raises EngineUnavailableError when the engine is dead or draining, or has work but makes no step.
+
+        Args:
+            stall_timeout_s: how long a step may take; None does not ask.
+        """
+        self._loop.check_alive()
+        age_s = self.stats().heartbeat_age_s
+        if stall_timeout_s is not None and age_s > stall_timeout_s:
+            raise EngineUnavailableError(f"The engine has made no step for {age_s:.0f} s.")
+
+    def drain(self, timeout_s: float) -> bool:
+        """Admits nothing more, waits for what runs; True if all of it ended within timeout_s seconds."""
+        return self._loop.drain(timeout_s)
+
+    def shutdown(self) -> None:
+        """Ends what is left with EngineUnavailableError and frees the model. Safe to call twice."""
+        self._loop.shutdown()
+
+    def _tokenize(self, prompt: str | Sequence[int], add_special_tokens: bool) -> list[int]:
+        if not isinstance(prompt, str):
+            try:
+                return list(map(operator.index, prompt))
+            except TypeError as error:
+                raise InvalidRequestError(
+                    f"prompt must be text or a list of token ids: {error}.", param="prompt"
+                ) from error
+        if self.tokenizer is None:
+            raise InvalidRequestError(
+                "This engine runs without a tokenizer (skip_tokenizer_init): send token ids.", param="prompt"
+            )
+        return self.tokenizer.encode(prompt, add_special_tokens)
+
+    def _check_params(self, params: SamplingParams) -> None:
+        self._check_vocabulary("stop_token_ids", params.stop_token_ids or ())
+        self._check_vocabulary("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_vocabulary("logit_bias", tuple(params.logit_bias))
+        if params.stop and self.tokenizer is None:
+            raise InvalidRequestError(
+                "stop needs text, and this engine runs without a tokenizer: use stop_token_ids.", param="stop"
+            )
+
+    def _check_vocabulary(self, field: str, token_ids: Sequence[int]) -> None:
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._vocab_size):
+            bad = next(token for token in token_ids if not 0 <= token < self._vocab_size)
+            raise InvalidRequestError(
+                f"{field} holds token id {bad}, outside the vocabulary of {self._vocab_size}.", param=field
+            )

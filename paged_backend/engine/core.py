@@ -1,0 +1,216 @@
+"""The engine's heart: plan, run, commit, text. One thread only; `engine.loop` gives it one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+
+from paged_backend.config import EngineConfig
+from paged_backend.engine.metrics import EngineMetrics
+from paged_backend.engine.request import EngineRequest, Finish, RequestState
+from paged_backend.engine.stats import EngineStats
+from paged_backend.engine.stream import StreamItem
+from paged_backend.engine.tokenizer import Tokenizer
+from paged_backend.errors import RequestFailedError
+from paged_backend.executor.executor import Executor
+from paged_backend.kv.manager import KVCacheManager
+from paged_backend.outputs import FinishReason
+from paged_backend.scheduler.plan import StepPlan
+from paged_backend.scheduler.scheduler import Scheduler, StepEvent
+
+logger = logging.getLogger(__name__)
+
+Items = list[tuple[str, StreamItem]]
+"""What requests, by id, have gained."""
+
+_MEAN_WEIGHT = 0.1
+"""Weight of the newest request in the running mean of request durations."""
+
+
+class EngineCore:
+    """Holds scheduler, executor and the live requests, and moves all of them on by one step at a time.
+
+    Attributes:
+        mean_request_s: running mean of how long requests take, in seconds; 0 before the first has ended.
+    """
+
+    def __init__(
+        self, config: EngineConfig, executor: Executor, tokenizer: Tokenizer | None, metrics: EngineMetrics
+    ) -> None:
+        self.max_num_seqs = config.scheduler.max_num_seqs
+        self.mean_request_s = 0.0
+        self._executor = executor
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._kv = KVCacheManager(executor.num_blocks, executor.block_size, config.cache.enable_prefix_caching)
+        self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids)
+        self._seed = config.model.seed
+        self._requests: dict[str, RequestState] = {}
+        self._not_started: dict[int, RequestState] = {}  # by sequence id, until first in a plan
+        self._num_added = 0
+        self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+        self._last_stats = EngineStats()
+
+    def check_fits(self, request: EngineRequest) -> None:
+        """Raises InvalidRequestError if the request can never be served here. Any thread may ask."""
+        self._scheduler.check_fits(len(request.prompt_token_ids), request.params)
+
+    def has_work(self) -> bool:
+        """Whether `step` would compute something."""
+        return self._scheduler.has_work
+
+    def add(self, request: EngineRequest) -> None:
+        """Queues a request that `check_fits` accepts, under an id that is not in use."""
+        params = request.params
+        seed = params.seed if params.seed is not None else self._own_seed()
+        self._num_added += 1
+        sequence = self._scheduler.add(
+            request.request_id,
+            request.prompt_token_ids,
+            params,
+            seed=seed,
+            priority=request.priority,
+            salt=request.cache_salt,
+        )
+        state = RequestState(request, self._tokenizer)
+        self._requests[request.request_id] = state
+        self._not_started[sequence.seq_id] = state
+        self._metrics.request_prompt_tokens.observe(len(request.prompt_token_ids))
+        self._metrics.request_params_max_tokens.observe(sequence.max_tokens)
+        self._metrics.request_params_n.observe(params.n)
+
+    def abort(self, request_id: str) -> Items:
+        """Ends a request with finish_reason "abort"; one that is unknown or over gives nothing."""
+        state = self._requests.get(request_id)
+        if state is None:
+            return []
+        for sequence in self._scheduler.abort(request_id):
+            self._not_started.pop(sequence.seq_id, None)
+        state.end("abort")
+        delta = state.take_delta()
+        self._forget(state, "abort")
+        return [(request_id, delta)]
+
+    def step(self) -> Items:
+        """Computes one step; returns what each request gained. Nothing to do gives nothing."""
+        if not self._scheduler.has_work:
+            return []
+        plan = self._scheduler.plan()
+        self._note_started(plan)
+        try:
+            result = self._executor.run(plan)
+        except Exception:
+            logger.exception("a step failed; its requests end, the others go on")
+            return self._fail_step()
+        self._num_steps += 1
+        self._metrics.iteration_tokens.observe(plan.num_tokens)
+        return self._take_events(self._scheduler.commit(result))
+
+    def stats(self) -> EngineStats:
+        """A snapshot; also brings the gauges up to date."""
+        cache = self._kv.stats()
+        stats = EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_total_blocks=cache.num_blocks,
+            num_free_blocks=cache.num_free_blocks,
+            num_used_blocks=cache.num_used_blocks,
+            kv_cache_usage=cache.num_used_blocks / cache.num_blocks,
+            num_steps=self._num_steps,
+            num_preemptions=self._scheduler.num_preemptions,
+            prompt_tokens=self._num_prompt_tokens,
+            generation_tokens=self._num_generated_tokens,
+            prefix_cache_queries=cache.prefix_queries,
+            prefix_cache_hits=cache.prefix_hits,
+        )
+        self._metrics.observe_stats(self._last_stats, stats)
+        self._last_stats = stats
+        return stats
+
+    def close(self) -> None:
+        """Frees the model and the cache."""
+        self._executor.close()
+
+    def _own_seed(self) -> int:
+        """A seed for a request that brought none: it depends on the engine's seed and the request's number."""
+        text = f"{self._seed}:{self._num_added}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+
+    def _note_started(self, plan: StepPlan) -> None:
+        if not self._not_started:
+            return
+        now_s = time.monotonic()
+        for scheduled in plan.sequences:
+            state = self._not_started.pop(scheduled.seq_id, None)
+            if state is not None:
+                state.times.scheduled_s = now_s
+
+    def _take_events(self, events: list[StepEvent]) -> Items:
+        now_s = time.monotonic()
+        touched: dict[str, RequestState] = {}
+        items: Items = []
+        for sequence, tokens in events:
+            state = self._requests.get(sequence.request_id)
+            if state is None:  # a sample before this one has failed the request
+                continue
+            if not tokens:
+                logger.error("request %s: its logits are not numbers", sequence.request_id)
+                touched.pop(sequence.request_id, None)
+                items.append(self._fail(state))
+                continue
+            touched[sequence.request_id] = state
+            if not state.times.first_token_s:
+                state.num_cached_tokens = sequence.num_cached_tokens
+                self._note_first_token(state, now_s)
+            self._note_tokens(state, sequence.index, len(tokens), now_s)
+            for number, token in enumerate(tokens, start=1):
+                by_token = None
+                if sequence.finish_reason is not None and number == len(tokens):
+                    by_token = Finish(sequence.finish_reason, sequence.stop_reason)
+                finish = state.take_token(sequence.index, token, by_token)
+                if finish is not None:
+                    if not sequence.finished:
+                        self._scheduler.finish_sequence(sequence, finish.reason, finish.stop_reason)
+                    break
+        items.extend((request_id, state.take_delta()) for request_id, state in touched.items())
+        for state in touched.values():
+            if state.over:
+                self._forget(state, state.reason)
+        return items
+
+    def _fail_step(self) -> Items:
+        failed = dict.fromkeys(sequence.request_id for sequence in self._scheduler.fail())
+        return [self._fail(self._requests[request_id]) for request_id in failed]
+
+    def _fail(self, state: RequestState) -> tuple[str, StreamItem]:
+        request_id = state.request.request_id
+        for sequence in self._scheduler.sequences(request_id):
+            self._scheduler.finish_sequence(sequence, "error")
+        self._forget(state, "error")
+        return request_id, RequestFailedError("The engine failed on this request: try it again.")
+
+    def _forget(self, state: RequestState, reason: FinishReason) -> None:
+        now_s = time.monotonic()
+        del self._requests[state.request.request_id]
+        self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)
+        duration_s = now_s - state.times.arrival_s
+        weight = _MEAN_WEIGHT if self.mean_request_s else 1.0
+        self.mean_request_s += weight * (duration_s - self.mean_request_s)
+
+    def _note_first_token(self, state: RequestState, now_s: float) -> None:
+        state.times.first_token_s = now_s
+        num_prompt_tokens = len(state.request.prompt_token_ids)
+        self._num_prompt_tokens += num_prompt_tokens
+        self._metrics.prompt_tokens.inc(num_prompt_tokens)
+        self._metrics.prompt_tokens_cached.inc(state.num_cached_tokens)
+        self._metrics.time_to_first_token.observe(now_s - state.times.arrival_s)
+
+    def _note_tokens(self, state: RequestState, index: int, count: int, now_s: float) -> None:
+        self._num_generated_tokens += count
+        last_s = state.times.last_token_s.get(index)
+        if last_s is not None:
+            self._metrics.inter_token_latency.observe((now_s - last_s) / count)
+        state.times.last_token_s[index] = now_s

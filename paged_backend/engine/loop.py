@@ -1,0 +1,204 @@
+"""The engine's thread: takes requests in, steps the core, hands deltas out."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from paged_backend.engine.core import EngineCore
+from paged_backend.engine.request import EngineRequest
+from paged_backend.engine.stats import EngineStats
+from paged_backend.engine.stream import RequestStream, StreamItem
+from paged_backend.errors import EngineUnavailableError, InvalidRequestError, QueueFullError
+from paged_backend.outputs import RequestDelta
+
+logger = logging.getLogger(__name__)
+
+_FIRST_RETRY_S = 1.0
+"""Retry-After before any request has ended."""
+
+
+class EngineLoop:
+    """Owns the core and the thread that runs it; every method may be called from any thread.
+
+    The lock guards the inbox, the table of streams and the state; the core belongs to the thread alone.
+    """
+
+    def __init__(self, core: EngineCore, max_num_queued_reqs: int | None) -> None:
+        self._core = core
+        self._max_num_queued_reqs = max_num_queued_reqs
+        self._changed = threading.Condition()
+        self._inbox: deque[EngineRequest | str] = deque()  # a request to add, or the id of one to abort
+        self._streams: dict[str, RequestStream] = {}
+        self._num_inbox_requests = 0
+        self._draining = False
+        self._stopping = False
+        self._dead: str | None = None
+        self._stats = core.stats()
+        self._moved_s = time.monotonic()
+        self._busy = False
+        self._thread = threading.Thread(target=self._run, name="paged-engine", daemon=True)
+        self._thread.start()
+
+    # -- any thread
+
+    def submit(self, request: EngineRequest, stream: RequestStream) -> None:
+        """Accepts a request; from here on its stream gets exactly one last item.
+
+        Raises:
+            EngineUnavailableError: draining, stopped or dead.
+            QueueFullError: max_num_queued_reqs requests are waiting.
+            InvalidRequestError: a request of that id is live.
+        """
+        with self._changed:
+            self._check_admitting()
+            if request.request_id in self._streams:
+                raise InvalidRequestError(
+                    f"request_id {request.request_id!r} is already in use: wait for its end or choose another.",
+                    param="request_id",
+                )
+            self._check_queue()
+            self._streams[request.request_id] = stream
+            self._num_inbox_requests += 1
+            self._send(request)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request; one that is unknown or over already is no error."""
+        with self._changed:
+            if request_id in self._streams:
+                self._send(request_id)
+
+    def stats(self) -> EngineStats:
+        """The latest snapshot, with the heartbeat's age as of now."""
+        with self._changed:
+            return dataclasses.replace(
+                self._stats,
+                num_waiting=self._stats.num_waiting + self._num_inbox_requests,
+                draining=self._draining,
+                heartbeat_age_s=time.monotonic() - self._moved_s if self._busy else 0.0,
+            )
+
+    def check_alive(self) -> None:
+        """Raises EngineUnavailableError when the engine is dead, stopped or draining."""
+        with self._changed:
+            self._check_admitting()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Admits nothing more and waits for what runs; returns whether all of it ended in time."""
+        with self._changed:
+            self._draining = True
+            return self._changed.wait_for(lambda: not self._streams, timeout_s)
+
+    def shutdown(self) -> None:
+        """Ends what is left with EngineUnavailableError, and the thread. Safe to call twice."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _send(self, item: EngineRequest | str) -> None:
+        if not self._busy:  # the heartbeat counts from when there is work, not from the last step before
+            self._busy, self._moved_s = True, time.monotonic()
+        self._inbox.append(item)
+        self._changed.notify_all()
+
+    def _check_admitting(self) -> None:
+        if self._dead is not None:
+            raise EngineUnavailableError(self._dead)
+        if self._draining or self._stopping:
+            raise EngineUnavailableError("The server is shutting down: send the request to another one.")
+
+    def _check_queue(self) -> None:
+        bound = self._max_num_queued_reqs
+        if bound is None:
+            return
+        waiting = self._stats.num_waiting + self._num_inbox_requests
+        free = max(0, self._core.max_num_seqs - self._stats.num_running)
+        if waiting >= bound + free:
+            retry_after_s = self._core.mean_request_s or _FIRST_RETRY_S
+            raise QueueFullError(
+                f"The queue is full ({waiting} requests waiting, at most {bound}). Try again later.",
+                retry_after_s=max(1.0, retry_after_s),
+            )
+
+    # -- the engine's thread
+
+    def _run(self) -> None:
+        try:
+            while self._take_inbox():
+                self._deliver(self._core.step())
+                self._publish()
+        except Exception:
+            logger.exception("the engine died")
+            reason = "The engine has died of an internal error: the server must be restarted."
+        else:
+            reason = "The server is shutting down: send the request to another one."
+        with self._changed:
+            self._dead = reason
+            self._busy = False
+            ids = list(self._streams)
+        self._deliver((request_id, EngineUnavailableError(reason)) for request_id in ids)
+        self._core.close()
+
+    def _take_inbox(self) -> bool:
+        """Waits for work, applies what came in; returns False when it is time to stop."""
+        with self._changed:
+            while not (self._inbox or self._stopping or self._core.has_work()):
+                self._busy = False
+                self._changed.wait()
+            if self._stopping:
+                return False
+            items = list(self._inbox)
+            self._inbox.clear()
+            self._num_inbox_requests = 0
+            self._stats = dataclasses.replace(
+                self._stats,
+                num_waiting=self._stats.num_waiting + sum(not isinstance(item, str) for item in items),
+            )
+        for item in items:
+            if isinstance(item, str):
+                self._deliver(self._core.abort(item))
+            else:
+                self._core.add(item)
+        return True
+
+    def _publish(self) -> None:
+        stats = self._core.stats()
+        with self._changed:
+            self._stats = stats
+            self._moved_s = time.monotonic()
+
+    def _deliver(self, items: Iterable[tuple[str, StreamItem]]) -> None:
+        """Hands items to their streams; one wake-up per event loop, however many streams it reads."""
+        waiting: dict[asyncio.AbstractEventLoop, list[tuple[str, asyncio.Future[None]]]] = {}
+        for request_id, item in items:
+            is_last = not isinstance(item, RequestDelta) or item.finished
+            stream = self._forget(request_id) if is_last else self._streams[request_id]
+            waiter = stream.put(item)
+            if waiter is not None:
+                waiting.setdefault(waiter[0], []).append((request_id, waiter[1]))
+        for loop, waiters in waiting.items():
+            try:
+                loop.call_soon_threadsafe(_wake, [future for _, future in waiters])
+            except RuntimeError:  # the reader's event loop has closed: nobody is left to read
+                for request_id, _ in waiters:
+                    self.abort(request_id)
+
+    def _forget(self, request_id: str) -> RequestStream:
+        """Frees the id before the reader learns of the end: a new request may use it at once."""
+        with self._changed:
+            stream = self._streams.pop(request_id)
+            self._changed.notify_all()
+        return stream
+
+
+def _wake(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

@@ -1,0 +1,154 @@
+"""Prometheus metrics under vLLM's names and labels, so that its dashboards work unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from paged_backend.engine.stats import EngineStats
+from paged_backend.outputs import FinishReason
+
+_LABELS = ("model_name", "engine")
+_FIRST_TOKEN_S = (
+    (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+    + (20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)
+)  # fmt: skip
+_INTER_TOKEN_S = (
+    (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
+)  # fmt: skip
+_REQUEST_S = (
+    (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0)
+    + (960.0, 1920.0, 7680.0)
+)  # fmt: skip
+_ITERATION_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_PARAMS_N = (1, 2, 5, 10, 20)
+
+
+@dataclass(slots=True)
+class RequestTimes:
+    """When things happened to one request; seconds of `time.monotonic`.
+
+    Attributes:
+        arrival_s: submitted.
+        scheduled_s: first part of the prompt computed; 0 before.
+        first_token_s: first token drawn; 0 before.
+        last_token_s: latest token drawn by sample index.
+    """
+
+    arrival_s: float
+    scheduled_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: dict[int, float] = field(default_factory=dict)
+
+
+class EngineMetrics:
+    """One engine's metrics, in a registry of their own. Written by the engine's thread, read by any."""
+
+    def __init__(self, model_name: str, max_model_len: int, engine_index: int = 0) -> None:
+        self.registry = CollectorRegistry()
+        self._label_values = (model_name, str(engine_index))
+        token_buckets = _one_two_five(max_model_len)
+
+        self.num_requests_running = self._gauge("num_requests_running", "Requests with a running sample.")
+        self.num_requests_waiting = self._gauge("num_requests_waiting", "Requests that wait to be admitted.")
+        self.kv_cache_usage_perc = self._gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.")
+        self.prefix_cache_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
+        self.prefix_cache_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self.num_preemptions = self._counter("num_preemptions", "Sequences that were preempted.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that were prefilled.")
+        self.prompt_tokens_cached = self._counter("prompt_tokens_cached", "Of these, tokens from the prefix cache.")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self.iteration_tokens = self._histogram(
+            "iteration_tokens_total", "Tokens computed in a step.", _ITERATION_TOKENS
+        )
+        self.time_to_first_token = self._histogram(
+            "time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN_S
+        )
+        self.inter_token_latency = self._histogram(
+            "inter_token_latency_seconds", "From one token to the next.", _INTER_TOKEN_S
+        )
+        self.time_per_output_token = self._histogram(
+            "request_time_per_output_token_seconds", "Decode time over tokens, per request.", _INTER_TOKEN_S
+        )
+        self.e2e_request_latency = self._histogram("e2e_request_latency_seconds", "Arrival to end.", _REQUEST_S)
+        self.request_queue_time = self._histogram("request_queue_time_seconds", "Waiting.", _REQUEST_S)
+        self.request_prefill_time = self._histogram("request_prefill_time_seconds", "Prefill.", _REQUEST_S)
+        self.request_decode_time = self._histogram("request_decode_time_seconds", "Decode.", _REQUEST_S)
+        self.request_inference_time = self._histogram(
+            "request_inference_time_seconds", "Prefill and decode.", _REQUEST_S
+        )
+        self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens.", token_buckets)
+        self.request_generation_tokens = self._histogram(
+            "request_generation_tokens", "Tokens generated, all samples.", token_buckets
+        )
+        self.request_params_max_tokens = self._histogram(
+            "request_params_max_tokens", "max_tokens of requests.", token_buckets
+        )
+        self.request_params_n = self._histogram("request_params_n", "n of requests.", _PARAMS_N)
+        self._success = Counter(
+            "vllm:request_success",
+            "Requests that ended, by reason.",
+            (*_LABELS, "finished_reason"),
+            registry=self.registry,
+        )
+        reasons: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
+        self.request_success = {
+            reason: self._success.labels(*self._label_values, finished_reason)
+            for reason, finished_reason in zip(reasons, reasons, strict=True)
+        }
+
+    def text(self) -> str:
+        """The exposition format."""
+        return generate_latest(self.registry).decode()
+
+    def observe_stats(self, previous: EngineStats, stats: EngineStats) -> None:
+        """Sets the gauges from a snapshot, and moves the counters on by what came since the one before."""
+        self.num_requests_running.set(stats.num_running)
+        self.num_requests_waiting.set(stats.num_waiting)
+        self.kv_cache_usage_perc.set(stats.kv_cache_usage)
+        self.num_preemptions.inc(stats.num_preemptions - previous.num_preemptions)
+        self.prefix_cache_queries.inc(stats.prefix_cache_queries - previous.prefix_cache_queries)
+        self.prefix_cache_hits.inc(stats.prefix_cache_hits - previous.prefix_cache_hits)
+        self.generation_tokens.inc(stats.generation_tokens - previous.generation_tokens)
+
+    def observe_request_end(
+        self, times: RequestTimes, now_s: float, num_generated: Sequence[int], reason: FinishReason
+    ) -> None:
+        """Records what is known when a request ends; num_generated has one entry per sample."""
+        self.request_success[reason].inc()
+        self.e2e_request_latency.observe(now_s - times.arrival_s)
+        self.request_generation_tokens.observe(sum(num_generated))
+        if not times.scheduled_s:
+            return
+        self.request_queue_time.observe(times.scheduled_s - times.arrival_s)
+        self.request_inference_time.observe(now_s - times.scheduled_s)
+        if not times.first_token_s:
+            return
+        self.request_prefill_time.observe(times.first_token_s - times.scheduled_s)
+        self.request_decode_time.observe(now_s - times.first_token_s)
+        longest = max(num_generated)
+        if longest > 1:
+            self.time_per_output_token.observe((now_s - times.first_token_s) / (longest - 1))
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"vllm:{name}", text, _LABELS, registry=self.registry).labels(*self._label_values)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"vllm:{name}", text, _LABELS, registry=self.registry).labels(*self._label_values)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"vllm:{name}", text, _LABELS, buckets=tuple(buckets), registry=self.registry).labels(
+            *self._label_values
+        )
+
+
+def _one_two_five(limit: int) -> tuple[int, ...]:
+    """1, 2, 5, 10, 20, 50 ... up to the limit: vLLM's buckets for token counts."""
+    buckets: list[int] = []
+    magnitude = 1
+    while magnitude <= limit:
+        buckets.extend(step * magnitude for step in (1, 2, 5) if step * magnitude <= limit)
+        magnitude *= 10
+    return tuple(buckets)

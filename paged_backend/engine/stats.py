@@ -1,0 +1,35 @@
+"""A snapshot of what an engine is doing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Taken between two steps; counters count from the engine's start.
+
+    Attributes:
+        num_running: requests with at least one running sequence.
+        num_waiting: requests that wait to be admitted, new or preempted.
+        num_free_blocks: blocks that can be handed out (cached ones that nobody holds included).
+        num_used_blocks: blocks that a sequence holds.
+        kv_cache_usage: used over all blocks, 0 to 1.
+        prefix_cache_queries, prefix_cache_hits: prompt tokens looked up, and found.
+        heartbeat_age_s: seconds since the engine's thread last finished a step while it has work; 0 when idle.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_total_blocks: int = 0
+    num_free_blocks: int = 0
+    num_used_blocks: int = 0
+    kv_cache_usage: float = 0.0
+    num_steps: int = 0
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    draining: bool = False
+    heartbeat_age_s: float = 0.0

@@ -1,0 +1,101 @@
+"""Text to tokens and back. transformers and tokenizers do the work; this is the little of them that we use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paged_backend.errors import InvalidRequestError, ModelLoadError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Tokenizer:
+    """A model's tokenizer. Safe to share between threads: nothing in it changes after loading."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        # The backend keeps truncation and padding as mutable state: set once here, never per call.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Loads the tokenizer of a model folder.
+
+        Raises:
+            ModelLoadError: there is none, or only a slow one (no tokenizer.json).
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelLoadError(
+                f"No usable tokenizer in {folder}: {error} Give `tokenizer`, or set skip_tokenizer_init and send "
+                "token ids."
+            ) from error
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelLoadError(
+                f"The tokenizer in {folder} has no tokenizer.json. Convert it once with transformers' "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...)."
+            )
+        return cls(tokenizer)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template's source, or None where the model has none."""
+        template = self._tokenizer.chat_template
+        return template if isinstance(template, str) or template is None else str(template.get("default"))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        # The batch call releases the GIL, the single one holds it: a long text would stop the engine's thread.
+        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids; bytes that make no character come as U+FFFD."""
+        text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt text of a conversation, rendered in transformers' template sandbox.
+
+        Raises:
+            InvalidRequestError: the model has no chat template, or the template refuses the messages.
+        """
+        import jinja2
+
+        if self.chat_template is None:
+            raise InvalidRequestError(
+                "This model has no chat template: use /v1/completions, or give the model folder a chat_template.jinja.",
+                param="messages",
+            )
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] if tools else None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **kwargs,
+            )
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            raise InvalidRequestError(
+                f"The chat template cannot render these messages: {error}", param="messages"
+            ) from error
+        assert isinstance(text, str)
+        return text

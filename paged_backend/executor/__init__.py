@@ -1,0 +1,1 @@
+"""Runs plans: tensors are made of plain data here, and plain data of tensors."""

@@ -1,0 +1,72 @@
+"""What the engine sees of the machine: a loaded model that runs plans."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from paged_backend.config import EngineConfig
+from paged_backend.executor.kv_storage import KVStorage, cache_dtype, num_cache_blocks
+from paged_backend.executor.runner import Runner
+from paged_backend.kernels.registry import OperationChoice, select_kernels
+from paged_backend.models.architecture import Architecture
+from paged_backend.models.loader import load_model
+from paged_backend.scheduler.plan import StepPlan, StepResult
+
+
+class Executor:
+    """A model and its paged cache on this machine's CPU. `run` is for one thread at a time.
+
+    Attributes:
+        max_model_len: tokens of prompt and output at most.
+        vocab_size: token ids are 0 .. vocab_size - 1; a tokenizer may know fewer.
+        num_blocks, block_size: the pool of the KV cache; block ids are 0 .. num_blocks - 1.
+        eos_token_ids: what ends a text, by the model's own files.
+        model_folder: where these are.
+        kernel_report: for each operation, what computes it and why.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Loads the model and takes the cache's memory.
+
+        Sets the number of torch's CPU threads, which is the process's.
+
+        Raises:
+            ModelLoadError: the model cannot be used.
+            ConfigError: the configuration asks for more than the model or the memory gives.
+        """
+        num_threads = config.executor.num_threads or usable_cores()
+        torch.set_num_threads(num_threads)
+        kernels = select_kernels(config.executor.kernel_backend, "cpu", num_threads=num_threads)
+        model = load_model(config.model, kernels)
+        dtype = cache_dtype(config, model.dtype)
+        self.max_model_len: int = model.max_model_len
+        self.architecture: Architecture = model.architecture
+        self.vocab_size: int = model.architecture.vocab_size
+        self.eos_token_ids: frozenset[int] = model.eos_token_ids
+        self.model_folder: Path = model.folder
+        self.block_size: int = config.cache.block_size
+        self.num_blocks: int = num_cache_blocks(config, model.architecture, model.max_model_len, dtype)
+        self.kernel_report: Mapping[str, OperationChoice] = kernels.report
+        storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype)
+        self._runner: Runner | None = Runner(model.decoder, storage, kernels, self.block_size)
+
+    def close(self) -> None:
+        """Gives up the model and the cache. `run` must not be called any more."""
+        self._runner = None
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Computes one step. A sequence whose logits are not numbers gets an empty tuple of samples."""
+        assert self._runner is not None, "run after close"
+        return self._runner.run(plan)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on, or OMP_NUM_THREADS where that asks for fewer."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(asked)) if asked.isdecimal() and int(asked) > 0 else cores

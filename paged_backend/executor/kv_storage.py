@@ -1,0 +1,126 @@
+"""The tensor that holds all blocks of the paged cache, and how large it may be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paged_backend.config import EngineConfig
+from paged_backend.errors import ConfigError
+from paged_backend.models.architecture import Architecture
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MIB = 2**20
+
+
+class KVStorage:
+    """One tensor for the keys and values of every layer and block.
+
+    Attributes:
+        cache: float [layers, 2 (keys, values), blocks, kv heads, block_size, head_dim].
+        layers: per layer, views (keys, values) into it, each [blocks, kv heads, block_size, head_dim].
+    """
+
+    def __init__(
+        self, architecture: Architecture, num_blocks: int, block_size: int, dtype: torch.dtype
+    ) -> None:
+        # Zeroed pages are given by the system as they are first written, so an idle pool costs no memory.
+        self.cache: Tensor = torch.zeros(
+            architecture.num_layers,
+            2,
+            num_blocks,
+            architecture.num_kv_heads,
+            block_size,
+            architecture.head_dim,
+            dtype=dtype,
+        )
+        self.layers: Sequence[tuple[Tensor, Tensor]] = tuple((layer[0], layer[1]) for layer in self.cache)
+
+
+def cache_dtype(config: EngineConfig, model_dtype: torch.dtype) -> torch.dtype:
+    """What keys and values are held in."""
+    return _DTYPES.get(config.cache.kv_cache_dtype, model_dtype)
+
+
+def num_cache_blocks(
+    config: EngineConfig, architecture: Architecture, max_model_len: int, dtype: torch.dtype
+) -> int:
+    """How many blocks the pool gets: as many as asked for, or as the memory bound allows and can be used.
+
+    Raises:
+        ConfigError: that is not enough for one sequence of max_model_len tokens.
+    """
+    cache, block_size = config.cache, config.cache.block_size
+    bytes_per_block = 2 * architecture.num_layers * architecture.kv_size * block_size * dtype.itemsize
+    needed = -(-max_model_len // block_size)
+    if cache.num_gpu_blocks_override is not None:
+        if cache.num_gpu_blocks_override < needed:
+            raise ConfigError(
+                f"num_gpu_blocks_override {cache.num_gpu_blocks_override} (of {block_size} tokens) "
+                "cannot "
+                f"hold one sequence of max_model_len {max_model_len}: give at least {needed}, or lower "
+                "max_model_len."
+            )
+        return cache.num_gpu_blocks_override
+    if cache.kv_cache_memory_bytes is not None:
+        bound, name = cache.kv_cache_memory_bytes, "kv_cache_memory_bytes"
+    else:
+        bound, name = (
+            int(free_memory_bytes() * cache.gpu_memory_utilization),
+            "gpu_memory_utilization of free memory",
+        )
+    num_blocks = min(bound // bytes_per_block, needed * config.scheduler.max_num_seqs)
+    if num_blocks < needed:
+        has, wants = bound / _MIB, needed * bytes_per_block / _MIB
+        raise ConfigError(
+            f"{name} gives the KV cache {has:.2f} MiB, room for {num_blocks * block_size} tokens, but one sequence "
+            f"of max_model_len {max_model_len} needs {wants:.2f} MiB: give more (kv_cache_memory_bytes), lower "
+            "max_model_len, or choose a smaller kv_cache_dtype."
+        )
+    return num_blocks
+
+
+def free_memory_bytes() -> int:
+    """Bytes of host memory that this process may still take: the machine's, or its container's if less.
+
+    Raises:
+        ConfigError: the system does not tell.
+    """
+    bounds = [bound for bound in (_machine_free_bytes(), _container_free_bytes()) if bound is not None]
+    if not bounds:
+        raise ConfigError("This system does not tell how much memory is free: set kv_cache_memory_bytes.")
+    return max(min(bounds), 0)
+
+
+def _machine_free_bytes() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    # Elsewhere (macOS) only the total is told; half of it is a guess that the utilization then halves again.
+    for name, share in (("SC_AVPHYS_PAGES", 1.0), ("SC_PHYS_PAGES", 0.5)):
+        try:
+            return int(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") * share)
+        except (AttributeError, OSError, ValueError):
+            continue
+    return None
+
+
+def _container_free_bytes() -> int | None:
+    """What the control group (version 2, then 1) leaves; None where it sets no bound."""
+    root = Path("/sys/fs/cgroup")
+    for limit, usage in (
+        (root / "memory.max", root / "memory.current"),
+        (root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return int(limit.read_text(encoding="ascii")) - int(usage.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+    return None

@@ -1,0 +1,44 @@
+"""One sequence's view of the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class BlockTable:
+    """Which blocks hold a sequence's positions, and how far they are computed.
+
+    Made by `KVCacheManager.new_table` and changed only by the manager. It outlives a preemption: its blocks
+    go, the digests of its tokens stay.
+
+    Attributes:
+        token_ids: the sequence's known tokens, lent by its owner, who only ever appends to them.
+        block_ids: block i holds positions i * block_size and after. The list itself is lent to step plans.
+        num_computed: tokens whose K/V are in the blocks.
+        root: the parent of the first block's digest; it stands for the salt.
+        digests: one per full block of known tokens that was asked about so far.
+        packed: those blocks' tokens as bytes.
+        num_indexed: leading blocks that were offered to the index.
+        active: whether the table may hold blocks (between `start` and `free`).
+    """
+
+    __slots__ = (
+        "active",
+        "block_ids",
+        "digests",
+        "num_computed",
+        "num_indexed",
+        "packed",
+        "root",
+        "token_ids",
+    )
+
+    def __init__(self, token_ids: Sequence[int], root: bytes) -> None:
+        self.token_ids = token_ids
+        self.block_ids: list[int] = []
+        self.num_computed = 0
+        self.root = root
+        self.digests: list[bytes] = []
+        self.packed: list[bytes] = []
+        self.num_indexed = 0
+        self.active = False

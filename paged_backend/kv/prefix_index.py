@@ -1,0 +1,95 @@
+"""Finds full blocks again by the tokens that they and all blocks before them hold."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_DIGEST_BYTES = 16
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One indexed block: what a hit is confirmed against."""
+
+    block: int
+    parent: bytes
+    tokens: bytes
+
+
+class PrefixIndex:
+    """A keyed hash chain: a block's digest covers the salt, all tokens before it, and its own.
+
+    The key is random per process, so nobody can build two prompts whose digests collide, and a hit is
+    confirmed by comparing parent and tokens all the same: a collision costs a miss, never a wrong answer.
+    Requests find each other's blocks only under the same salt; None is the scope that all requests without a
+    salt share.
+    """
+
+    __slots__ = ("_digest_of", "_entries", "_key")
+
+    def __init__(self, *, key: bytes | None = None) -> None:
+        self._key = secrets.token_bytes(_KEY_BYTES) if key is None else key
+        self._entries: dict[bytes, IndexEntry] = {}
+        self._digest_of: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._digest_of
+
+    def root(self, salt: str | None) -> bytes:
+        """The parent of a sequence's first block."""
+        text = b"shared" if salt is None else b"salt:" + salt.encode("utf-8", "surrogatepass")
+        return self._hash(text)
+
+    def digest(self, parent: bytes, tokens: bytes) -> bytes:
+        """The chain's next link; `tokens` are a full block's, packed by `pack_tokens`."""
+        return self._hash(parent + tokens)
+
+    def find(self, digest: bytes, parent: bytes, tokens: bytes) -> int | None:
+        """The block that holds these tokens after that parent, or None. Changes nothing."""
+        entry = self._entries.get(digest)
+        if entry is None or entry.tokens != tokens or entry.parent != parent:
+            return None
+        return entry.block
+
+    def add(self, digest: bytes, parent: bytes, tokens: bytes, block: int) -> bool:
+        """Indexes a computed block; False, and no change, where the digest is taken by another block."""
+        if digest in self._entries:
+            return False
+        assert block not in self._digest_of, f"block {block} is indexed already"
+        self._entries[digest] = IndexEntry(block, parent, tokens)
+        self._digest_of[block] = digest
+        return True
+
+    def remove(self, block: int) -> None:
+        """Forgets a block whose content is about to be overwritten; nothing happens if it is not indexed."""
+        digest = self._digest_of.pop(block, None)
+        if digest is not None:
+            del self._entries[digest]
+
+    def digest_of(self, block: int) -> bytes | None:
+        """The digest under which a block is indexed, or None."""
+        return self._digest_of.get(block)
+
+    def check_invariants(self) -> None:
+        """Asserts that both directions of the index agree. For tests."""
+        assert len(self._entries) == len(self._digest_of)
+        for block, digest in self._digest_of.items():
+            entry = self._entries[digest]
+            assert entry.block == block
+            assert self.digest(entry.parent, entry.tokens) == digest
+
+    def _hash(self, text: bytes) -> bytes:
+        return hashlib.blake2b(text, key=self._key, digest_size=_DIGEST_BYTES).digest()
+
+
+def pack_tokens(token_ids: Sequence[int]) -> bytes:
+    """Token ids as bytes, 8 each."""
+    return array("q", token_ids).tobytes()

@@ -1,0 +1,226 @@
+"""Builds a decoder out of a model folder, its weights fused as the kernels like them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paged_backend.config import ModelConfig
+from paged_backend.errors import ConfigError, ModelLoadError
+from paged_backend.kernels.interface import Kernels
+from paged_backend.models.architecture import Architecture
+from paged_backend.models.checkpoint import Checkpoint
+from paged_backend.models.decoder import Decoder
+from paged_backend.models.folder import read_json, resolve_folder
+from paged_backend.models.layers import Attention, DecoderLayer, FeedForward, LayerNorm, Linear, Norm, RMSNorm
+from paged_backend.models.registry import WeightNames, read_architecture
+from paged_backend.models.rotary import rotary_tables
+
+_DTYPES = {
+    "auto": torch.float32,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""What ModelConfig.dtype means on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to run.
+
+    Attributes:
+        folder: where its files are.
+        max_model_len: tokens of prompt and output at most.
+        eos_token_ids: what config.json and generation_config.json say ends a text.
+        dtype: what weights and activations are held in.
+    """
+
+    decoder: Decoder
+    architecture: Architecture
+    folder: Path
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+    dtype: torch.dtype
+
+
+def load_model(config: ModelConfig, kernels: Kernels) -> LoadedModel:
+    """Loads config.model.
+
+    Raises:
+        ModelLoadError: the folder, its configuration or its weights cannot be used.
+        ConfigError: max_model_len is more than the model has positions.
+    """
+    folder = resolve_folder(config.model, config.revision)
+    architecture, names = read_architecture(read_json(folder / "config.json"))
+    max_model_len = config.max_model_len or architecture.max_positions
+    if max_model_len > architecture.max_positions:
+        raise ConfigError(
+            f"max_model_len {max_model_len} is more than the {architecture.max_positions} positions that "
+            f"{config.model} was made for: lower it, or leave it out."
+        )
+    dtype = _DTYPES[config.dtype]
+    with Checkpoint(folder, names.prefix) as checkpoint:
+        decoder = _Builder(architecture, names, checkpoint, kernels, dtype).decoder(max_model_len)
+        checkpoint.finish(names.ignored)
+    return LoadedModel(
+        decoder=decoder,
+        architecture=architecture,
+        folder=folder,
+        max_model_len=max_model_len,
+        eos_token_ids=architecture.eos_token_ids | _generation_eos(folder),
+        dtype=dtype,
+    )
+
+
+def _generation_eos(folder: Path) -> frozenset[int]:
+    path = folder / "generation_config.json"
+    eos: Any = read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
+        raise ModelLoadError(
+            f"{path} gives eos_token_id {eos!r}, which must be an integer or a list of them."
+        )
+    return frozenset(ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    architecture: Architecture
+    names: WeightNames
+    checkpoint: Checkpoint
+    kernels: Kernels
+    dtype: torch.dtype
+
+    def decoder(self, num_positions: int) -> Decoder:
+        arch, names = self.architecture, self.names
+        embedding, lm_head = self._embedding_and_head()
+        projected = arch.embedding_size != arch.hidden_size
+        return Decoder(
+            architecture=arch,
+            embedding=embedding,
+            positions=self._positions(),
+            rotary=None if arch.rotary is None else rotary_tables(arch.rotary, num_positions),
+            project_in=self._linear((names.project_in,), (arch.hidden_size,), arch.embedding_size, False)
+            if projected
+            else None,
+            layers=tuple(self._layer(layer) for layer in range(arch.num_layers)),
+            final_norm=self._norm(names.final_norm) if arch.final_norm else None,
+            project_out=self._linear((names.project_out,), (arch.embedding_size,), arch.hidden_size, False)
+            if projected
+            else None,
+            lm_head=lm_head,
+        )
+
+    def _embedding_and_head(self) -> tuple[Tensor, Linear]:
+        """Tied weights are one tensor, unless the checkpoint holds two that differ (as in transformers 5)."""
+        shape = (self.architecture.vocab_size, self.architecture.embedding_size)
+        stored = [f"{name}.weight" for name in (self.names.embedding, self.names.lm_head)]
+        if self.architecture.tied_embeddings:
+            stored = [name for name in stored if name in self.checkpoint] or stored[:1]
+        weights = [self.checkpoint.take(name, shape, self.dtype) for name in stored]
+        if self.architecture.tied_embeddings and len(weights) == 2 and torch.equal(*weights):
+            del weights[1]
+        return weights[0], Linear(self.kernels, weights[-1], None)
+
+    def _positions(self) -> Tensor | None:
+        arch = self.architecture
+        if arch.position_offset is None:
+            return None
+        shape = (arch.max_positions + arch.position_offset, arch.hidden_size)
+        return self.checkpoint.take(f"{self.names.positions}.weight", shape, self.dtype)[
+            arch.position_offset :
+        ]
+
+    def _layer(self, layer: int) -> DecoderLayer:
+        arch, names = self.architecture, self.names
+        attention = Attention(
+            kernels=self.kernels,
+            qkv=self._linear(
+                names.qkv,
+                (arch.query_size, arch.kv_size, arch.kv_size),
+                arch.hidden_size,
+                arch.qkv_bias,
+                layer,
+            ),
+            output=self._linear(
+                (names.attention_output,),
+                (arch.hidden_size,),
+                arch.query_size,
+                arch.attention_output_bias,
+                layer,
+            ),
+            query_norm=self._head_norm(names.query_norm, layer),
+            key_norm=self._head_norm(names.key_norm, layer),
+            heads=(arch.num_heads, arch.num_kv_heads, arch.num_kv_heads),
+            head_dim=arch.head_dim,
+            scale=arch.attention_scales[layer],
+            sliding_window=arch.sliding_windows[layer],
+            soft_cap=arch.attention_soft_cap,
+        )
+        mlp = FeedForward(
+            kernels=self.kernels,
+            inner=self._linear(
+                names.mlp_in,
+                (arch.intermediate_size,) * len(names.mlp_in),
+                arch.hidden_size,
+                arch.mlp_bias,
+                layer,
+            ),
+            outer=self._linear(
+                (names.mlp_out,), (arch.hidden_size,), arch.intermediate_size, arch.mlp_bias, layer
+            ),
+            activation=arch.activation,
+            gated=arch.gated,
+            size=arch.intermediate_size,
+        )
+        return DecoderLayer(
+            attention_norm=self._norm(names.attention_norm, layer),
+            attention=attention,
+            mlp_norm=self._norm(names.mlp_norm, layer),
+            mlp=mlp,
+        )
+
+    def _linear(
+        self, names: Sequence[str], outputs: Sequence[int], num_inputs: int, bias: bool, layer: int = 0
+    ) -> Linear:
+        """One linear layer out of one stored tensor or several, side by side in the order of their names."""
+        if len(names) == 1:
+            outputs = (sum(outputs),)
+        weights, biases = [], []
+        for template, num_outputs in zip(names, outputs, strict=True):
+            name = template.format(layer)
+            if self.names.transposed:
+                stored = self.checkpoint.take(f"{name}.weight", (num_inputs, num_outputs), self.dtype)
+                weights.append(stored.T.contiguous())
+            else:
+                weights.append(self.checkpoint.take(f"{name}.weight", (num_outputs, num_inputs), self.dtype))
+            if bias:
+                biases.append(self.checkpoint.take(f"{name}.bias", (num_outputs,), self.dtype))
+        return Linear(self.kernels, _join(weights), _join(biases) if bias else None)
+
+    def _norm(self, template: str, layer: int = 0) -> Norm:
+        arch = self.architecture
+        name, shape = template.format(layer), (arch.hidden_size,)
+        weight = self.checkpoint.take(f"{name}.weight", shape, self.dtype) if arch.norm_affine else None
+        if arch.norm == "rms":
+            assert weight is not None
+            return RMSNorm(self.kernels, weight, arch.norm_eps)
+        bias = self.checkpoint.take(f"{name}.bias", shape, self.dtype) if arch.norm_affine else None
+        return LayerNorm(self.kernels, weight, bias, arch.norm_eps)
+
+    def _head_norm(self, template: str, layer: int) -> RMSNorm | None:
+        arch = self.architecture
+        if not arch.qk_norm:
+            return None
+        weight = self.checkpoint.take(f"{template.format(layer)}.weight", (arch.head_dim,), self.dtype)
+        return RMSNorm(self.kernels, weight, arch.norm_eps)
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

@@ -1,0 +1,116 @@
+"""What a request gives back: whole outputs for batch callers, deltas for streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """One candidate at one position.
+
+    Attributes:
+        logprob: natural logarithm of its probability under the model's raw distribution (before temperature
+            and penalties, as in vLLM's default `logprobs_mode`).
+        rank: 1 for the most likely token of the vocabulary.
+        decoded_token: its text alone, or None where detokenisation is off.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str | None = None
+
+
+TokenLogprobs = Mapping[int, Logprob]
+"""Candidates at one position by token id; the sampled token is always among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionDelta:
+    """What one sample gained since its last delta.
+
+    Attributes:
+        index: which of the request's n samples.
+        text: new text that is final (no half character, no part of a possible stop string).
+        token_ids: new tokens; their text may come in a later delta.
+        logprobs: one entry per new token, or None where none were asked for.
+        finish_reason: set on the sample's last delta, and only there.
+        stop_reason: the stop string or stop token id that ended it; None for EOS, length, abort.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDelta:
+    """What one request gained in one engine step.
+
+    Attributes:
+        finished: True on exactly one delta of every accepted request, its last.
+        num_cached_tokens: prompt tokens that came from the prefix cache.
+    """
+
+    request_id: str
+    outputs: tuple[CompletionDelta, ...]
+    finished: bool
+    num_prompt_tokens: int
+    num_cached_tokens: int
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One whole sample; the fields are those of vLLM's class of the same name."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    cumulative_logprob: float | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    def extend(self, delta: CompletionDelta) -> None:
+        """Appends a delta of the same sample."""
+        self.text += delta.text
+        self.token_ids.extend(delta.token_ids)
+        if delta.logprobs is not None:
+            self.logprobs = self.logprobs or []
+            self.logprobs.extend(delta.logprobs)
+            self.cumulative_logprob = (self.cumulative_logprob or 0.0) + sum(
+                candidates[token].logprob for token, candidates in zip(delta.token_ids, delta.logprobs, strict=True)
+            )
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_reason
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """One whole request, its samples ordered by index."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool = False
+    num_cached_tokens: int = 0
+
+    @classmethod
+    def empty(cls, request_id: str, prompt: str | None, prompt_token_ids: list[int], n: int) -> RequestOutput:
+        """An output with nothing in it yet, to be filled with `extend`."""
+        return cls(request_id, prompt, prompt_token_ids, [CompletionOutput(index) for index in range(n)])
+
+    def extend(self, delta: RequestDelta) -> None:
+        """Appends a delta of the same request."""
+        for output in delta.outputs:
+            self.outputs[output.index].extend(output)
+        self.finished = delta.finished
+        self.num_cached_tokens = delta.num_cached_tokens

@@ -1,0 +1,395 @@
+"""Decides, step by step, which sequence computes how many tokens, and keeps the books of what came of it."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from collections.abc import Sequence as TokenIds
+from operator import attrgetter
+
+from paged_backend.config import SchedulerConfig
+from paged_backend.kv.manager import KVCacheManager
+from paged_backend.outputs import FinishReason
+from paged_backend.sampling_params import SamplingParams
+from paged_backend.scheduler.limits import resolve_max_tokens
+from paged_backend.scheduler.plan import SampledToken, SamplingTask, ScheduledSequence, StepPlan, StepResult
+from paged_backend.scheduler.policy import WaitingQueue, order_key
+from paged_backend.scheduler.sequence import Sequence, SequenceStatus, sample_seed
+
+StepEvent = tuple[Sequence, tuple[SampledToken, ...]]
+"""A sequence and the tokens that it gained in a step; `sequence.finished` tells whether they end it."""
+
+_ORDER = attrgetter("order")
+
+
+class Scheduler:
+    """One token budget, spent on the sequences whose computed tokens must catch up with their known tokens.
+
+    A step is `plan`, then the executor, then `commit` with what it drew (or `fail`, where it raised).
+    Everything else (`add`, `abort`, `finish_sequence`) comes between steps. One thread only.
+
+    Running sequences are kept in the policy's order. Each gets at least one token a step, and a longer chunk
+    leaves one for each behind it, so a long prompt never holds up a decode. Where blocks run out, the last
+    running sequence is preempted: it gives its blocks back, keeps its tokens, and waits to be computed again,
+    in front of all that came after it. The first can therefore always go on, and every request ends. A
+    waiting sequence is admitted only if all its known tokens and one more fit, in strict order: nobody
+    overtakes. Under the priority policy an urgent arrival waits for blocks like everyone; it goes first when
+    they come free, and it is preempted last.
+
+    Args:
+        config: budget, bounds and policy.
+        kv: the block manager, of which this scheduler is the only user.
+        max_model_len: most tokens of prompt plus output.
+        eos_token_ids: the model's end tokens.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        kv: KVCacheManager,
+        max_model_len: int,
+        eos_token_ids: Iterable[int] = (),
+    ) -> None:
+        self.config = config
+        self.kv = kv
+        self.max_model_len = max_model_len
+        self._eos_token_ids = tuple(sorted(eos_token_ids))
+        self._order_key = order_key(config.scheduling_policy)
+        self._waiting = WaitingQueue()
+        self._running: list[Sequence] = []
+        self._requests: dict[str, list[Sequence]] = {}
+        self._in_flight: tuple[list[Sequence], StepPlan] | None = None
+        self._next_seq_id = 0
+        self._next_arrival = 0
+        self.num_preemptions = 0
+        """Preemptions so far."""
+
+    # Questions
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `plan` would give something to do."""
+        return bool(self._running) or len(self._waiting) > 0
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold blocks."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue, preempted ones among them."""
+        return len(self._waiting)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._requests)
+
+    def sequences(self, request_id: str) -> tuple[Sequence, ...]:
+        """A request's sequences that have not ended; one stands for all n samples until their first token."""
+        return tuple(self._requests.get(request_id, ()))
+
+    def check_fits(self, num_prompt_tokens: int, params: SamplingParams) -> int:
+        """A request's max_tokens, resolved, if it can ever be served here; see `resolve_max_tokens`.
+
+        Reads constants only, so any thread may ask.
+
+        Raises:
+            InvalidRequestError: the prompt, the output or n can never fit.
+        """
+        return resolve_max_tokens(
+            num_prompt_tokens,
+            params,
+            max_num_seqs=self.config.max_num_seqs,
+            max_model_len=self.max_model_len,
+            num_slots=self.kv.num_blocks * self.kv.block_size,
+        )
+
+    # Between steps
+
+    def add(
+        self,
+        request_id: str,
+        prompt_token_ids: TokenIds[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        priority: int = 0,
+        salt: str | None = None,
+    ) -> Sequence:
+        """Queues a request.
+
+        Args:
+            request_id: unique among the requests that have not ended.
+            seed: signed 64 bits; sample i draws with seed + i.
+            priority: lower goes first under the priority policy; ignored under fcfs.
+            salt: prefixes are shared with requests of the same salt only; None is a scope of its own.
+
+        Returns:
+            The sequence that stands for all n samples until their first token; it becomes sample 0.
+
+        Raises:
+            InvalidRequestError: see `check_fits`.
+        """
+        assert self._in_flight is None and request_id not in self._requests, request_id
+        max_tokens = self.check_fits(len(prompt_token_ids), params)
+        arrival = self._next_arrival
+        self._next_arrival += 1
+        token_ids = list(prompt_token_ids)
+        sequence = Sequence(
+            seq_id=self._new_seq_id(),
+            request_id=request_id,
+            index=0,
+            prompt_token_ids=tuple(prompt_token_ids),
+            params=params,
+            seeds=tuple(sample_seed(seed, index) for index in range(params.n)),
+            priority=priority,
+            arrival=arrival,
+            order=self._order_key(priority, arrival, 0),
+            max_tokens=max_tokens,
+            eos_token_ids=self._eos_token_ids,
+            token_ids=token_ids,
+            table=self.kv.new_table(token_ids, salt),
+        )
+        self._requests[request_id] = [sequence]
+        self._waiting.push(sequence)
+        return sequence
+
+    def abort(self, request_id: str) -> list[Sequence]:
+        """Ends what is left of a request, with finish_reason "abort"; an empty list if nothing is."""
+        ended = list(self._requests.get(request_id, ()))
+        for sequence in ended:
+            self.finish_sequence(sequence, "abort")
+        return ended
+
+    def finish_sequence(
+        self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None = None
+    ) -> None:
+        """Ends one sequence for a reason that its token ids do not tell: a stop string, an abort, a fault."""
+        assert self._in_flight is None, "between steps only"
+        assert not sequence.finished, sequence
+        if sequence.status is SequenceStatus.RUNNING:
+            self._running.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+        sequence.finish_reason = reason
+        sequence.stop_reason = stop_reason
+        self._end(sequence)
+
+    # A step
+
+    def plan(self) -> StepPlan:
+        """Decides a step and takes its blocks. Empty only if there is no work."""
+        assert self._in_flight is None, "the last step was neither committed nor failed"
+        scheduled: list[ScheduledSequence] = []
+        running = self._running
+        allocate = self.kv.allocate
+        budget = self.config.max_num_batched_tokens
+        num_preemptions = self.num_preemptions
+        num_samples = 0
+        i = 0
+        while i < len(running):
+            sequence = running[i]
+            table = sequence.table
+            num_new = len(sequence.token_ids) - table.num_computed
+            if num_new > 1:
+                num_new = min(num_new, budget - (len(running) - i - 1))
+            if not allocate(table, table.num_computed + num_new):
+                # The last one gives way, and if that is this one, the list ends here.
+                self._preempt(running.pop())
+                continue
+            scheduled.append(self._schedule(sequence, num_new))
+            budget -= num_new
+            num_samples += len(sequence.seeds)
+            i += 1
+        in_flight = running.copy()
+        assert budget >= 0, "more running sequences than tokens in the budget"
+        if self.num_preemptions == num_preemptions:
+            self._admit(budget, num_samples, scheduled, in_flight)
+        assert scheduled or not self.has_work, "a step without progress"
+        plan = StepPlan(tuple(scheduled), self.kv.take_copies())
+        self._in_flight = in_flight, plan
+        return plan
+
+    def commit(self, result: StepResult) -> list[StepEvent]:
+        """Books a step that was computed.
+
+        Returns:
+            What each sequence gained, in the plan's order. Sequences that this ended are out of the
+            scheduler, their blocks given back, with finish_reason and stop_reason set. The samples of an
+            n > 1 request come as n events, in order of index, in the step that computes its last prompt
+            token: sample 0 is the sequence that `add` returned, the others appear here for the first time.
+            A sequence for which the executor could draw nothing comes with no tokens: the caller must end it
+            with `finish_sequence` before the next plan.
+        """
+        assert self._in_flight is not None, "commit without a plan"
+        (in_flight, plan), self._in_flight = self._in_flight, None
+        samples = result.samples
+        events: list[StepEvent] = []
+        num_ended = 0
+        commit_blocks = self.kv.commit
+        for sequence, scheduled in zip(in_flight, plan.sequences, strict=True):
+            commit_blocks(sequence.table, scheduled.num_computed_tokens + len(scheduled.token_ids))
+            if scheduled.sampling is None:
+                continue
+            drawn = samples[sequence.seq_id]
+            if not drawn:  # nothing could be drawn: whoever commits must end the request
+                events.append((sequence, drawn))
+                continue
+            assert len(drawn) == len(sequence.seeds), sequence
+            if len(drawn) > 1:
+                num_ended += self._part_ways(sequence, drawn, events)
+                continue
+            ended = sequence.append(drawn[0].token_id)
+            events.append((sequence, drawn))
+            if ended:
+                self._end(sequence)
+                num_ended += 1
+        if num_ended:
+            self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
+        return events
+
+    def fail(self) -> list[Sequence]:
+        """Drops the requests whose sequences were in the plan, after the executor raised; others go on.
+
+        Blocks that were computed before this step stay found by the prefix index; those that it may have half
+        written are not in it.
+
+        Returns:
+            Their sequences that had not ended, now ended with finish_reason "error". A request may have
+            samples that ended well in earlier steps; as a request it has failed.
+        """
+        assert self._in_flight is not None, "fail without a plan"
+        (in_flight, _), self._in_flight = self._in_flight, None
+        dropped: list[Sequence] = []
+        for sequence in in_flight:
+            for sibling in self.sequences(sequence.request_id):
+                self.finish_sequence(sibling, "error")
+                dropped.append(sibling)
+        return dropped
+
+    def check_invariants(self) -> None:
+        """Asserts, between steps, that queue, running list, requests and blocks agree. For tests."""
+        assert self._in_flight is None
+        orders = [sequence.order for sequence in self._running]
+        assert orders == sorted(orders)
+        assert sum(sequence.num_samples for sequence in self._running) <= self.config.max_num_seqs
+        for sequence in self._running:
+            assert sequence.status is SequenceStatus.RUNNING and sequence.table.active, sequence
+            assert sequence.num_computed_tokens < len(sequence.token_ids), sequence
+        for sequence in self._waiting:
+            assert sequence.status is SequenceStatus.WAITING and not sequence.table.active, sequence
+        live = {id(sequence) for sequence in (*self._running, *self._waiting)}
+        known = [sequence for group in self._requests.values() for sequence in group]
+        assert len(known) == len(live) and {id(sequence) for sequence in known} == live
+        assert all(self._requests.values())
+        self.kv.check_invariants()
+
+    def _admit(
+        self,
+        budget: int,
+        num_samples: int,
+        scheduled: list[ScheduledSequence],
+        in_flight: list[Sequence],
+    ) -> None:
+        """Starts waiting sequences, in order, until one does not fit."""
+        kv = self.kv
+        while budget > 0 and len(self._waiting):
+            sequence = self._waiting.peek()
+            if num_samples + sequence.num_samples > self.config.max_num_seqs:
+                return
+            prefix = kv.cached_prefix(sequence.table)
+            # None of the free blocks is spoken for: a prompt still computed in chunks uses the budget up.
+            num_wanted = min(len(sequence.token_ids) + 1, sequence.max_cached_tokens)
+            if kv.missing_to_start(prefix, num_wanted) > kv.num_free_blocks:
+                return
+            self._waiting.pop()
+            is_new = sequence.num_preemptions == 0
+            kv.start(sequence.table, prefix, count=is_new)
+            if is_new:
+                sequence.num_cached_tokens = sequence.table.num_computed
+            sequence.status = SequenceStatus.RUNNING
+            num_new = min(len(sequence.token_ids) - sequence.table.num_computed, budget)
+            fits = kv.allocate(sequence.table, sequence.table.num_computed + num_new)
+            assert fits, "admitted without room"
+            insort(self._running, sequence, key=_ORDER)
+            scheduled.append(self._schedule(sequence, num_new))
+            in_flight.append(sequence)
+            budget -= num_new
+            num_samples += sequence.num_samples
+
+    def _schedule(self, sequence: Sequence, num_new: int) -> ScheduledSequence:
+        """A sequence's line in the plan; its blocks are allocated already."""
+        table = sequence.table
+        start = table.num_computed
+        end = start + num_new
+        token_ids = sequence.token_ids
+        sampling = None
+        if end == len(token_ids):
+            sampling = SamplingTask(
+                sequence.params,
+                sequence.seeds,
+                end,
+                sequence.prompt_token_ids,
+                sequence.output_token_ids,
+                sequence.suppressed_token_ids,
+            )
+        return ScheduledSequence(sequence.seq_id, token_ids[start:end], start, table.block_ids, sampling)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.kv.free(sequence.table)
+        sequence.status = SequenceStatus.WAITING
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self._waiting.push(sequence)
+
+    def _part_ways(self, parent: Sequence, drawn: tuple[SampledToken, ...], events: list[StepEvent]) -> int:
+        """Splits a request into its samples, each with its first token; returns how many that ended."""
+        family = [parent]
+        for index in range(1, len(drawn)):
+            token_ids = list(parent.prompt_token_ids)
+            child = Sequence(
+                seq_id=self._new_seq_id(),
+                request_id=parent.request_id,
+                index=index,
+                prompt_token_ids=parent.prompt_token_ids,
+                params=parent.params,
+                seeds=parent.seeds[index : index + 1],
+                priority=parent.priority,
+                arrival=parent.arrival,
+                order=self._order_key(parent.priority, parent.arrival, index),
+                max_tokens=parent.max_tokens,
+                eos_token_ids=parent.eos_token_ids,
+                token_ids=token_ids,
+                table=self.kv.fork(parent.table, token_ids),
+            )
+            child.status = SequenceStatus.RUNNING
+            child.num_cached_tokens = parent.num_cached_tokens
+            family.append(child)
+        parent.seeds = parent.seeds[:1]
+        self._requests[parent.request_id] = list(family)
+        num_ended = 0
+        for sequence, sample in zip(family, drawn, strict=True):
+            ended = sequence.append(sample.token_id)
+            events.append((sequence, (sample,)))
+            if sequence is not parent:
+                insort(self._running, sequence, key=_ORDER)
+            if ended:
+                self._end(sequence)
+                num_ended += 1
+        return num_ended
+
+    def _end(self, sequence: Sequence) -> None:
+        """Gives the blocks back and forgets the sequence; whoever calls takes it out of its list."""
+        sequence.status = SequenceStatus.FINISHED
+        self.kv.free(sequence.table)
+        group = self._requests[sequence.request_id]
+        group.remove(sequence)
+        if not group:
+            del self._requests[sequence.request_id]
+
+    def _new_seq_id(self) -> int:
+        seq_id = self._next_seq_id
+        self._next_seq_id += 1
+        return seq_id

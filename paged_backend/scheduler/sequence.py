@@ -1,0 +1,168 @@
+"""One sample of one request, from the queue to its last token."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from collections.abc import Sequence as TokenIds
+
+from paged_backend.kv.block_table import BlockTable
+from paged_backend.outputs import FinishReason
+from paged_backend.sampling_params import SamplingParams
+
+_SEED_SPAN = 2**64
+_SEED_HALF = 2**63
+
+
+class SequenceStatus(enum.Enum):
+    """Where a sequence is: in the queue (new or preempted), holding blocks, or ended."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """A prompt, the tokens drawn after it, and what ends it.
+
+    A request with n > 1 is one sequence until its prompt is computed: then its n samples part ways.
+
+    Attributes:
+        seq_id: unique in the scheduler's life.
+        request_id: the request it belongs to.
+        index: which of the request's n samples.
+        params: the request's sampling parameters.
+        seeds: one per sample that its next draw gives: its own, or all n before the samples part.
+        priority: lower goes first under the priority policy.
+        arrival: the request's number in order of arrival.
+        prompt_token_ids: shared with the request's other samples, never changed.
+        output_token_ids: tokens drawn so far.
+        token_ids: both, the known tokens; the block table reads them too.
+        max_tokens: output tokens at most, resolved: the context's and the pool's bounds are in it.
+        eos_token_ids: the model's, sorted.
+        num_cached_tokens: prompt tokens that came from the prefix cache on first admission.
+        num_preemptions: how often its blocks were taken away.
+        suppressed_token_ids: EOS and stop tokens while fewer than min_tokens tokens are out, then nothing.
+        table: its blocks.
+        order: sort key; the smallest is served first and preempted last.
+        finish_reason, stop_reason: set when it ends; stop_reason is the stop token id or stop string, if that
+            ended it.
+    """
+
+    __slots__ = (
+        "_stop_token_ids",
+        "arrival",
+        "eos_token_ids",
+        "finish_reason",
+        "index",
+        "max_tokens",
+        "num_cached_tokens",
+        "num_preemptions",
+        "order",
+        "output_token_ids",
+        "params",
+        "priority",
+        "prompt_token_ids",
+        "request_id",
+        "seeds",
+        "seq_id",
+        "status",
+        "stop_reason",
+        "suppressed_token_ids",
+        "table",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        *,
+        seq_id: int,
+        request_id: str,
+        index: int,
+        prompt_token_ids: TokenIds[int],
+        params: SamplingParams,
+        seeds: tuple[int, ...],
+        priority: int,
+        arrival: int,
+        order: tuple[int, ...],
+        max_tokens: int,
+        eos_token_ids: Iterable[int],
+        token_ids: list[int],
+        table: BlockTable,
+    ) -> None:
+        self.seq_id = seq_id
+        self.request_id = request_id
+        self.index = index
+        self.prompt_token_ids = prompt_token_ids
+        self.output_token_ids: list[int] = []
+        self.token_ids = token_ids
+        self.params = params
+        self.seeds = seeds
+        self.priority = priority
+        self.arrival = arrival
+        self.order = order
+        self.max_tokens = max_tokens
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.table = table
+        self.status = SequenceStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        stops = params.stop_token_ids or ()
+        self._stop_token_ids = frozenset(stops if params.ignore_eos else (*stops, *self.eos_token_ids))
+        self.suppressed_token_ids = tuple(sorted({*stops, *self.eos_token_ids})) if params.min_tokens else ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.seq_id}, {self.request_id!r}[{self.index}], {self.status.value}, "
+            f"{len(self.prompt_token_ids)}+{len(self.output_token_ids)} tokens, "
+            f"{self.num_computed_tokens} computed)"
+        )
+
+    @property
+    def seed(self) -> int:
+        """This sample's own seed."""
+        return self.seeds[0]
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens whose K/V are in the cache."""
+        return self.table.num_computed
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that it stands for, and counts as: n until the first token, then 1."""
+        return len(self.seeds)
+
+    @property
+    def max_cached_tokens(self) -> int:
+        """Tokens that can come to need K/V: all that it may have, but the last, which is never computed."""
+        return len(self.prompt_token_ids) + self.max_tokens - 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended."""
+        return self.status is SequenceStatus.FINISHED
+
+    def append(self, token_id: int) -> bool:
+        """Adds a drawn token; True if it ends the sequence, with finish_reason and stop_reason set."""
+        self.token_ids.append(token_id)
+        output = self.output_token_ids
+        output.append(token_id)
+        if self.suppressed_token_ids and len(output) >= self.params.min_tokens:
+            self.suppressed_token_ids = ()
+        if token_id in self._stop_token_ids and len(output) > self.params.min_tokens:
+            self.finish_reason = "stop"
+            is_eos = token_id in self.eos_token_ids and not self.params.ignore_eos
+            self.stop_reason = None if is_eos else token_id
+            return True
+        if len(output) >= self.max_tokens:
+            self.finish_reason = "length"
+            return True
+        return False
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """The seed of a request's sample: seed + index, wrapped into 64 signed bits."""
+    return (seed + index + _SEED_HALF) % _SEED_SPAN - _SEED_HALF

@@ -1,0 +1,203 @@
+"""A scripted engine, and a caller that plays the host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from paged_backend.config import EngineConfig
+from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.openai.service import HttpRequest, HttpResponse, OpenAIService
+from paged_backend.outputs import CompletionDelta, Logprob, RequestDelta, RequestOutput
+from paged_backend.sampling_params import SamplingParams
+
+BOS = 1
+
+
+class FakeTokenizer:
+    """One token per character, its code point; token 1 is a special one that comes first."""
+
+    vocab_size = 0x3000
+
+    def __init__(self, chat_template: str | None = "fake") -> None:
+        self.chat_template = chat_template
+        self.template_arguments: dict[str, Any] = {}
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [BOS] * add_special_tokens + [ord(character) for character in text]
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return "".join(
+            ("" if skip_special_tokens else "<s>") if token == BOS else chr(token) for token in token_ids
+        )
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Any = None, **arguments: Any
+    ) -> str:
+        self.template_arguments = arguments
+        text = "".join(f"[{message['role']}]{message['content']}" for message in messages)
+        return text + ("[assistant]" if arguments["add_generation_prompt"] else "")
+
+
+class FakeStream:
+    """One request's scripted deltas: a character per sample and step, then the end."""
+
+    def __init__(
+        self, client: FakeClient, request_id: str, prompt: list[int], params: SamplingParams
+    ) -> None:
+        self.request_id = request_id
+        self.num_aborts = 0
+        self._client = client
+        self._prompt = prompt
+        self._params = params
+        self._aborted = asyncio.Event()
+
+    def abort(self) -> None:
+        self.num_aborts += 1
+        self._aborted.set()
+
+    async def __aiter__(self) -> AsyncIterator[RequestDelta]:
+        client, params = self._client, self._params
+        texts = [f"{client.text}{index}"[: params.max_tokens] for index in range(params.n)]
+        for step in range(max(map(len, texts))):
+            if step == client.hang_after:
+                await self._aborted.wait()
+            if self._aborted.is_set():
+                ends = tuple(CompletionDelta(index, "", (), None, "abort") for index in range(params.n))
+                yield self._delta(ends, True)
+                return
+            if step == client.fail_after:
+                raise client.failure
+            await asyncio.sleep(0)
+            outputs = tuple(self._output(index, text, step) for index, text in enumerate(texts))
+            yield self._delta(outputs, step + 1 == len(texts[0]))
+
+    async def collect_async(self) -> RequestOutput:
+        output = RequestOutput.empty(self.request_id, None, self._prompt, self._params.n)
+        async for delta in self:
+            output.extend(delta)
+        return output
+
+    def _delta(self, outputs: tuple[CompletionDelta, ...], finished: bool) -> RequestDelta:
+        return RequestDelta(
+            self.request_id, outputs, finished, len(self._prompt), self._client.num_cached_tokens
+        )
+
+    def _output(self, index: int, text: str, step: int) -> CompletionDelta:
+        character = text[step]
+        reason = None
+        if step + 1 == len(text):
+            reason = "length" if len(text) == self._params.max_tokens else "stop"
+        logprobs = None
+        if self._params.logprobs is not None:
+            # The sampled token is the third in rank, and one of the others is impossible.
+            others = {0x61 + rank: Logprob(-0.5 * rank, rank, chr(0x61 + rank)) for rank in (1, 2)}
+            others[0x7A] = Logprob(float("-inf"), 4, "z")
+            logprobs = ({ord(character): Logprob(-1.5, 3, character), **others},)
+        return CompletionDelta(index, character, (ord(character),), logprobs, reason)
+
+
+@dataclass
+class FakeClient:
+    """A scripted engine; what was submitted is in `submissions`.
+
+    Attributes:
+        text: what every sample says, followed by its index.
+        fail_after, hang_after: the step at which every request raises `failure`, or waits to be aborted.
+        submit_errors: raised by the submissions of these numbers (0 is the first).
+    """
+
+    config: EngineConfig = field(default_factory=EngineConfig)
+    tokenizer: FakeTokenizer | None = field(default_factory=FakeTokenizer)
+    max_model_len: int = 100
+    text: str = "Hi"
+    num_cached_tokens: int = 0
+    fail_after: int | None = None
+    failure: Exception = field(default_factory=lambda: RuntimeError("secret detail"))
+    hang_after: int | None = None
+    submit_errors: dict[int, Exception] = field(default_factory=dict)
+    health_error: Exception | None = None
+    submissions: list[dict[str, Any]] = field(default_factory=list)
+    streams: list[FakeStream] = field(default_factory=list)
+
+    def submit(self, prompt: Any, params: SamplingParams, **arguments: Any) -> FakeStream:
+        if error := self.submit_errors.get(len(self.submissions)):
+            raise error
+        if params.n > 8:
+            raise InvalidRequestError("n must be at most 8.", param="n")
+        self.submissions.append({"prompt": prompt, "params": params, **arguments})
+        self.streams.append(FakeStream(self, arguments["request_id"], prompt, params))
+        return self.streams[-1]
+
+    def metrics_text(self) -> str:
+        return "vllm:num_requests_running 0.0\n"
+
+    def check_health(self, stall_timeout_s: float | None = None) -> None:
+        if self.health_error is not None:
+            raise self.health_error
+
+
+@dataclass
+class Reply:
+    """A response, read to its end."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error of a response with one, its shape checked."""
+        assert self.headers["Content-Type"] == "application/json"
+        assert set(self.json) == {"error"} and set(self.json["error"]) == {"message", "type", "param", "code"}
+        assert self.json["error"]["code"] == self.status
+        return self.json["error"]
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        """The JSON of a stream's frames; [DONE] is checked and left out."""
+        assert self.status == 200 and self.headers["Content-Type"].startswith("text/event-stream")
+        frames = self.body.decode().split("\n\n")
+        assert frames[-2:] == ["data: [DONE]", ""]
+        assert all(frame.startswith("data: ") for frame in frames[:-1])
+        return [json.loads(frame[len("data: ") :]) for frame in frames[:-2]]
+
+
+async def read(response: HttpResponse) -> Reply:
+    """Reads a response to its end."""
+    body = response.body
+    if response.stream is not None:
+        body += b"".join([piece async for piece in response.stream])
+    return Reply(response.status, response.headers, body)
+
+
+@pytest.fixture
+def client() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture
+def service(client: FakeClient) -> OpenAIService:
+    return OpenAIService(client, model_names=("tiny", "alias"))
+
+
+@pytest.fixture
+def call(service: OpenAIService) -> Callable[..., Reply]:
+    """Sends one request and reads the reply: call(path, body, method=..., headers=..., service=...)."""
+
+    def send(path: str, body: Any = None, *, service: OpenAIService = service, **fields: Any) -> Reply:
+        async def exchange() -> Reply:
+            return await read(await service.handle(HttpRequest(path=path, body=body, **fields)))
+
+        return asyncio.run(exchange())
+
+    return send

@@ -1,0 +1,261 @@
+"""Routes, authentication and limits, the same for every body."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from paged_backend import __version__
+from paged_backend.errors import (
+    EngineUnavailableError,
+    InvalidRequestError,
+    NotFoundError,
+    QueueFullError,
+    RequestFailedError,
+)
+from paged_backend.handlers.openai.errors import unavailable_response
+from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
+
+COMPLETIONS = "/v1/completions"
+BODY = {"prompt": "x"}
+
+
+@pytest.fixture
+def locked(client):
+    return OpenAIService(client, model_names=("tiny",), api_key="s3cret")
+
+
+def test_models(call):
+    reply = call("/v1/models", method="GET")
+    assert reply.json["object"] == "list"
+    assert [model["id"] for model in reply.json["data"]] == ["tiny", "alias"]
+    assert reply.json["data"][0]["max_model_len"] == 100
+    assert call("/v1/models/alias", method="GET").json["id"] == "alias"
+    error = call("/v1/models/other", method="GET").error
+    assert error["message"] == "The model `other` does not exist." and error["param"] == "model"
+
+
+def test_model_names_with_slashes(call, client):
+    service = OpenAIService(client, model_names=("org/name",))
+    assert call("/v1/models/org/name", service=service).json["id"] == "org/name"
+    assert call("/v1/models/org%2Fname", service=service).json["id"] == "org/name"
+
+
+def test_health(call, client):
+    assert (call("/health", method="GET").status, call("/health").json) == (200, {})
+    client.health_error = EngineUnavailableError("draining")
+    reply = call("/health", method="GET")
+    assert reply.status == 503
+    assert reply.error["type"] == "ServiceUnavailableError" and reply.error["message"] == "draining"
+
+
+def test_version_and_metrics(call):
+    assert call("/version", method="GET").json == {"version": __version__}
+    reply = call("/metrics", method="GET")
+    assert reply.body == b"vllm:num_requests_running 0.0\n"
+    assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+
+
+def test_tokenize(call, client):
+    assert call("/tokenize", {"prompt": "ab"}).json == {
+        "count": 3,
+        "max_model_len": 100,
+        "tokens": [1, 97, 98],
+        "token_strs": None,
+    }
+    without = call("/tokenize", {"prompt": "ab", "add_special_tokens": False, "return_token_strs": True}).json
+    assert without["tokens"] == [97, 98] and without["token_strs"] == ["a", "b"]
+    chat = call("/tokenize", {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}).json
+    assert call("/detokenize", {"tokens": chat["tokens"]}).json == {"prompt": "[user]x[assistant]"}
+    assert call("/detokenize", {"tokens": [1, 97]}).json == {"prompt": "<s>a"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": []}, "prompt"),
+        ("/tokenize", {"prompt": ["a"]}, "body.prompt"),
+        ("/tokenize", {"promt": "a"}, "promt"),
+        ("/detokenize", {}, "body.tokens"),
+        ("/detokenize", {"tokens": [2**40]}, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, "tokens"),
+        ("/detokenize", {"tokens": ["1"]}, "body.tokens.0"),
+    ],
+)
+def test_tokenize_refusals(call, path, body, param):
+    reply = call(path, body)
+    assert reply.status == 400 and reply.error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", COMPLETIONS, 405, "POST"),
+        ("GET", "/v1/chat/completions", 405, "POST"),
+        ("DELETE", "/v1/models", 405, "GET"),
+        ("POST", "/v1/models/tiny", 405, "GET"),
+        ("POST", "/health", 405, "GET"),
+        ("HEAD", "/health", 200, None),
+        ("GET", "/v1/models/", 200, None),
+        ("GET", "/v1/models?limit=1", 200, None),
+        (None, "/v1/models", 200, None),
+        ("POST", "/v1/embeddings", 404, None),
+        (None, "/", 404, None),
+    ],
+)
+def test_methods_and_unknown_routes(call, method, path, status, allow):
+    reply = call(path, method=method)
+    assert reply.status == status and reply.headers.get("Allow") == allow
+    if status >= 400:
+        assert reply.error["type"] == {404: "NotFoundError", 405: "MethodNotAllowedError"}[status]
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"",
+        b"\xff\xfe\xfa",
+        b"[1]",
+        b"3",
+        b"null",
+        b"[" * 100_000,
+        [],
+        ["x"],
+        "text",
+        None,
+        b'{"n": 1' * 9,
+    ],
+)
+def test_what_is_no_json_object(call, path, body):
+    reply = call(path, body)
+    assert reply.status == 400
+    assert reply.error["type"] == "BadRequestError" and reply.error["param"] == "body"
+
+
+@pytest.mark.parametrize("body", [BODY, b'{"prompt": "x"}', '{"prompt": "x"}', bytearray(b'{"prompt": "x"}')])
+def test_body_may_be_parsed_already_or_not(call, body):
+    assert call(COMPLETIONS, body).status == 200
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions"])
+def test_unknown_model(call, path):
+    reply = call(
+        path, {"model": "gpt-9", "prompt": "x"} if path == COMPLETIONS else {"model": "gpt-9", "messages": []}
+    )
+    assert reply.status == 404
+    assert reply.error == {
+        "message": "The model `gpt-9` does not exist.",
+        "type": "NotFoundError",
+        "param": "model",
+        "code": 404,
+    }
+
+
+def test_body_too_large(call, client):
+    service = OpenAIService(client, model_names=("tiny",), max_body_bytes=20)
+    assert call(COMPLETIONS, b'{"prompt": "1234567"}', service=service).status == 413
+    assert call(COMPLETIONS, b'{"prompt": "123456"}', service=service).status == 200
+    reply = call(COMPLETIONS, BODY, headers={"content-length": "21"}, service=service)
+    assert reply.status == 413 and reply.error["type"] == "ContentTooLargeError"
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        "Basic s3cret",
+        "s3cret",
+        "Bearer s3cret2",
+        "Bearer s\u00e9cret",
+    ],
+)
+@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/models", "/metrics", "/version", "/tokenize", "/nowhere"])
+def test_no_or_wrong_key(call, locked, path, authorization):
+    headers = {} if authorization is None else {"authorization": authorization}
+    reply = call(path, BODY, headers=headers, service=locked)
+    assert reply.status == 401 and reply.headers["WWW-Authenticate"] == "Bearer"
+    assert reply.error["type"] == "AuthenticationError" and "s3cret" not in reply.error["message"]
+
+
+def test_right_key_and_its_salt(call, client, locked):
+    headers = {"authorization": "Bearer s3cret"}
+    assert call(COMPLETIONS, BODY, headers=headers, service=locked).status == 200
+    assert call("/health", service=locked).status == 200
+    salt = client.submissions[0]["cache_salt"]
+    assert salt and "s3cret" not in salt
+    other = OpenAIService(client, model_names=("tiny",), api_key="other")
+    call(COMPLETIONS, BODY, headers={"authorization": "bearer other"}, service=other)
+    assert client.submissions[1]["cache_salt"] not in (None, salt)
+    call(COMPLETIONS, {**BODY, "cache_salt": "mine"}, headers=headers, service=locked)
+    assert client.submissions[2]["cache_salt"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "headers"),
+    [
+        (InvalidRequestError("no", param="n"), 400, "BadRequestError", {}),
+        (NotFoundError("no", param="n"), 404, "NotFoundError", {}),
+        (QueueFullError("full", retry_after_s=1.2), 429, "TooManyRequestsError", {"Retry-After": "2"}),
+        (QueueFullError("full", retry_after_s=0), 429, "TooManyRequestsError", {"Retry-After": "1"}),
+        (EngineUnavailableError("draining"), 503, "ServiceUnavailableError", {}),
+        (RequestFailedError("secret detail"), 500, "InternalServerError", {}),
+        (RuntimeError("secret detail"), 500, "InternalServerError", {}),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_errors_of_the_engine(call, client, caplog, error, status, kind, headers, stream):
+    client.submit_errors = {0: error}
+    with caplog.at_level(logging.ERROR):
+        reply = call(COMPLETIONS, {**BODY, "stream": stream})
+    assert reply.status == status and reply.error["type"] == kind
+    assert headers.items() <= reply.headers.items()
+    assert "secret" not in reply.body.decode()
+    logged = [record for record in caplog.records if record.exc_info and "secret" in str(record.exc_info[1])]
+    assert len(logged) == (status == 500)
+
+
+@pytest.mark.parametrize("prompts", ["x", ["x", "y"]])
+def test_a_failure_in_the_middle_aborts_all(call, client, prompts):
+    client.fail_after = 1
+    reply = call(COMPLETIONS, {"prompt": prompts})
+    assert reply.status == 500 and "secret" not in reply.body.decode()
+    assert all(stream.num_aborts for stream in client.streams)
+
+
+@pytest.mark.parametrize("prompts", ["x", ["x", "y"]])
+def test_cancelling_the_call_aborts(client, service, prompts):
+    client.hang_after = 1
+
+    async def scenario():
+        task = asyncio.create_task(service.handle(HttpRequest(path=COMPLETIONS, body={"prompt": prompts})))
+        while not client.streams:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert not any(stream.num_aborts for stream in client.streams)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+    assert client.streams and all(stream.num_aborts for stream in client.streams)
+
+
+def test_unavailable_response():
+    response = unavailable_response("The model is loading.")
+    assert response.status == 503
+    assert json.loads(response.body)["error"]["message"] == "The model is loading."
+
+
+def test_surrogates_in_names_do_not_break_the_answer(call):
+    reply = call(COMPLETIONS, {"prompt": "x", "model": "\ud800"})
+    assert reply.status == 404 and reply.error["message"] == "The model `?` does not exist."

@@ -1,0 +1,145 @@
+"""The same service on a real engine with the bundled model: the scripted one must not have flattered it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from paged_backend.config import EngineConfig
+from paged_backend.engine.client import EngineClient
+from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
+
+from .conftest import read
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+GREEDY = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 12, "ignore_eos": True}
+ENDLESS = {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[EngineClient]:
+    client = EngineClient.start(EngineConfig.from_args(max_num_seqs=8, max_num_queued_reqs=2))
+    yield client
+    client.shutdown()
+
+
+@pytest.fixture
+def service(engine):
+    return OpenAIService(engine, model_names=("paged-tiny",), stall_timeout_s=60.0)
+
+
+def wait_until_idle(engine):
+    """Waits for the engine to hold nothing: an abort takes effect between two steps."""
+    deadline_s = time.monotonic() + 20
+    while engine.stats().num_running or engine.stats().num_waiting:
+        assert time.monotonic() < deadline_s, engine.stats()
+        time.sleep(0.01)
+
+
+def test_whole_and_streamed_text_agree(call):
+    whole = call(COMPLETIONS, {**GREEDY, "return_token_ids": True}).json
+    chunks = call(COMPLETIONS, {**GREEDY, "stream": True, "return_token_ids": True}).chunks
+    choice = whole["choices"][0]
+    assert len(choice["token_ids"]) == 12 and choice["finish_reason"] == "length"
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == choice["text"]
+    assert [token for chunk in chunks for token in chunk["choices"][0]["token_ids"]] == choice["token_ids"]
+    by_ids = call(COMPLETIONS, {**GREEDY, "prompt": choice["prompt_token_ids"]}).json
+    assert by_ids["choices"][0]["text"] == choice["text"]
+
+
+def test_prompts_and_samples_come_in_order(call):
+    texts = [
+        call(COMPLETIONS, {**GREEDY, "prompt": prompt}).json["choices"][0]["text"]
+        for prompt in ("One", "The")
+    ]
+    together = call(COMPLETIONS, {**GREEDY, "prompt": ["One", "The"], "n": 2}).json
+    assert [choice["text"] for choice in together["choices"]] == [texts[0]] * 2 + [texts[1]] * 2
+    assert together["usage"]["completion_tokens"] == 48
+
+
+def test_logprobs(call):
+    choice = call(COMPLETIONS, {**GREEDY, "logprobs": 3}).json["choices"][0]
+    logprobs = choice["logprobs"]
+    assert "".join(logprobs["tokens"]) == choice["text"] and len(logprobs["tokens"]) == 12
+    for token, value, top in zip(
+        logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True
+    ):
+        assert len(top) == 3 and value == top[token] == max(top.values()) <= 0
+
+
+def test_chat(call):
+    body = {"messages": [{"role": "user", "content": "Tell me a story."}], "temperature": 0, "max_tokens": 8}
+    whole = call(CHAT, body).json
+    streamed = call(CHAT, {**body, "stream": True}).chunks
+    text = "".join(chunk["choices"][0]["delta"]["content"] for chunk in streamed)
+    assert text == whole["choices"][0]["message"]["content"] != ""
+    rendered = call("/tokenize", {"messages": body["messages"]}).json
+    assert rendered["count"] == whole["usage"]["prompt_tokens"]
+
+
+def test_stop_string(call):
+    full = call(COMPLETIONS, GREEDY).json["choices"][0]["text"]
+    stop = full[8:12]
+    choice = call(COMPLETIONS, {**GREEDY, "stop": [stop]}).json["choices"][0]
+    assert choice["text"] == full[: full.index(stop)]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": [10**30]}, "prompt"),
+        ({"prompt": "x " * 3000}, "prompt"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"n": 9}, "n"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"allowed_token_ids": [99999]}, "allowed_token_ids"),
+    ],
+)
+def test_what_only_the_engine_knows(call, fields, param):
+    reply = call(COMPLETIONS, {**GREEDY, **fields})
+    assert reply.status == 400 and reply.error["param"] == param
+
+
+def test_leaving_frees_the_engine(engine, service):
+    async def scenario():
+        whole = asyncio.create_task(service.handle(HttpRequest(path=COMPLETIONS, body=ENDLESS)))
+        response = await service.handle(HttpRequest(path=COMPLETIONS, body={**ENDLESS, "stream": True}))
+        unread = await service.handle(HttpRequest(path=COMPLETIONS, body={**ENDLESS, "stream": True}))
+        await response.stream.__anext__()
+        assert engine.stats().num_running + engine.stats().num_waiting >= 2
+        whole.cancel()
+        await response.stream.aclose()
+        await unread.stream.aclose()
+        with pytest.raises(asyncio.CancelledError):
+            await whole
+
+    asyncio.run(scenario())
+    wait_until_idle(engine)
+
+
+def test_a_full_queue_sends_away(engine, service):
+    async def scenario():
+        requests = [
+            asyncio.create_task(service.handle(HttpRequest(path=COMPLETIONS, body=ENDLESS)))
+            for _ in range(14)
+        ]
+        done, waiting = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+        replies = [await read(task.result()) for task in done]
+        assert replies and all(reply.status == 429 for reply in replies)
+        assert all(int(reply.headers["Retry-After"]) >= 1 for reply in replies)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(scenario())
+    wait_until_idle(engine)
+
+
+def test_health_and_metrics(call):
+    assert call("/health").status == 200
+    text = call("/metrics").body.decode()
+    assert 'vllm:request_success_total{engine="0",finished_reason="abort",model_name="paged-tiny"}' in text

@@ -1,0 +1,137 @@
+"""One YAML file per deployment: what it may say, and what a wrong one is answered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from paged_backend.config import EngineConfig
+from paged_backend.errors import ConfigError
+from paged_backend.handlers.deployment import API_KEY_VARIABLE, Deployment, ServerConfig
+
+BUNDLED = Path(__file__).parents[2] / "configs" / "paged-tiny.yaml"
+
+
+def build(data, **options):
+    return Deployment.from_dict(data, environ={}, **options)
+
+
+def test_bundled_file_says_the_defaults():
+    deployment = Deployment.load(BUNDLED, environ={})
+    engine = EngineConfig.from_args(served_model_name=["paged-tiny"], max_num_seqs=64)
+    assert deployment == Deployment(name="paged-tiny", engine=engine)
+    assert deployment.model_names == ("paged-tiny",)
+
+
+def test_name_is_enough():
+    deployment = build({"name": "x"})
+    assert deployment.version == "1.0" and deployment.server == ServerConfig()
+    assert deployment.engine.model.model == "paged-tiny" and deployment.model_names == ("x",)
+    assert build({"name": "x", "engine": None, "server": {}}) == deployment
+
+
+def test_served_model_name_wins_over_name():
+    assert build({"name": "x", "engine": {"served_model_name": ["a", "b"]}}).model_names == ("a", "b")
+    assert build({"name": "x", "engine": {"served_model_name": "a"}}).model_names == ("a",)
+
+
+def test_round_trip():
+    data = {
+        "name": "x",
+        "version": "2.1",
+        "engine": {"max_num_seqs": 3, "served_model_name": ["a"]},
+        "server": {"host": "::1", "port": 99, "api_key": "k", "drain_timeout_s": 0.5},
+        "torchserve": {"java_heap": "1g", "batch_size": 8},
+        "bento": {"timeout_s": 5},
+    }
+    deployment = build(data)
+    assert build(deployment.to_dict()) == deployment
+    assert build(yaml.safe_load(yaml.safe_dump(deployment.to_dict()))) == deployment
+    assert "api_key" not in deployment.to_dict(with_api_key=False)["server"]
+    assert "hunter2" not in repr(build({**data, "server": {"api_key": "hunter2"}}))
+
+
+def test_relative_folders_are_relative_to_the_file(tmp_path):
+    (tmp_path / "weights").mkdir()
+    file = tmp_path / "x.yaml"
+    for model, resolved in [
+        ("./weights", tmp_path / "weights"),
+        ("weights", tmp_path / "weights"),
+        ("../other", tmp_path.parent / "other"),
+        ("org/name", "org/name"),
+        ("paged-tiny", "paged-tiny"),
+        (str(tmp_path), tmp_path),
+    ]:
+        file.write_text(f"name: x\nengine: {{model: {model!r}, tokenizer: {model!r}}}\n")
+        config = Deployment.load(file, environ={}).engine.model
+        assert config.model == config.tokenizer == str(resolved)
+
+
+def test_key_from_the_environment(monkeypatch):
+    data = {"name": "x", "server": {"api_key": "from-file"}}
+    assert Deployment.from_dict(data, environ={API_KEY_VARIABLE: "k"}).server.api_key == "k"
+    monkeypatch.setenv(API_KEY_VARIABLE, "k2")
+    assert Deployment.from_dict(data).server.api_key == "k2"
+    with pytest.raises(ConfigError, match=API_KEY_VARIABLE):
+        Deployment.from_dict(data, environ={API_KEY_VARIABLE: ""})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "name is missing"),
+        ([], "deployment must be a mapping"),
+        ({"name": ""}, "name must be"),
+        ({"name": 3}, "name must be"),
+        ({"name": "a/b"}, "name must start with a letter or digit"),
+        ({"name": "x", "version": 1.0}, 'version must be a quoted string such as "1.0"'),
+        ({"name": "x", "verison": "1"}, "Unknown deployment key 'verison'. Did you mean 'version'?"),
+        ({"name": "x", "engine": []}, "engine must be a mapping"),
+        ({"name": "x", "engine": {"max_num_seq": 1}}, "Did you mean 'max_num_seqs'?"),
+        ({"name": "x", "engine": {"max_num_seqs": 0}}, "max_num_seqs must be at least 1"),
+        ({"name": "x", "server": {"prot": 1}}, "Unknown server key 'prot'. Did you mean 'port'?"),
+        ({"name": "x", "server": {"port": 0}}, "server.port must be in 1..65535"),
+        ({"name": "x", "server": {"port": "80"}}, "server.port must be an integer"),
+        ({"name": "x", "server": {"host": ""}}, "server.host"),
+        ({"name": "x", "server": {"api_key": ""}}, "server.api_key"),
+        ({"name": "x", "server": {"api_key": "a b"}}, "server.api_key"),
+        ({"name": "x", "server": {"max_body_bytes": -1}}, "server.max_body_bytes"),
+        ({"name": "x", "server": {"drain_timeout_s": -1}}, "server.drain_timeout_s"),
+        ({"name": "x", "server": {"stall_timeout_s": 0}}, "server.stall_timeout_s"),
+        ({"name": "x", "server": {"stall_timeout_s": float("inf")}}, "server.stall_timeout_s"),
+        ({"name": "x", "torchserve": {"java_heap": "lots"}}, "torchserve.java_heap"),
+        ({"name": "x", "torchserve": {"batchsize": 1}}, "Did you mean 'batch_size'?"),
+        ({"name": "x", "torchserve": {"job_queue_size": True}}, "torchserve.job_queue_size"),
+        ({"name": "x", "bento": {"tracing": 1}}, "bento.tracing must be true or false"),
+        ({"name": "x", 3: 4}, "Unknown deployment key '3'"),
+    ],
+)
+def test_refusals(data, message):
+    with pytest.raises(ConfigError) as caught:
+        build(data)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "is not valid YAML"),
+        ("name: x\nname: y\n", "the key 'name' is given twice"),
+        ("name: \x00", "is not valid YAML"),
+        ("name: x\nserver: {port: no}", "server.port must be an integer"),
+        ("", "name is missing"),
+    ],
+)
+def test_file_errors_name_the_file(tmp_path, text, message):
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Deployment.load(file, environ={})
+    assert str(caught.value).startswith(str(file)) and message in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Deployment.load(tmp_path / "none.yaml")

@@ -1,0 +1,102 @@
+"""Stand-ins for both sides of the pump: a service that answers by script, and TorchServe's context of one call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpRequest, HttpResponse, json_response
+
+
+class ScriptedService:
+    """Does what a request's body says.
+
+    `delay` seconds pass first. Then `status` gives a JSON error; `frames` gives a stream of so many numbered frames,
+    `gap` seconds apart; `bytes` gives a body of that size; `raise` breaks the service's promise.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[HttpRequest] = []
+        self.num_running = 0
+
+    async def handle(self, request: HttpRequest) -> HttpResponse:
+        self.requests.append(request)
+        body = request.body
+        assert isinstance(body, Mapping)
+        self.num_running += 1
+        try:
+            await asyncio.sleep(body.get("delay", 0))
+        finally:
+            self.num_running -= 1
+        if "raise" in body:
+            raise RuntimeError("as the script says")
+        if "status" in body:
+            return json_response({"error": {"code": body["status"]}}, status=body["status"])
+        if "frames" in body:
+            stream = self._frames(body["frames"], body.get("gap", 0.0), body.get("bytes", 0))
+            return HttpResponse(200, {"Content-Type": STREAM_TYPE}, stream=stream)
+        return HttpResponse(200, {"Content-Type": "application/json"}, b"x" * body.get("bytes", 1))
+
+    async def _frames(self, count: int, gap_s: float, size: int) -> AsyncIterator[bytes]:
+        self.num_running += 1
+        try:
+            for number in range(count):
+                await asyncio.sleep(gap_s)
+                yield f"data: {number}{'x' * size}\n\n".encode()
+        finally:
+            self.num_running -= 1
+
+
+class ScriptedEngine:
+    """Healthy until told otherwise."""
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+        self.drained_s: list[float] = []
+
+    def check_health(self, stall_timeout_s: float | None = None) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+    def drain(self, timeout_s: float) -> bool:
+        self.drained_s.append(timeout_s)
+        return True
+
+
+class ScriptedContext:
+    """TorchServe's context, and what TorchServe does with a call's results."""
+
+    def __init__(self, model_yaml_config: Mapping[str, Any], *, batch_size: int = 8) -> None:
+        self.model_name = "scripted"
+        self.model_yaml_config = model_yaml_config
+        self.system_properties = {"batch_size": batch_size}
+        self.request_ids: dict[int, str] = {}
+        self.stopping_criteria: list[Callable[[Any], bool | None]] | None = None
+        self._headers: list[Mapping[str, Any]] = []
+        self.statuses: dict[int, int] = {}
+        self.response_headers: dict[int, dict[str, str]] = {}
+
+    def start_call(self, requests: Mapping[str, Mapping[str, Any]]) -> None:
+        """A call with these requests: headers by id, none for what the backend knows already."""
+        self.request_ids = dict(enumerate(requests))
+        self._headers = list(requests.values())
+        self.statuses = {}
+        self.response_headers = {}
+
+    def get_all_request_header(self, idx: int) -> Mapping[str, Any]:
+        return self._headers[idx]
+
+    def set_response_status(self, code: int, phrase: str, idx: int) -> None:
+        self.statuses[idx] = code
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        self.response_headers.setdefault(idx, {})[key] = value
+
+    def replies(self, bodies: list[bytes]) -> dict[str, tuple[bytes, bool | None]]:
+        """What TorchServe would write, by request id: the bytes, and what the stopping criterion says."""
+        assert self.stopping_criteria is not None
+        return {
+            request_id: (bodies[index], self.stopping_criteria[index](bodies[index]))
+            for index, request_id in self.request_ids.items()
+        }

@@ -1,0 +1,244 @@
+"""The pump against a scripted service: every rule of the host, without the host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from paged_backend.handlers.openai.wire import HttpRequest
+from paged_backend.handlers.torchserve.pump import Pump, Reply
+from tests.handlers.torchserve.scripted import ScriptedService
+from tests.serving.processes import wait_until
+
+PATH = "/v1/completions"
+
+
+class Host:
+    """Polls a pump as TorchServe does: live ids each time, and what was withheld once more."""
+
+    def __init__(self, pump: Pump) -> None:
+        self.pump = pump
+        self.live: dict[str, Mapping[str, Any]] = {}
+        self.replies: dict[str, list[Reply]] = {}
+
+    def send(self, request_id: str, **body: Any) -> None:
+        self.live[request_id] = body
+        self.replies[request_id] = []
+
+    def call(self) -> list[Reply | None]:
+        ids = list(self.live)
+        answers = self.pump.exchange(ids, lambda index: HttpRequest(PATH, body=dict(self.live[ids[index]])))
+        for request_id, reply in zip(ids, answers, strict=True):
+            if reply is not None:
+                self.replies[request_id].append(reply)
+                if reply.more is not True:
+                    del self.live[request_id]
+        return answers
+
+    def run(self, timeout_s: float = 10.0) -> None:
+        """Polls until nothing lives."""
+        end_s = time.monotonic() + timeout_s
+        while self.live:
+            assert time.monotonic() < end_s, f"still live: {list(self.live)}"
+            self.call()
+
+    def body(self, request_id: str) -> bytes:
+        return b"".join(reply.body for reply in self.replies[request_id])
+
+
+@pytest.fixture
+def service() -> ScriptedService:
+    return ScriptedService()
+
+
+@pytest.fixture
+def make_host(service: ScriptedService) -> Iterator[Callable[..., Host]]:
+    pumps: list[Pump] = []
+
+    def make(**options: Any) -> Host:
+        pumps.append(Pump(service, **{"max_reply_bytes": 1 << 20, **options}))
+        return Host(pumps[-1])
+
+    yield make
+    for pump in pumps:
+        pump.close()
+
+
+@pytest.fixture
+def host(make_host: Callable[..., Host]) -> Host:
+    return make_host()
+
+
+def test_plain_reply_is_one_whole_reply(host: Host) -> None:
+    host.send("a", bytes=5)
+    host.run()
+    assert host.replies["a"] == [Reply(b"xxxxx", None, 200, {"Content-Type": "application/json"})]
+
+
+def test_stream_ended_by_its_first_reply_is_never_called_a_last_chunk(host: Host) -> None:
+    # TorchServe writes no headers for a last chunk that comes first, and the client hangs.
+    host.send("a", frames=2)
+    host.call()
+    time.sleep(0.1)
+    host.run()
+    assert host.replies["a"][0].status == 200
+    assert host.replies["a"][0].more in (None, True)
+    assert host.body("a") == b"data: 0\n\ndata: 1\n\n"
+
+
+def test_stream_gives_its_frames_as_they_come(host: Host) -> None:
+    host.send("a", frames=4, gap=0.06)
+    host.run()
+    replies = host.replies["a"]
+    assert host.body("a") == b"data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\n"
+    assert len([reply for reply in replies if reply.body]) == 4
+    assert [reply.more for reply in replies[:-1]] == [True] * (len(replies) - 1)
+    assert replies[-1].more is False
+    assert [reply.status for reply in replies] == [200] + [None] * (len(replies) - 1)
+
+
+def test_error_keeps_its_status_however_many_calls_it_takes(host: Host) -> None:
+    host.send("a", delay=0.12, status=429)
+    host.run()
+    assert [(reply.status, reply.more) for reply in host.replies["a"]] == [(429, None)]
+
+
+def test_unanswered_request_is_committed_in_time_to_see_its_client_go(make_host: Callable[..., Host]) -> None:
+    host = make_host(commit_after_s=0.05)
+    host.send("a", delay=0.3, bytes=3)
+    host.run()
+    first, *rest = host.replies["a"]
+    assert (first.status, first.body, first.more) == (200, b"", True)
+    assert rest[-1].more is False
+    assert host.body("a") == b"xxx"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [({"stream": True, "frames": 1}, "text/event-stream"), ({"bytes": 1}, "application/json")],
+)
+def test_early_commit_guesses_the_content_type(
+    make_host: Callable[..., Host], body: dict[str, Any], content_type: str
+) -> None:
+    host = make_host(commit_after_s=0.0)
+    host.send("a", delay=0.1, **body)
+    host.run()
+    assert host.replies["a"][0].headers["Content-Type"].startswith(content_type)
+
+
+def test_call_waits_a_moment_at_most(host: Host) -> None:
+    host.send("a", delay=5.0)
+    start_s = time.monotonic()
+    host.call()
+    assert 0.02 < time.monotonic() - start_s < 0.5
+
+
+def test_many_requests_share_calls(host: Host) -> None:
+    for number in range(40):
+        host.send(f"s{number}", frames=5, gap=0.02)
+        host.send(f"p{number}", delay=0.05, bytes=number)
+    start_s = time.monotonic()
+    host.run()
+    assert time.monotonic() - start_s < 5
+    assert all(host.body(f"s{number}").endswith(b"data: 4\n\n") for number in range(40))
+    assert all(len(host.body(f"p{number}")) == number for number in range(40))
+    assert host.pump.num_live == 0
+
+
+def test_vanished_request_is_aborted_while_others_run(host: Host, service: ScriptedService) -> None:
+    host.send("gone", frames=1000, gap=0.02)
+    host.send("stays", frames=10, gap=0.03)
+    host.send("waits", delay=30.0)
+    for _ in range(3):
+        host.call()
+    assert service.num_running == 3
+    del host.live["gone"], host.live["waits"]
+    host.call()
+    wait_until(lambda: service.num_running == 1, timeout_s=1, what="the abort")
+    host.run()
+    assert host.body("stays").endswith(b"data: 9\n\n")
+
+
+def test_orphans_are_aborted_when_the_host_falls_silent(
+    make_host: Callable[..., Host], service: ScriptedService
+) -> None:
+    host = make_host(quiet_s=0.3)
+    host.send("stream", frames=1000, gap=0.01)
+    host.send("plain", delay=30.0)
+    host.call()
+    wait_until(lambda: service.num_running == 0, timeout_s=3, what="the watchdog")
+
+
+def test_host_that_was_only_slow_gets_an_error_for_what_was_aborted(
+    make_host: Callable[..., Host], service: ScriptedService
+) -> None:
+    host = make_host(quiet_s=0.2)
+    host.send("stream", frames=1000, gap=0.01)
+    host.send("plain", delay=30.0)
+    host.call()
+    time.sleep(0.1)
+    host.call()
+    assert host.replies["stream"] and not host.replies["plain"]
+    wait_until(lambda: service.num_running == 0, timeout_s=3, what="the watchdog")
+    host.run()
+    assert host.replies["plain"][0].status == 503
+    assert host.replies["stream"][-1].more is False
+    assert host.body("stream").endswith(b"data: [DONE]\n\n")
+    assert b'"code":503' in host.body("stream")
+    host.send("next", bytes=2)
+    host.run()
+    assert host.body("next") == b"xx"
+
+
+def test_busy_host_is_never_taken_for_silent(make_host: Callable[..., Host]) -> None:
+    host = make_host(quiet_s=0.2)
+    host.send("a", delay=1.0, bytes=2)
+    host.run()
+    assert host.body("a") == b"xx"
+
+
+def test_request_that_the_pump_does_not_know_is_ended(host: Host) -> None:
+    replies = host.pump.exchange(["old"], lambda index: None)
+    assert replies == [Reply(b"", False)]
+
+
+def test_long_replies_come_in_pieces(make_host: Callable[..., Host]) -> None:
+    host = make_host(max_reply_bytes=100)
+    host.send("plain", bytes=1050)
+    host.send("stream", frames=3, bytes=150)
+    host.run()
+    assert host.body("plain") == b"x" * 1050
+    assert host.body("stream").count(b"data: ") == 3
+    pieces = [reply.body for replies in host.replies.values() for reply in replies]
+    assert max(map(len, pieces)) <= 100
+
+
+def test_service_that_breaks_its_promise_costs_one_request(host: Host) -> None:
+    host.send("bad", **{"raise": True})
+    host.send("good", frames=3, gap=0.02)
+    host.run()
+    assert host.replies["bad"][0].status == 500
+    assert b"as the script says" not in host.body("bad")
+    assert host.body("good").endswith(b"data: 2\n\n")
+
+
+def test_request_that_cannot_be_read_costs_one_request(host: Host) -> None:
+    def read(index: int) -> HttpRequest:
+        if index == 0:
+            raise UnicodeError("as the test says")
+        return HttpRequest(PATH, body={"bytes": 1})
+
+    bad, _ = host.pump.exchange(["bad", "good"], read)
+    assert bad is not None and (bad.status, bad.more) == (500, None)
+
+
+def test_close_aborts_and_stops(service: ScriptedService) -> None:
+    pump = Pump(service, max_reply_bytes=100)
+    host = Host(pump)
+    host.send("a", frames=1000, gap=0.01)
+    host.call()
+    pump.close()
+    assert service.num_running == 0

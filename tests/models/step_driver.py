@@ -1,0 +1,65 @@
+"""Runs steps by hand, without a scheduler: what a sequence's logits are through the paged cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from paged_backend.executor.batch import build_inputs
+from paged_backend.executor.kv_storage import KVStorage
+from paged_backend.kernels.interface import Kernels
+from paged_backend.models.loader import LoadedModel
+from paged_backend.sampling_params import SamplingParams
+from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence
+
+BLOCK_SIZE = 4
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def scheduled(
+    seq_id: int,
+    tokens: Sequence[int],
+    num_computed: int,
+    block_table: Sequence[int],
+    *,
+    params: SamplingParams | None = GREEDY,
+    seeds: tuple[int, ...] = (0,),
+) -> ScheduledSequence:
+    """A share of a step that computes all tokens past num_computed; params None means without sampling."""
+    task = None if params is None else SamplingTask(params, seeds, len(tokens), tokens, ())
+    return ScheduledSequence(seq_id, tokens[num_computed:], num_computed, block_table, task)
+
+
+def chunked_logits(
+    model: LoadedModel, kernels: Kernels, tokens: Sequence[int], chunks: Sequence[int]
+) -> Tensor:
+    """Logits of every position, float32 [len(tokens), vocab_size], computed in chunks of given lengths.
+
+    The blocks are scattered over the pool, so that an addressing error shows.
+    """
+    num_blocks = -(-len(tokens) // BLOCK_SIZE)
+    storage = KVStorage(model.architecture, 2 * num_blocks, BLOCK_SIZE, model.dtype)
+    storage.cache.fill_(7.0)
+    table = [(5 * i + 3) % num_blocks * 2 + i % 2 for i in range(num_blocks)]
+    if len(set(table)) < num_blocks:
+        table = list(range(2 * num_blocks - 1, num_blocks - 1, -1))
+    rows, done = [], 0
+    with torch.inference_mode():
+        for length in chunks:
+            share = scheduled(0, tokens[: done + length], done, table, params=None)
+            inputs = build_inputs([share], BLOCK_SIZE)
+            inputs = type(inputs)(
+                token_ids=inputs.token_ids,
+                positions=inputs.positions,
+                slot_mapping=inputs.slot_mapping,
+                block_tables=inputs.block_tables,
+                query_start=inputs.query_start,
+                context_lens=inputs.context_lens,
+                logits_rows=None,
+            )
+            rows.append(model.decoder(inputs, storage.layers))
+            done += length
+    assert done == len(tokens)
+    return torch.cat(rows)

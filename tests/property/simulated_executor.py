@@ -1,0 +1,160 @@
+"""An executor without a model: its cache holds, slot by slot, what a real one's K/V would depend on.
+
+The K/V of a position depend on every token up to it, and a drawn token on the K/V of its whole context, the
+seed and its position. Here the "K/V" of a slot are (scope, position, digest of all tokens up to it), and a
+token is a hash of what stands in the cache. A block that is shared, reused or copied wrongly is seen at once,
+and changes tokens too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from paged_backend.sampling_params import SamplingParams
+from paged_backend.scheduler.plan import SampledToken, SamplingTask, StepPlan, StepResult
+
+EOS = 0
+VOCAB_SIZE = 7
+
+Cell = tuple[str | None, int, int]
+"""Scope (the salt), position, digest of the tokens up to and with that position."""
+
+GARBAGE: Cell = ("nobody's", -1, -1)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the test itself knows of a sequence, not taken from the scheduler."""
+
+    token_ids: tuple[int, ...]
+    scope: str | None
+
+
+def extend_digest(digest: int, token: int) -> int:
+    """The digest of one more token."""
+    return hash((digest, token))
+
+
+def draw(seed: int, position: int, digest: int, suppressed: tuple[int, ...]) -> int:
+    """The token of (seed, position, context): what a model and its sampler would be."""
+    allowed = [token for token in range(VOCAB_SIZE) if token not in suppressed]
+    return allowed[hash((seed, position, digest)) % len(allowed)]
+
+
+def run_alone(
+    prompt: tuple[int, ...], params: SamplingParams, seed: int, max_tokens: int
+) -> tuple[tuple[int, ...], str, int | None]:
+    """Tokens, finish reason and stop reason of one sample, from the definition: no cache, no steps."""
+    digest = 0
+    for token in prompt:
+        digest = extend_digest(digest, token)
+    stops = tuple(params.stop_token_ids or ())
+    output: list[int] = []
+    while True:
+        suppressed = (EOS, *stops) if len(output) < params.min_tokens else ()
+        token = draw(seed, len(prompt) + len(output), digest, suppressed)
+        output.append(token)
+        digest = extend_digest(digest, token)
+        if token == EOS and not params.ignore_eos and token not in suppressed:
+            return tuple(output), "stop", None
+        if token in stops and token not in suppressed:
+            return tuple(output), "stop", token
+        if len(output) == max_tokens:
+            return tuple(output), "length", None
+
+
+class SimulatedExecutor:
+    """Runs plans over the simulated cache, and asserts what an executor may rely on.
+
+    Args:
+        num_blocks, block_size: the cache's shape.
+        known: tells what a sequence's tokens must be, by its id.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, known: Callable[[int], Known]) -> None:
+        self.block_size = block_size
+        self.known = known
+        self.cells: list[list[Cell]] = [[GARBAGE] * block_size for _ in range(num_blocks)]
+
+    def run(self, plan: StepPlan, *, undrawable: int | None = None) -> StepResult:
+        """Copies, writes all new K/V, and draws, but for one sequence that nothing can be drawn for."""
+        self.copy_blocks(plan.block_copies)
+        self._write(plan)
+        samples: dict[int, tuple[SampledToken, ...]] = {}
+        for scheduled in plan.sequences:
+            known = self.known(scheduled.seq_id)
+            end = scheduled.num_computed_tokens + len(scheduled.token_ids)
+            digest = 0
+            for position in range(end):
+                digest = extend_digest(digest, known.token_ids[position])
+                cell = self._cell(scheduled.block_table, position)
+                wanted = (known.scope, position, digest)
+                assert cell == wanted, f"sequence {scheduled.seq_id} needs {wanted}, its slot holds {cell}"
+            caught_up = end == len(known.token_ids)
+            assert (scheduled.sampling is not None) == caught_up, "draws exactly when caught up"
+            if scheduled.sampling is not None and scheduled.seq_id == undrawable:
+                samples[scheduled.seq_id] = ()
+            elif scheduled.sampling is not None:
+                samples[scheduled.seq_id] = self._draw(scheduled.sampling, known, digest)
+        return StepResult(samples)
+
+    def break_off(self, plan: StepPlan) -> None:
+        """A step that raises half way: copies done, new slots half written, nothing drawn."""
+        self.copy_blocks(plan.block_copies)
+        for scheduled in plan.sequences:
+            for i in range(len(scheduled.token_ids)):
+                self._set(scheduled.block_table, scheduled.num_computed_tokens + i, GARBAGE)
+
+    def copy_blocks(self, copies: tuple[tuple[int, int], ...]) -> None:
+        """All copies at once; no order may matter."""
+        sources = [source for source, _ in copies]
+        destinations = [destination for _, destination in copies]
+        assert len(set(destinations)) == len(destinations), "a block is the destination of two copies"
+        assert not set(sources) & set(destinations), "a block is both source and destination"
+        # Last to first, to see that the order does not matter.
+        for source, destination in reversed(copies):
+            self.cells[destination] = list(self.cells[source])
+
+    def _write(self, plan: StepPlan) -> None:
+        written: dict[tuple[int, int], int] = {}
+        for scheduled in plan.sequences:
+            known = self.known(scheduled.seq_id)
+            start = scheduled.num_computed_tokens
+            end = start + len(scheduled.token_ids)
+            assert scheduled.token_ids, "a scheduled sequence computes at least one token"
+            assert tuple(scheduled.token_ids) == known.token_ids[start:end], "wrong tokens"
+            assert len(scheduled.block_table) == -(-end // self.block_size), "block table of a wrong length"
+            digest = 0
+            for token in known.token_ids[:start]:
+                digest = extend_digest(digest, token)
+            for position in range(start, end):
+                digest = extend_digest(digest, known.token_ids[position])
+                slot = (scheduled.block_table[position // self.block_size], position % self.block_size)
+                assert slot not in written, f"{slot} is written by {written[slot]} and {scheduled.seq_id}"
+                written[slot] = scheduled.seq_id
+                self._set(scheduled.block_table, position, (known.scope, position, digest))
+
+    def _draw(self, task: SamplingTask, known: Known, digest: int) -> tuple[SampledToken, ...]:
+        num_prompt = len(task.prompt_token_ids)
+        assert (*task.prompt_token_ids, *task.output_token_ids) == known.token_ids
+        assert task.position == len(known.token_ids)
+        stops = (EOS, *(task.params.stop_token_ids or ()))
+        suppress = task.position - num_prompt < task.params.min_tokens
+        assert task.suppressed_token_ids == (tuple(sorted(set(stops))) if suppress else ())
+        return tuple(
+            SampledToken(draw(seed, task.position, digest, task.suppressed_token_ids)) for seed in task.seeds
+        )
+
+    def _cell(self, block_table: object, position: int) -> Cell:
+        assert isinstance(block_table, list)
+        return self.cells[block_table[position // self.block_size]][position % self.block_size]
+
+    def _set(self, block_table: object, position: int, cell: Cell) -> None:
+        assert isinstance(block_table, list)
+        self.cells[block_table[position // self.block_size]][position % self.block_size] = cell
+
+
+def known_of(table: Mapping[int, Known]) -> Callable[[int], Known]:
+    """A lookup into a plain mapping, for tests with few sequences."""
+    return lambda seq_id: table[seq_id]

@@ -1,0 +1,340 @@
+"""Random lives of random requests over a tiny cache: every block, every token and every end is checked."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from paged_backend.config import SchedulerConfig
+from paged_backend.errors import InvalidRequestError
+from paged_backend.kv.manager import KVCacheManager
+from paged_backend.sampling_params import SamplingParams
+from paged_backend.scheduler.scheduler import Scheduler, StepEvent
+from paged_backend.scheduler.sequence import Sequence
+from tests.property.simulated_executor import (
+    EOS,
+    VOCAB_SIZE,
+    Known,
+    SimulatedExecutor,
+    extend_digest,
+    run_alone,
+)
+
+MAX_MODEL_LEN = 24
+
+# Prompts are prefixes of a few texts, so that many share blocks, and some are alike.
+_TEXTS = tuple(
+    tuple(random.Random(i).randrange(VOCAB_SIZE) for _ in range(4)) * 2
+    + tuple(random.Random(100 + i).randrange(VOCAB_SIZE) for _ in range(MAX_MODEL_LEN))
+    for i in (0, 0, 1)
+)
+
+
+@dataclass
+class Sample:
+    """One sample as the test knows it."""
+
+    request: Request
+    index: int
+    output: list[int] = field(default_factory=list)
+    ended: str | None = None
+
+
+@dataclass
+class Request:
+    """One request as the test knows it."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    salt: str | None
+    max_tokens: int
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def live(self) -> bool:
+        return any(sample.ended is None for sample in self.samples)
+
+    @property
+    def parted(self) -> bool:
+        return any(sample.output for sample in self.samples)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Scheduler, block manager and prefix index against a simulated cache."""
+
+    @initialize(
+        num_blocks=st.integers(2, 14),
+        block_size=st.integers(1, 5),
+        max_num_seqs=st.integers(1, 6),
+        spare_budget=st.integers(0, 20),
+        policy=st.sampled_from(["fcfs", "priority"]),
+        caching=st.booleans() | st.just(True),
+    )
+    def build(
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        spare_budget: int,
+        policy: str,
+        caching: bool,
+    ) -> None:
+        self.kv = KVCacheManager(num_blocks, block_size, caching, key=b"test")
+        self.config = SchedulerConfig(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_seqs + spare_budget,
+            scheduling_policy=policy,
+        )
+        self.scheduler = Scheduler(self.config, self.kv, MAX_MODEL_LEN, {EOS})
+        self.executor = SimulatedExecutor(num_blocks, block_size, self.known)
+        self.requests: dict[str, Request] = {}
+        self.by_seq_id: dict[int, Sample] = {}
+        self.sequences: dict[int, Sequence] = {}
+
+    def known(self, seq_id: int) -> Known:
+        sample = self.by_seq_id[seq_id]
+        return Known((*sample.request.prompt, *sample.output), sample.request.salt)
+
+    @rule(
+        text=st.sampled_from(_TEXTS),
+        length=st.integers(1, MAX_MODEL_LEN),
+        n=st.sampled_from([1, 1, 1, 2, 3, 4]),
+        max_tokens=st.none() | st.integers(1, 12),
+        min_tokens=st.integers(0, 4),
+        ignore_eos=st.booleans(),
+        stops=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=1),
+        seed=st.integers(0, 3) | st.just(2**63 - 1),
+        salt=st.sampled_from([None, None, "", "tenant"]),
+        priority=st.integers(-1, 1),
+    )
+    def submit(
+        self,
+        text: tuple[int, ...],
+        length: int,
+        n: int,
+        max_tokens: int | None,
+        min_tokens: int,
+        ignore_eos: bool,
+        stops: list[int],
+        seed: int,
+        salt: str | None,
+        priority: int,
+    ) -> None:
+        if max_tokens is not None:
+            min_tokens = min(min_tokens, max_tokens)
+        params = SamplingParams(
+            n=n, max_tokens=max_tokens, min_tokens=min_tokens, ignore_eos=ignore_eos, stop_token_ids=stops
+        )
+        prompt = text[:length]
+        room = min(MAX_MODEL_LEN, self.kv.num_blocks * self.kv.block_size + 1) - length
+        wanted = room if max_tokens is None else min(max_tokens, MAX_MODEL_LEN - length)
+        fits = n <= self.config.max_num_seqs and room >= 1 and wanted <= room and min_tokens <= wanted
+        request_id = f"r{len(self.requests)}"
+        try:
+            sequence = self.scheduler.add(request_id, prompt, params, seed=seed, salt=salt, priority=priority)
+        except InvalidRequestError as error:
+            assert not fits and error.param in ("n", "prompt", "max_tokens", "min_tokens")
+            return
+        assert fits
+        request = Request(request_id, prompt, params, seed, salt, wanted)
+        request.samples = [Sample(request, index) for index in range(n)]
+        self.requests[request_id] = request
+        self.by_seq_id[sequence.seq_id] = request.samples[0]
+        self.sequences[sequence.seq_id] = sequence
+
+    @rule(count=st.integers(1, 8))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            if self.scheduler.has_work:
+                self.one_step()
+
+    def one_step(self) -> None:
+        plan = self.scheduler.plan()
+        assert plan.sequences, "a step without progress"
+        assert plan.num_tokens <= self.config.max_num_batched_tokens
+        assert len(plan.sequences) == self.scheduler.num_running <= self.config.max_num_seqs
+        for event in self.scheduler.commit(self.executor.run(plan)):
+            self.book(event)
+
+    def book(self, event: StepEvent) -> None:
+        sequence, samples = event
+        if not samples:
+            request = self.requests[sequence.request_id]
+            for sibling in self.scheduler.sequences(sequence.request_id):
+                self.scheduler.finish_sequence(sibling, "error")
+            for sample in request.samples:
+                sample.ended = sample.ended or "error"
+            return
+        if sequence.seq_id not in self.by_seq_id:
+            self.by_seq_id[sequence.seq_id] = self.requests[sequence.request_id].samples[sequence.index]
+            self.sequences[sequence.seq_id] = sequence
+        sample = self.by_seq_id[sequence.seq_id]
+        assert sample.ended is None, "an event after the end"
+        sample.output.extend(token.token_id for token in samples)
+        assert sequence.output_token_ids == sample.output
+        tokens, reason, stop_reason = self.alone(sample)
+        if sequence.finished:
+            sample.ended = sequence.finish_reason
+            assert (tuple(sample.output), sequence.finish_reason) == (tokens, reason)
+            assert sequence.stop_reason == stop_reason
+        else:
+            assert tuple(sample.output) == tokens[: len(sample.output)] and len(sample.output) < len(tokens)
+
+    def alone(self, sample: Sample) -> tuple[tuple[int, ...], str, int | None]:
+        request = sample.request
+        seed = request.seed + sample.index
+        if seed >= 2**63:
+            seed -= 2**64
+        return run_alone(request.prompt, request.params, seed, request.max_tokens)
+
+    def live(self) -> list[Request]:
+        return [request for request in self.requests.values() if request.live]
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.live()), label="request")
+        expected = [s for s in request.samples if s.ended is None] if request.parted else request.samples[:1]
+        ended = self.scheduler.abort(request.request_id)
+        assert [sequence.index for sequence in ended] == [sample.index for sample in expected]
+        assert all(sequence.finished and sequence.finish_reason == "abort" for sequence in ended)
+        for sample in request.samples:
+            sample.ended = sample.ended or "abort"
+        assert self.scheduler.abort(request.request_id) == []
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def stop_string(self, data: st.DataObject) -> None:
+        candidates = [s for r in self.live() if r.parted for s in r.samples if s.ended is None]
+        if not candidates:
+            return
+        sample = data.draw(st.sampled_from(candidates), label="sample")
+        (sequence,) = (
+            s for s in self.scheduler.sequences(sample.request.request_id) if s.index == sample.index
+        )
+        self.scheduler.finish_sequence(sequence, "stop", "the end")
+        assert (sequence.finish_reason, sequence.stop_reason) == ("stop", "the end")
+        sample.ended = "stop"
+
+    @precondition(lambda self: self.scheduler.has_work)
+    @rule(luck=st.integers(0, 3))
+    def failing_step(self, luck: int) -> None:
+        if luck:  # a fault ends all that runs, so too many of them leave little to test
+            return self.one_step()
+        plan = self.scheduler.plan()
+        self.executor.break_off(plan)
+        hit = {self.by_seq_id[s.seq_id].request.request_id for s in plan.sequences}
+        dropped = self.scheduler.fail()
+        assert {sequence.request_id for sequence in dropped} == hit
+        assert all(sequence.finish_reason == "error" for sequence in dropped)
+        for request_id in hit:
+            for sample in self.requests[request_id].samples:
+                sample.ended = sample.ended or "error"
+        return None
+
+    @precondition(lambda self: self.scheduler.has_work)
+    @rule(data=st.data())
+    def step_with_a_sequence_that_cannot_be_drawn(self, data: st.DataObject) -> None:
+        plan = self.scheduler.plan()
+        seq_id = data.draw(st.sampled_from([s.seq_id for s in plan.sequences]), label="undrawable")
+        # The fault may come after its siblings got tokens in the same step: each has had its say by then.
+        events = self.scheduler.commit(self.executor.run(plan, undrawable=seq_id))
+        for event in sorted(events, key=lambda event: not event[1]):
+            self.book(event)
+
+    @precondition(lambda self: self.scheduler.has_work)
+    @rule()
+    def questions(self) -> None:
+        before = (self.kv.pool.free_blocks(), list(self.kv.pool.ref_counts), self.kv.stats())
+        for sequence in self.sequences.values():
+            self.kv.cached_prefix(sequence.table)
+        for request in self.requests.values():
+            self.kv.lookup(request.prompt, request.salt)
+            self.scheduler.check_fits(len(request.prompt), request.params)
+        assert before == (self.kv.pool.free_blocks(), list(self.kv.pool.ref_counts), self.kv.stats())
+
+    @invariant()
+    def books_agree(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        self.scheduler.check_invariants()
+        live = {request.request_id for request in self.live()}
+        assert self.scheduler.num_requests == len(live)
+        assert self.scheduler.has_work == bool(live)
+        self.check_waste()
+        self.check_index()
+
+    def check_waste(self) -> None:
+        """Empty slots, counted one by one."""
+        size = self.kv.block_size
+        filled: set[tuple[int, int]] = set()
+        held: set[int] = set()
+        for sequence in self.sequences.values():
+            held.update(sequence.table.block_ids)
+            for position in range(sequence.num_computed_tokens):
+                filled.add((sequence.table.block_ids[position // size], position % size))
+        stats = self.kv.stats()
+        assert stats.num_used_blocks == len(held)
+        assert stats.num_empty_slots == len(held) * size - len(filled)
+
+    def check_index(self) -> None:
+        """What the index gives for a request's tokens is what the cache holds for them, in its own scope."""
+        for request in self.requests.values():
+            prompt = request.prompt
+            found = self.kv.lookup(prompt, request.salt)
+            assert len(found) <= (len(prompt) - 1) // self.kv.block_size
+            cells = [cell for block in found for cell in self.executor.cells[block]]
+            digest = 0
+            for position, cell in enumerate(cells):
+                digest = extend_digest(digest, prompt[position])
+                assert cell == (request.salt, position, digest)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        live = [sample for request in self.live() for sample in request.samples if sample.ended is None]
+        work = sum(len(sample.request.prompt) + sample.request.max_tokens for sample in live)
+        for _ in range(work * (len(live) + 1)):
+            if not self.scheduler.has_work:
+                break
+            self.one_step()
+            self.scheduler.check_invariants()
+        assert not self.scheduler.has_work, "requests that never end"
+        for request in self.requests.values():
+            for sample in request.samples:
+                assert sample.ended is not None
+                tokens, _, _ = self.alone(sample)
+                if sample.ended in ("stop", "length"):
+                    assert tuple(sample.output) == tokens[: len(sample.output)]
+        assert self.kv.num_free_blocks == self.kv.num_blocks
+        assert self.scheduler.num_running == self.scheduler.num_waiting == self.scheduler.num_requests == 0
+
+
+_QUICK = settings(
+    max_examples=120, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+_LONG = settings(_QUICK, max_examples=1500, stateful_step_count=60)
+
+
+def test_random_lives() -> None:
+    run_state_machine_as_test(SchedulerMachine, settings=_QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_random_lives_for_long() -> None:
+    run_state_machine_as_test(SchedulerMachine, settings=_LONG)

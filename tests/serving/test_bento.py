@@ -1,0 +1,429 @@
+"""BentoML for real: one server, the `openai` client, clients that leave, workers that die, and a user's own service."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.serving.bento_host import BentoHost, metric_value
+from tests.serving.processes import wait_until
+
+MODEL = "paged-tiny"
+ROOT = Path(__file__).resolve().parents[2]
+
+BUSY = {"n": 48, "max_tokens": 480, "temperature": 0.9, "seed": 1, "ignore_eos": True}
+"""Enough work to be still running whenever a test looks."""
+
+DRAIN_TIMEOUT_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BentoHost]:
+    deployment = {"server": {"drain_timeout_s": DRAIN_TIMEOUT_S, "max_body_bytes": 100_000}}
+    with BentoHost(tmp_path_factory.mktemp("bento"), deployment) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def client(host: BentoHost) -> Iterator[openai.OpenAI]:
+    host.wait_ready()
+    with openai.OpenAI(base_url=f"{host.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def error_of(response: httpx.Response, status: int, kind: str, param: str | None = None) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == (kind, status)
+    if param is not None:
+        assert error["param"] == param
+    return error
+
+
+def sse(text: str) -> list[Any]:
+    """The data of a stream's frames; the last, `[DONE]`, as it is."""
+    return [
+        "[DONE]" if line == "data: [DONE]" else json.loads(line[6:])
+        for line in text.splitlines()
+        if line.startswith("data: ")
+    ]
+
+
+class TestReadiness:
+    """First in this file: the server is still starting."""
+
+    def test_before_the_engine_is_there(self, host: BentoHost) -> None:
+        wait_until(lambda: host.status("/livez") == 200, timeout_s=60, what="/livez")
+        assert host.status("/readyz") == 503
+        for path in ("/health", "/v1/models"):
+            error = error_of(httpx.get(f"{host.url}{path}"), 503, "ServiceUnavailableError")
+            assert "starting" in error["message"]
+        for path in ("/generate", "/generate_stream", "/v1/completions"):
+            body = {"prompt": "a"}
+            error_of(httpx.post(f"{host.url}{path}", json=body), 503, "ServiceUnavailableError")
+        assert host.status("/readyz") == 503
+
+    def test_and_after(self, host: BentoHost, client: openai.OpenAI) -> None:
+        assert {host.status(path) for path in ("/livez", "/readyz", "/health", "/version")} == {200}
+        assert [model.id for model in client.models.list()] == [MODEL]
+
+
+class TestOpenAI:
+    def test_completions_streamed_and_not(self, client: openai.OpenAI) -> None:
+        arguments: dict[str, Any] = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
+        whole = client.completions.create(**arguments)
+        assert whole.usage is not None and 0 < whole.usage.completion_tokens <= 12
+        chunks = list(client.completions.create(**arguments, stream=True))
+        assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+        assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+    def test_chat_streamed_and_not(self, client: openai.OpenAI) -> None:
+        arguments: dict[str, Any] = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "What is 2 + 3?"}],
+            "max_tokens": 12,
+            "temperature": 0,
+        }
+        whole = client.chat.completions.create(**arguments)
+        chunks = list(
+            client.chat.completions.create(**arguments, stream=True, stream_options={"include_usage": True})
+        )
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[0].choices[0].delta.role == "assistant"
+        assert chunks[-1].usage == whole.usage or chunks[-1].usage is not None
+
+    def test_sixteen_at_once_give_what_each_gives_alone(self, client: openai.OpenAI) -> None:
+        prompts = [f"Story number {index}: once upon a time" for index in range(16)]
+
+        def complete(prompt: str) -> str:
+            answer = client.completions.create(model=MODEL, prompt=prompt, max_tokens=24, temperature=0)
+            return answer.choices[0].text
+
+        def stream(prompt: str) -> str:
+            chunks = client.completions.create(
+                model=MODEL, prompt=prompt, max_tokens=24, temperature=0, stream=True
+            )
+            return "".join(chunk.choices[0].text for chunk in chunks)
+
+        with ThreadPoolExecutor(16) as pool:
+            together = list(pool.map(stream, prompts))
+        assert together == [complete(prompt) for prompt in prompts]
+        assert len(set(together)) > 1
+
+    def test_tokenize_and_back(self, host: BentoHost, client: openai.OpenAI) -> None:
+        tokens = httpx.post(f"{host.url}/tokenize", json={"model": MODEL, "prompt": "a fox"}).json()["tokens"]
+        back = httpx.post(f"{host.url}/detokenize", json={"model": MODEL, "tokens": tokens})
+        assert back.json()["prompt"] == "a fox"
+
+
+COMPLETION = {"model": MODEL, "prompt": "a", "max_tokens": 2}
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("path", "body", "status", "kind", "param"),
+        [
+            ("/v1/completions", {**COMPLETION, "temperature": -1}, 400, "BadRequestError", "temperature"),
+            ("/v1/completions", {**COMPLETION, "max_tokens": "x"}, 400, "BadRequestError", "body.max_tokens"),
+            ("/v1/completions", {**COMPLETION, "temprature": 1}, 400, "BadRequestError", "temprature"),
+            ("/v1/completions", {**COMPLETION, "model": "other"}, 404, "NotFoundError", "model"),
+            ("/v1/completions", {**COMPLETION, "prompt": "word " * 2000}, 400, "BadRequestError", "prompt"),
+            ("/v1/completions", {**COMPLETION, "prompt": []}, 400, "BadRequestError", None),
+            ("/v1/nothing", {}, 404, "NotFoundError", None),
+            ("/generate", {"prompt": "a", "temperature": -1}, 400, "BadRequestError", "temperature"),
+            ("/generate", {"prompt": "a", "max_tokens": "x"}, 400, "BadRequestError", "body.max_tokens"),
+            ("/generate", {"prompt": "a", "temprature": 1}, 400, "BadRequestError", "temprature"),
+            ("/generate", {"prompt": "a", "prompt_token_ids": [1]}, 400, "BadRequestError", "prompt_token_ids"),
+            ("/generate", {"prompt_token_ids": []}, 400, "BadRequestError", "prompt"),
+            ("/generate", {"prompt": "word " * 2000}, 400, "BadRequestError", "prompt"),
+            ("/generate", {}, 400, "BadRequestError", "prompt"),
+            ("/generate_stream", {"prompt": "a", "n": 0}, 400, "BadRequestError", "n"),
+            ("/generate_stream", {"prompt": 5}, 400, "BadRequestError", "body.prompt"),
+            ("/abort", {}, 400, "BadRequestError", "body.request_id"),
+        ],
+    )
+    def test_a_wrong_body(
+        self, host: BentoHost, client: openai.OpenAI, path: str, body: Any, status: int, kind: str, param: str | None
+    ) -> None:
+        error_of(httpx.post(f"{host.url}{path}", json=body), status, kind, param)
+
+    @pytest.mark.parametrize("path", ["/v1/completions", "/generate", "/generate_stream"])
+    @pytest.mark.parametrize("body", [b'{"prompt": ', b"[1]", b"\xff"])
+    def test_no_json_object(self, host: BentoHost, client: openai.OpenAI, path: str, body: bytes) -> None:
+        error_of(httpx.post(f"{host.url}{path}", content=body), 400, "BadRequestError", "body")
+
+    @pytest.mark.parametrize("path", ["/v1/completions", "/generate"])
+    def test_a_body_too_large(self, host: BentoHost, client: openai.OpenAI, path: str) -> None:
+        def chunks() -> Iterator[bytes]:
+            for _ in range(20):
+                yield b"x" * 10_000
+
+        error_of(httpx.post(f"{host.url}{path}", content=b"x" * 100_001), 413, "ContentTooLargeError")
+        error_of(httpx.post(f"{host.url}{path}", content=chunks()), 413, "ContentTooLargeError")
+
+    @pytest.mark.parametrize("path", ["/v1/completions", "/generate"])
+    def test_a_wrong_method(self, host: BentoHost, client: openai.OpenAI, path: str) -> None:
+        error_of(httpx.get(f"{host.url}{path}"), 405, "MethodNotAllowedError")
+
+    def test_the_log_holds_no_traceback_and_no_prompt(self, host: BentoHost, client: openai.OpenAI) -> None:
+        httpx.post(f"{host.url}/generate", json={"prompt": "my secret", "max_tokens": "x"})
+        log = host.log_file.read_text()
+        assert "Traceback" not in log and "my secret" not in log
+
+
+class TestNative:
+    def test_generate(self, host: BentoHost, client: openai.OpenAI) -> None:
+        body = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0, "logprobs": 2, "request_id": "mine"}
+        answer = httpx.post(f"{host.url}/generate", json=body).json()
+        assert answer["request_id"] == "mine" and answer["num_prompt_tokens"] > 0
+        (sample,) = answer["outputs"]
+        assert len(sample["logprobs"]) == len(sample["token_ids"]) <= 8
+        assert sample["logprobs"][0][0]["token_id"] == sample["token_ids"][0]
+        same = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8, temperature=0)
+        assert sample["text"] == same.choices[0].text
+
+    def test_token_ids_and_messages(self, host: BentoHost, client: openai.OpenAI) -> None:
+        tokens = httpx.post(f"{host.url}/tokenize", json={"prompt": "Once upon a time"}).json()["tokens"]
+        sampling = {"max_tokens": 8, "temperature": 0}
+        by_ids = httpx.post(f"{host.url}/generate", json={"prompt_token_ids": tokens, **sampling}).json()
+        by_text = httpx.post(f"{host.url}/generate", json={"prompt": "Once upon a time", **sampling}).json()
+        assert by_ids["outputs"] == by_text["outputs"]
+        messages: Any = [{"role": "user", "content": "Hello"}]
+        chat = httpx.post(f"{host.url}/generate", json={"messages": messages, **sampling}).json()
+        same = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8, temperature=0)
+        assert chat["outputs"][0]["text"] == same.choices[0].message.content
+
+    def test_stream(self, host: BentoHost, client: openai.OpenAI) -> None:
+        body = {"prompt": "Once upon a time", "n": 2, "max_tokens": 8, "temperature": 0.8, "seed": 4}
+        whole = httpx.post(f"{host.url}/generate", json=body).json()
+        response = httpx.post(f"{host.url}/generate_stream", json=body)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.text.startswith(": ping\n\n")
+        *frames, done = sse(response.text)
+        assert done == "[DONE]" and [frame["finished"] for frame in frames].index(True) == len(frames) - 1
+        for index in range(2):
+            parts = [part for frame in frames for part in frame["outputs"] if part["index"] == index]
+            assert "".join(part["text"] for part in parts) == whole["outputs"][index]["text"]
+            assert parts[-1]["finish_reason"] == whole["outputs"][index]["finish_reason"]
+
+    def test_abort_by_id(self, host: BentoHost, client: openai.OpenAI) -> None:
+        body = {"prompt": "Once", "request_id": "long-one", **BUSY}
+        with httpx.stream("POST", f"{host.url}/generate_stream", json=body, timeout=30) as response:
+            lines = response.iter_lines()
+            while '"token_ids"' not in next(lines):
+                pass
+            assert httpx.post(f"{host.url}/abort", json={"request_id": "long-one"}).json() == {
+                "request_id": "long-one"
+            }
+            frames = sse("\n".join(lines))
+        assert frames[-1] == "[DONE]"
+        assert {part["finish_reason"] for part in frames[-2]["outputs"]} == {"abort"}
+
+    def test_swagger_shows_it(self, host: BentoHost, client: openai.OpenAI) -> None:
+        page = httpx.get(f"{host.url}/docs.json").json()
+        assert {"/generate", "/generate_stream", "/abort"} <= set(page["paths"])
+        fields = page["components"]["schemas"]["GenerateRequest"]["properties"]
+        assert fields["temperature"]["default"] == 1.0 and "logits" in fields["temperature"]["description"]
+        assert {"prompt", "prompt_token_ids", "messages", "max_tokens", "seed"} <= set(fields)
+        assert host.status("/") == 200
+
+
+def test_metrics_carry_vllm_names(host: BentoHost, client: openai.OpenAI) -> None:
+    text = httpx.get(f"{host.url}/metrics").text
+    assert "bentoml_service_request_total" in text
+    assert metric_value(text, "vllm:generation_tokens_total", model_name=MODEL) > 0
+    assert 'vllm:num_requests_running{' in text
+
+
+class TestClientsThatLeave:
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("/v1/completions", {"model": MODEL, "prompt": "Once", "stream": True, **BUSY}),
+            ("/v1/completions", {"model": MODEL, "prompt": "Once", **BUSY}),
+            (
+                "/v1/chat/completions",
+                {"model": MODEL, "messages": [{"role": "user", "content": "Tell a story."}], "stream": True, **BUSY},
+            ),
+            ("/generate", {"prompt": "Once", **BUSY}),
+            ("/generate_stream", {"prompt": "Once", **BUSY}),
+        ],
+    )
+    def test_nothing_runs_on_for_nobody(
+        self, host: BentoHost, client: openai.OpenAI, path: str, body: dict[str, Any]
+    ) -> None:
+        aborted = host.metric("vllm:request_success_total", finished_reason="abort")
+        content = json.dumps(body).encode()
+        with socket.create_connection(("127.0.0.1", host.port)) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+            connection.sendall(head.encode() + content)
+            host.wait_running(1, timeout_s=10)
+        assert host.wait_running(0, timeout_s=2) < 2
+        assert host.metric("vllm:request_success_total", finished_reason="abort") > aborted
+
+    def test_a_stream_beside_them_is_undisturbed(self, host: BentoHost, client: openai.OpenAI) -> None:
+        arguments: dict[str, Any] = {
+            "model": MODEL,
+            "prompt": "Once upon a time",
+            "max_tokens": 200,
+            "temperature": 0,
+            "extra_body": {"ignore_eos": True},
+        }
+        alone = client.completions.create(**arguments).choices[0].text
+        text = ""
+        for count, chunk in enumerate(client.completions.create(**arguments, stream=True)):
+            text += chunk.choices[0].text
+            if count == 3:
+                with client.completions.create(
+                    model=MODEL, prompt="b", max_tokens=100, stream=True
+                ) as other:  # left at once
+                    next(iter(other))
+                with pytest.raises(openai.BadRequestError):
+                    client.completions.create(model=MODEL, prompt="c", temperature=-1)
+        assert text == alone
+
+
+class TestEnds:
+    """Last in this file for the shared server: these end it."""
+
+    def test_a_killed_worker_is_replaced(self, host: BentoHost, client: openai.OpenAI) -> None:
+        worker = host.worker()
+        stream = client.completions.create(
+            model=MODEL,
+            prompt="Once",
+            stream=True,
+            n=BUSY["n"],
+            max_tokens=BUSY["max_tokens"],
+            extra_body={"ignore_eos": True},
+        )
+        chunks = iter(stream)
+        next(chunks)
+        worker.kill()
+        killed_s = time.monotonic()
+        with pytest.raises((openai.APIError, httpx.TransportError)):
+            for _ in chunks:
+                pass
+        assert time.monotonic() - killed_s < 2
+        # Sent at once: it waits in the socket's queue until there is a worker again, then for the engine.
+        wait_until(
+            lambda: host.status("/readyz") == 200, timeout_s=60, what="another worker", interval_s=0.2
+        )
+        assert host.worker().pid != worker.pid
+        answer = client.completions.create(model=MODEL, prompt="Once", max_tokens=2, temperature=0)
+        assert answer.choices[0].finish_reason is not None
+
+    def test_sigterm_ends_streams_with_an_error_and_the_server_in_time(
+        self, host: BentoHost, client: openai.OpenAI
+    ) -> None:
+        body = {"model": MODEL, "prompt": "Once", "stream": True, **BUSY}
+        received: list[str] = []
+
+        def read() -> None:
+            with httpx.stream("POST", f"{host.url}/v1/completions", json=body, timeout=60) as response:
+                received.extend(response.iter_lines())
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        host.wait_running(1, timeout_s=10)
+        host.process.send_signal(signal.SIGTERM)
+        took_s = host.wait_gone(timeout_s=DRAIN_TIMEOUT_S + 10)
+        reader.join(5)
+        frames = sse("\n".join(received))
+        assert frames[-1] == "[DONE]"
+        assert frames[-2]["error"]["type"] == "ServiceUnavailableError"
+        assert DRAIN_TIMEOUT_S * 0.9 < took_s < DRAIN_TIMEOUT_S + 6
+
+    def test_it_starts_again_and_stops_when_idle(self, host: BentoHost) -> None:
+        host.start()
+        host.wait_ready()
+        answer = httpx.post(f"{host.url}/generate", json={"prompt": "Once", "max_tokens": 2}, timeout=30)
+        assert answer.status_code == 200
+        host.process.send_signal(signal.SIGTERM)
+        assert host.wait_gone(timeout_s=15) < 8
+
+
+class TestFailedStarts:
+    def test_a_model_that_cannot_be_loaded_ends_the_server_and_says_why(self, tmp_path: Path) -> None:
+        deployment = {"engine": {"model": str(tmp_path / "nothing-here")}}
+        with BentoHost(tmp_path, deployment) as host:
+            host.process.wait(timeout=60)
+            log = host.log_file.read_text()
+        assert "could not be loaded" in log and "nothing-here" in log
+        assert log.count("could not be loaded") == 1  # no loop
+
+    def test_a_wrong_configuration_ends_it_at_once(self, tmp_path: Path) -> None:
+        with BentoHost(tmp_path, {"sever": {}}) as host:
+            assert host.process.wait(timeout=60) != 0
+            assert "Did you mean 'server'?" in host.log_file.read_text()
+
+
+class TestDependents:
+    @pytest.fixture(scope="class")
+    def app(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BentoHost]:
+        folder = tmp_path_factory.mktemp("dependent")
+        # Whoever depends on us is on the same machine: the key is asked for at the public port only.
+        environment = {"PAGED_BACKEND_API_KEY": "secret"}
+        target = "tests.serving.dependent_service:Storyteller"
+        with BentoHost(folder, target=target, extra_environment=environment, working_dir=ROOT) as host:
+            host.wait_ready()
+            yield host
+
+    @staticmethod
+    def metric(app: BentoHost, name: str, **labels: str) -> float:
+        return metric_value(httpx.post(f"{app.url}/engine_metrics", timeout=10).text, name, **labels)
+
+    def test_whole_and_streamed(self, app: BentoHost) -> None:
+        whole = httpx.post(f"{app.url}/tell", json={"about": "Once upon a time"}, timeout=30)
+        assert whole.status_code == 200, whole.text
+        streamed = httpx.post(f"{app.url}/tell_slowly", json={"about": "Once upon a time"}, timeout=30).text
+        *frames, done = sse(streamed)
+        assert done == "[DONE]"
+        assert "".join(part["text"] for frame in frames for part in frame["outputs"]) == whole.text
+
+    def test_only_the_users_routes_are_public(self, app: BentoHost) -> None:
+        assert app.status("/v1/models") == 404
+
+    def test_a_long_stream_outlives_many_requests(self, app: BentoHost) -> None:
+        """BentoML's client closes its session, streams included, after 100 requests, if it is let."""
+        body = {"about": "Once", "n": 32, "max_tokens": 480}
+        with (
+            ThreadPoolExecutor(8) as pool,
+            httpx.stream("POST", f"{app.url}/tell_slowly", json=body, timeout=120) as response,
+        ):
+            lines = response.iter_lines()
+            while '"token_ids"' not in next(lines):
+                pass
+            others = pool.map(
+                lambda _: httpx.post(f"{app.url}/tell", json={"about": "b", "max_tokens": 1}, timeout=60).status_code,
+                range(120),
+            )
+            assert set(others) == {200}
+            assert self.metric(app, "vllm:num_requests_running") >= 1
+            text = "\n".join(lines)
+        assert sse(text)[-1] == "[DONE]" and "error" not in text
+
+    def test_leaving_travels_by_abort(self, app: BentoHost) -> None:
+        body = {"about": "Once", "n": 48, "max_tokens": 480}
+        with httpx.stream("POST", f"{app.url}/tell_slowly", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            while '"token_ids"' not in next(lines):
+                pass
+            assert self.metric(app, "vllm:num_requests_running") == 1
+        took_s = wait_until(
+            lambda: self.metric(app, "vllm:num_requests_running") == 0, timeout_s=2, what="no running request"
+        )
+        assert took_s < 2
+        assert self.metric(app, "vllm:request_success_total", finished_reason="abort") > 0
