@@ -15,7 +15,9 @@ import pytest
 from paged_backend.config import CacheConfig, EngineConfig, engine_argument_names
 from paged_backend.errors import ConfigError, InvalidRequestError
 from paged_backend.handlers import cli, cli_terminal
+from paged_backend.handlers.bento import launch
 from paged_backend.handlers.cli_options import attribute_help, build_deployment
+from paged_backend.handlers.deployment import Deployment
 from paged_backend.outputs import CompletionDelta, RequestDelta
 from paged_backend.sampling_params import SamplingParams
 
@@ -113,10 +115,13 @@ class TestDeployment:
             build_deployment(CONFIG, {}, [assignment], None)
 
     def test_options_reach_the_host(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        served: list[Any] = []
-        module = type(sys)("paged_backend.handlers.bento.serve")
-        module.serve = lambda deployment: served.append(deployment) or 0  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+        served: list[Deployment] = []
+
+        def serve(deployment: Deployment) -> int:
+            served.append(deployment)
+            return 0
+
+        monkeypatch.setattr(launch, "serve", serve)
         argv = ["paged-backend", "serve", "-c", str(CONFIG), "--port", "4000", "--no-enable-prefix-caching"]
         argv += ["--served-model-name", "a", "--served-model-name", "b", "--kv-cache-memory-bytes", "1000000"]
         monkeypatch.setattr(sys, "argv", argv)
@@ -194,9 +199,7 @@ class TestChat:
         assert not client.streams
         assert "Unknown command /rest." in capsys.readouterr().err
 
-    def test_a_refused_line_leaves_the_conversation_as_it_was(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_refused_line_leaves_the_conversation_as_it_was(self, capsys: pytest.CaptureFixture[str]) -> None:
         chat_with(EchoClient(max_len=10), "abcdefghijkl\nb\n")
         captured = capsys.readouterr()
         assert captured.out.splitlines() == ["[b]"]
@@ -234,9 +237,7 @@ class TestForReal:
         assert first.stderr == ""
 
     def test_chat_answers_piped_lines(self) -> None:
-        result = run_cli(
-            "chat", "--temperature", "0", "--max-tokens", "12", text="Hello!\n/reset\nHello!\n/exit\n"
-        )
+        result = run_cli("chat", "--temperature", "0", "--max-tokens", "12", text="Hello!\n/reset\nHello!\n/exit\n")
         assert result.returncode == 0, result.stderr
         answers = result.stdout.splitlines()
         assert len(answers) % 2 == 0

@@ -46,8 +46,7 @@ class Block:
 
 
 BLOCKS = [
-    Block(match[1], match[2])
-    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    Block(match[1], match[2]) for match in re.finditer(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 ]
 COMMANDS = [
     shlex.split(line)
@@ -73,9 +72,7 @@ def python_block(needle: str) -> str:
 def run(command: list[str], *, text: str = "", environment: dict[str, str] | None = None) -> str:
     """Runs one of README's commands, or Python, from the repository's root; returns its standard output."""
     command = [*TOOLS.get(command[0], [command[0]]), *command[1:]]
-    result = subprocess.run(
-        command, input=text, capture_output=True, text=True, cwd=ROOT, timeout=200, env=environment
-    )
+    result = subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT, timeout=200, env=environment)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout
 
@@ -164,9 +161,7 @@ def torchserve_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     scratch = {"model_store": str(folder / "store"), "build/torchserve": str(folder / "files")}
 
     def moved(command: list[str]) -> list[str]:
-        return [
-            scratch.get(part) or part.replace("build/torchserve/", f"{folder / 'files'}/") for part in command
-        ]
+        return [scratch.get(part) or part.replace("build/torchserve/", f"{folder / 'files'}/") for part in command]
 
     port, management_port, metrics_port, *grpc_ports = free_ports(5)
     settings = {"server.port": port, "torchserve.management_port": management_port}
@@ -257,10 +252,15 @@ def test_deployment_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert deployment.engine.scheduler.max_num_seqs == 32
 
     served: list[Deployment] = []
+
+    def serve(deployment: Deployment) -> int:
+        served.append(deployment)
+        return 0
+
     (tmp_path / "my-model.yaml").write_text(block.text, encoding="utf-8")
     (command,) = commands("paged-backend", "serve")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "serve", lambda deployment: served.append(deployment) or 0)
+    monkeypatch.setattr(launch, "serve", serve)
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="0"):
         cli.main()
@@ -290,9 +290,7 @@ def test_routes_are_those_of_the_service() -> None:
     assert 404 not in found.values(), found
 
 
-@pytest.mark.parametrize(
-    "path", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
 def test_links_lead_somewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):

@@ -30,6 +30,9 @@ VOCAB_SIZE = 320
 _WEIGHT_SCALE = 9.0
 """Default random matrices are so small that a tied model repeats one token; these make outputs vary."""
 
+_TABLES = ("embed_tokens", "wte", "lm_head")
+"""Left as they are: larger ones would make a tied model repeat what it last saw."""
+
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -104,7 +107,7 @@ def make_tiny_model(
                 if parameter.dim() == 1:
                     # Biases of 0 and norm weights of 1 would hide one that is not applied.
                     parameter.add_(torch.randn_like(parameter) * 0.2)
-                elif not any(part in name for part in ("embed_tokens", "wte", "lm_head")):
+                elif not any(part in name for part in _TABLES):
                     parameter.mul_(_WEIGHT_SCALE)
         with contextlib.redirect_stderr(io.StringIO()):
             model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)

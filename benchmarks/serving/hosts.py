@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving.hosts [--model FOLDER] [--streams 1 16] [--max-tokens 128] [--output FILE]
 
-Each host is started as a user starts it (`paged-backend serve`), on free ports, one after the other. The last line
-of the output is one JSON object. Server and client share the machine's cores.
+Each host is started as a user starts it (`paged-backend serve`), on free ports, one after the other. The last
+line of the output is one JSON object. Server and client share the machine's cores.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ def main() -> None:
         with running_host(host, args.model) as (base_url, name, ready_s):
             runs = [asyncio.run(measure(base_url, name, count, args.max_tokens)) for count in args.streams]
         report[host] = _entry(host, ready_s, runs)
-    text = json.dumps(
-        {"benchmark": "serving/hosts", "model": args.model, "max_tokens": args.max_tokens, **report}
-    )
+    text = json.dumps({"benchmark": "serving/hosts", "model": args.model, "max_tokens": args.max_tokens, **report})
     if args.output is not None:
         args.output.write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -107,8 +105,8 @@ def _entry(host: str, ready_s: float, runs: list[Record]) -> dict[str, object]:
     for run in runs:
         print(
             f"{host}: {run['streams']} streams, {run['tokens_per_s']} tokens/s; first token "
-            f"{run['ttft_ms_p50']} ms, between chunks p50 {run['itl_ms_p50']} ms, p99 {run['itl_ms_p99']} ms; "
-            f"ready in {ready_s:.1f} s",
+            f"{run['ttft_ms_p50']} ms, between chunks p50 {run['itl_ms_p50']} ms, p99 {run['itl_ms_p99']} ms"
+            f"; ready in {ready_s:.1f} s",
             flush=True,
         )
     return {"ready_s": round(ready_s, 2), "runs": runs}

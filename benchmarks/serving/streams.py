@@ -1,10 +1,11 @@
-"""Measures streamed completions of a running server: tokens a second, time to first token, time between tokens.
+"""Measures streamed completions of a running server: tokens a second, first token, time between chunks.
 
     python -m benchmarks.serving.streams --base-url http://127.0.0.1:8080/predictions/paged-tiny/1.0/v1 \\
         --model paged-tiny --streams 16 --max-tokens 128
 
-Every stream sends one completion of its own prompt with `ignore_eos`, all at once; the last line of the output is
-one JSON object. Tokens are counted by the server (`stream_options.include_usage`), as a chunk may hold several.
+Every stream sends one completion of its own prompt with `ignore_eos`, all at once; the last line of the output
+is one JSON object. Tokens are counted by the server (`stream_options.include_usage`), as a chunk may hold
+several.
 """
 
 from __future__ import annotations
@@ -121,9 +122,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens of each (default 128)")
     parser.add_argument("--api-key", default="none", help="bearer token, where the server wants one")
     args = parser.parse_args()
-    result = asyncio.run(
-        measure(args.base_url, args.model, args.streams, args.max_tokens, api_key=args.api_key)
-    )
+    result = asyncio.run(measure(args.base_url, args.model, args.streams, args.max_tokens, api_key=args.api_key))
     print(json.dumps(result))
 
 

@@ -158,9 +158,7 @@ class EdgeMiddleware:
             logger.error("A request failed.", exc_info=failure)
             if reply.started:
                 raise failure
-            await send_response(
-                reply.send_raw, refusal(500, "The server failed to answer; its log has the details.")
-            )
+            await send_response(reply.send_raw, refusal(500, "The server failed to answer; its log has the details."))
         if left and not reply.started:
             await send_response(reply.send_raw, HttpResponse(STATUS_CLIENT_LEFT))
 

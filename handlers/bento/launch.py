@@ -71,9 +71,7 @@ def address(deployment: Deployment) -> tuple[str, int]:
         with contextlib.suppress(OSError):
             socket.inet_pton(family, host)
             return host, deployment.server.port or DEFAULT_PORT
-    raise ConfigError(
-        f"server.host must be an IP address or localhost on BentoML, got {deployment.server.host!r}."
-    )
+    raise ConfigError(f"server.host must be an IP address or localhost on BentoML, got {deployment.server.host!r}.")
 
 
 def command(deployment: Deployment, extra_arguments: Sequence[str] = ()) -> list[str]:
@@ -114,8 +112,7 @@ def curl_line(deployment: Deployment) -> str:
     }
     key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if deployment.server.api_key is not None else ""
     return (
-        f"curl {_url(deployment)}/v1/chat/completions -H 'Content-Type: application/json'{key} "
-        f"-d '{json.dumps(body)}'"
+        f"curl {_url(deployment)}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"
     )
 
 
@@ -134,9 +131,7 @@ def _attend(child: subprocess.Popen[bytes], deployment: Deployment, stopped: lis
     if stopped:
         return 0
     if not announced:
-        print(
-            "The server ended before it was ready: its messages above say why.", file=sys.stderr, flush=True
-        )
+        print("The server ended before it was ready: its messages above say why.", file=sys.stderr, flush=True)
     return 128 - status if status < 0 else status or 1
 
 

@@ -82,9 +82,7 @@ class GenerateRequest(NativeRequest):
     messages: list[ChatMessage] | None = Field(
         None, description="A conversation to answer, rendered with the model's chat template."
     )
-    add_special_tokens: bool = Field(
-        True, description="Let the tokenizer add its own tokens (BOS) to `prompt`."
-    )
+    add_special_tokens: bool = Field(True, description="Let the tokenizer add its own tokens (BOS) to `prompt`.")
     max_tokens: int | None = Field(
         _DEFAULTS["max_tokens"], description="New tokens at most; null means as many as fit in the context."
     )
@@ -115,13 +113,9 @@ class GenerateRequest(NativeRequest):
     frequency_penalty: float = Field(
         _DEFAULTS["frequency_penalty"], description="Taken per occurrence in the output, in [-2, 2]."
     )
-    seed: int | None = Field(
-        None, description="The same seed gives the same tokens; null lets the engine choose."
-    )
+    seed: int | None = Field(None, description="The same seed gives the same tokens; null lets the engine choose.")
     stop: list[str] | str | None = Field(None, description="Up to 4 strings that end a sample.")
-    stop_token_ids: list[int] | None = Field(
-        None, description="Token ids that end a sample, beside the model's own."
-    )
+    stop_token_ids: list[int] | None = Field(None, description="Token ids that end a sample, beside the model's own.")
     include_stop_str_in_output: bool = Field(
         _DEFAULTS["include_stop_str_in_output"], description="Keep the stop string in the text."
     )
@@ -204,9 +198,7 @@ class GeneratedSample(BaseModel):
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None
-    stop_reason: int | str | None = Field(
-        description="The stop string or token id that ended it, if one did."
-    )
+    stop_reason: int | str | None = Field(description="The stop string or token id that ended it, if one did.")
     cumulative_logprob: float | None = None
     logprobs: list[list[TokenLogprob]] | None = Field(
         None, description="Per token: the sampled one first, then the others by rank."

@@ -57,9 +57,7 @@ class _Endpoint:
         request = HttpRequest(
             path=path,
             method=scope["method"],
-            headers={
-                name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
-            },
+            headers={name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]},
             body=message.get("body", b""),
         )
         await send_response(send, await service.handle(request))

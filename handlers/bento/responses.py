@@ -30,9 +30,7 @@ def refusal(
 
 async def send_response(send: Send, response: HttpResponse) -> None:
     """Sends a response; a stream is closed whatever happens, which aborts what still runs for it."""
-    headers = [
-        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()
-    ]
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
     stream = response.stream
     if stream is None:
         headers.append((b"content-length", str(len(response.body)).encode()))

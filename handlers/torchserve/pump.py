@@ -183,9 +183,7 @@ class Pump:
 
     # The host's thread.
 
-    def _admit(
-        self, request_id: str, position: int, read_request: Callable[[int], HttpRequest | None]
-    ) -> None:
+    def _admit(self, request_id: str, position: int, read_request: Callable[[int], HttpRequest | None]) -> None:
         try:
             request = read_request(position)
         except Exception:
@@ -314,9 +312,7 @@ class Pump:
             if close is not None:
                 await close()
 
-    def _put(
-        self, live: _Live, chunk: bytes, *, response: HttpResponse | None = None, finished: bool = False
-    ) -> None:
+    def _put(self, live: _Live, chunk: bytes, *, response: HttpResponse | None = None, finished: bool = False) -> None:
         with self._lock:
             if live.finished:
                 return

@@ -36,9 +36,7 @@ def read_request(data: Mapping[str, Any], raw_headers: Mapping[str, Any], *, mod
         model_name: what a plain prediction is for.
     """
     headers = {
-        name.lower(): value
-        for name, value in raw_headers.items()
-        if isinstance(value, str) and name not in data
+        name.lower(): value for name, value in raw_headers.items() if isinstance(value, str) and name not in data
     }
     path = headers.pop(PATH_HEADER, None)
     body = _read_body(data)

@@ -27,14 +27,14 @@ def paged_attention(
     contexts = context_lens.tolist()
     if starts[0] != 0 or starts[-1] != query.shape[0]:
         raise KernelError(f"query_start must run from 0 to {query.shape[0]}, got {starts[0]} to {starts[-1]}.")
+    if starts != sorted(starts):
+        raise KernelError(f"query_start must not decrease, got {starts}.")
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for index, context_len in enumerate(contexts):
         begin, end = starts[index], starts[index + 1]
         num_rows = end - begin
         if num_rows == 0:
             continue
-        if num_rows < 0:
-            raise KernelError(f"query_start must not decrease, got {begin} before {end} at sequence {index}.")
         if context_len < num_rows:
             raise KernelError(
                 f"context_lens[{index}] must count the sequence's {num_rows} new rows, got {context_len}."

@@ -47,11 +47,12 @@ class EngineClient:
         Raises:
             ConfigError, ModelLoadError: with what to change.
         """
+        executor = Executor(config)
         tokenizer = None
         if not config.model.skip_tokenizer_init:
             folder = resolve_folder(config.model.tokenizer or config.model.model, config.model.revision)
             tokenizer = Tokenizer.load(folder)
-        return cls(config, Executor(config), tokenizer)
+        return cls(config, executor, tokenizer)
 
     def submit(
         self,

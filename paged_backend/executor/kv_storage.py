@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,19 +27,12 @@ class KVStorage:
         layers: per layer, views (keys, values) into it, each [blocks, kv heads, block_size, head_dim].
     """
 
-    def __init__(
-        self, architecture: Architecture, num_blocks: int, block_size: int, dtype: torch.dtype
-    ) -> None:
-        # Zeroed pages are given by the system as they are first written, so an idle pool costs no memory.
-        self.cache: Tensor = torch.zeros(
-            architecture.num_layers,
-            2,
-            num_blocks,
-            architecture.num_kv_heads,
-            block_size,
-            architecture.head_dim,
-            dtype=dtype,
-        )
+    def __init__(self, architecture: Architecture, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+        shape = (architecture.num_layers, 2, num_blocks, architecture.num_kv_heads, block_size, architecture.head_dim)
+        # The system gives zeroed pages as they are first written, so an idle pool costs no memory; torch.zeros would
+        # write them all.
+        pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+        self.cache: Tensor = torch.frombuffer(pages, dtype=dtype).view(shape)
         self.layers: Sequence[tuple[Tensor, Tensor]] = tuple((layer[0], layer[1]) for layer in self.cache)
 
 
@@ -46,9 +41,7 @@ def cache_dtype(config: EngineConfig, model_dtype: torch.dtype) -> torch.dtype:
     return _DTYPES.get(config.cache.kv_cache_dtype, model_dtype)
 
 
-def num_cache_blocks(
-    config: EngineConfig, architecture: Architecture, max_model_len: int, dtype: torch.dtype
-) -> int:
+def num_cache_blocks(config: EngineConfig, architecture: Architecture, max_model_len: int, dtype: torch.dtype) -> int:
     """How many blocks the pool gets: as many as asked for, or as the memory bound allows and can be used.
 
     Raises:
@@ -60,26 +53,23 @@ def num_cache_blocks(
     if cache.num_gpu_blocks_override is not None:
         if cache.num_gpu_blocks_override < needed:
             raise ConfigError(
-                f"num_gpu_blocks_override {cache.num_gpu_blocks_override} (of {block_size} tokens) "
-                "cannot "
-                f"hold one sequence of max_model_len {max_model_len}: give at least {needed}, or lower "
-                "max_model_len."
+                f"num_gpu_blocks_override {cache.num_gpu_blocks_override} cannot hold one sequence of "
+                f"max_model_len {max_model_len}: give at least {needed} blocks of {block_size} tokens, or "
+                "lower max_model_len."
             )
         return cache.num_gpu_blocks_override
     if cache.kv_cache_memory_bytes is not None:
         bound, name = cache.kv_cache_memory_bytes, "kv_cache_memory_bytes"
     else:
-        bound, name = (
-            int(free_memory_bytes() * cache.gpu_memory_utilization),
-            "gpu_memory_utilization of free memory",
-        )
+        bound = int(free_memory_bytes() * cache.gpu_memory_utilization)
+        name = "gpu_memory_utilization of free memory"
     num_blocks = min(bound // bytes_per_block, needed * config.scheduler.max_num_seqs)
     if num_blocks < needed:
         has, wants = bound / _MIB, needed * bytes_per_block / _MIB
         raise ConfigError(
-            f"{name} gives the KV cache {has:.2f} MiB, room for {num_blocks * block_size} tokens, but one sequence "
-            f"of max_model_len {max_model_len} needs {wants:.2f} MiB: give more (kv_cache_memory_bytes), lower "
-            "max_model_len, or choose a smaller kv_cache_dtype."
+            f"{name} gives the KV cache {has:.2f} MiB, room for {num_blocks * block_size} tokens, but one "
+            f"sequence of max_model_len {max_model_len} needs {wants:.2f} MiB: give more "
+            "(kv_cache_memory_bytes), lower max_model_len, or choose a smaller kv_cache_dtype."
         )
     return num_blocks
 

@@ -25,9 +25,7 @@ class Runner:
         """Copies blocks, computes every sequence's tokens, and draws where the plan asks for it."""
         with torch.inference_mode():
             if plan.block_copies:
-                self._kernels.copy_blocks(
-                    self._storage.cache, torch.tensor(plan.block_copies, dtype=torch.int64)
-                )
+                self._kernels.copy_blocks(self._storage.cache, torch.tensor(plan.block_copies, dtype=torch.int64))
             if not plan.sequences:
                 return StepResult({})
             inputs = build_inputs(plan.sequences, self._block_size)

@@ -94,9 +94,7 @@ class Checkpoint:
         left = [name for name in self._holders if name not in self._read]
         left = [name for name in left if not any(re.fullmatch(pattern, name) for pattern in ignored)]
         if self._missing:
-            raise ModelLoadError(
-                f"{self._folder} lacks weights that config.json asks for: {_some(self._missing)}."
-            )
+            raise ModelLoadError(f"{self._folder} lacks weights that config.json asks for: {_some(self._missing)}.")
         if left:
             raise ModelLoadError(
                 f"{self._folder} holds weights that config.json has no place for: "

@@ -27,9 +27,7 @@ def resolve_folder(model: str, revision: str | None = None) -> Path:
     folder = _bundled_folder() if model == BUNDLED_MODEL else Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise ModelLoadError(
-                f"revision is for models from the hub, but {model!r} is a local folder: remove it."
-            )
+            raise ModelLoadError(f"revision is for models from the hub, but {model!r} is a local folder: remove it.")
         return folder.resolve()
     if model == BUNDLED_MODEL:
         raise ModelLoadError(
@@ -79,15 +77,13 @@ def _fetch(model: str, revision: str | None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(_HUB_FILES)))
     except GatedRepoError as error:
         raise ModelLoadError(
-            f"{model!r} is gated on the hub: accept its terms there and log in with `hf auth login`, "
-            "or set HF_TOKEN."
+            f"{model!r} is gated on the hub: accept its terms there and log in with `hf auth login`, or set HF_TOKEN."
         ) from error
     except RevisionNotFoundError as error:
         raise ModelLoadError(f"{model!r} has no revision {revision!r} on the hub.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelLoadError(
-            f"model {model!r} is neither a folder on this machine nor a model on the hub that this login can "
-            "see."
+            f"model {model!r} is neither a folder on this machine nor a model on the hub that this login can see."
         ) from error
     except LocalEntryNotFoundError as error:
         raise ModelLoadError(

@@ -89,7 +89,7 @@ class Attention:
     Attributes:
         qkv: query, key and value as one linear layer, in that order.
         query_norm, key_norm: over each head, or None.
-        heads: (query heads, key heads, value heads).
+        heads: [query heads, key heads, value heads].
         scale, sliding_window, soft_cap: as in `Kernels.paged_attention`.
     """
 
@@ -98,7 +98,7 @@ class Attention:
     output: Linear
     query_norm: RMSNorm | None
     key_norm: RMSNorm | None
-    heads: tuple[int, int, int]
+    heads: list[int]
     head_dim: int
     scale: float
     sliding_window: int

@@ -83,9 +83,7 @@ def _generation_eos(folder: Path) -> frozenset[int]:
     eos: Any = read_json(path).get("eos_token_id") if path.is_file() else None
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
     if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
-        raise ModelLoadError(
-            f"{path} gives eos_token_id {eos!r}, which must be an integer or a list of them."
-        )
+        raise ModelLoadError(f"{path} gives eos_token_id {eos!r}, which must be an integer or a list of them.")
     return frozenset(ids)
 
 
@@ -133,9 +131,7 @@ class _Builder:
         if arch.position_offset is None:
             return None
         shape = (arch.max_positions + arch.position_offset, arch.hidden_size)
-        return self.checkpoint.take(f"{self.names.positions}.weight", shape, self.dtype)[
-            arch.position_offset :
-        ]
+        return self.checkpoint.take(f"{self.names.positions}.weight", shape, self.dtype)[arch.position_offset :]
 
     def _layer(self, layer: int) -> DecoderLayer:
         arch, names = self.architecture, self.names
@@ -157,7 +153,7 @@ class _Builder:
             ),
             query_norm=self._head_norm(names.query_norm, layer),
             key_norm=self._head_norm(names.key_norm, layer),
-            heads=(arch.num_heads, arch.num_kv_heads, arch.num_kv_heads),
+            heads=[arch.num_heads, arch.num_kv_heads, arch.num_kv_heads],
             head_dim=arch.head_dim,
             scale=arch.attention_scales[layer],
             sliding_window=arch.sliding_windows[layer],
@@ -172,9 +168,7 @@ class _Builder:
                 arch.mlp_bias,
                 layer,
             ),
-            outer=self._linear(
-                (names.mlp_out,), (arch.hidden_size,), arch.intermediate_size, arch.mlp_bias, layer
-            ),
+            outer=self._linear((names.mlp_out,), (arch.hidden_size,), arch.intermediate_size, arch.mlp_bias, layer),
             activation=arch.activation,
             gated=arch.gated,
             size=arch.intermediate_size,

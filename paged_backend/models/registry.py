@@ -71,14 +71,12 @@ def read_architecture(config: Mapping[str, Any]) -> tuple[Architecture, WeightNa
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ModelLoadError(
-            f"config.json says model_type {model_type!r}, which is not supported. Supported: "
-            f"{', '.join(FAMILIES)}."
+            f"config.json says model_type {model_type!r}, which is not supported. Supported: {', '.join(FAMILIES)}."
         )
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
         raise ModelLoadError(
-            f"The checkpoint is quantized ({method}), which is not supported: use the float32, float16 or "
-            "bfloat16 one."
+            f"The checkpoint is quantized ({method}), which is not supported: use the float32, float16 or bfloat16 one."
         )
     family = FAMILIES[model_type]
     values = {**family.defaults, **config}
@@ -104,9 +102,7 @@ def _check(architecture: Architecture) -> None:
     ):
         value = getattr(architecture, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ModelLoadError(
-                f"config.json gives {name} {value!r}, which must be an integer of at least 1."
-            )
+            raise ModelLoadError(f"config.json gives {name} {value!r}, which must be an integer of at least 1.")
     kv_heads = architecture.num_kv_heads
     if not isinstance(kv_heads, int) or kv_heads < 1 or architecture.num_heads % kv_heads:
         raise ModelLoadError(
@@ -115,8 +111,7 @@ def _check(architecture: Architecture) -> None:
         )
     if architecture.activation not in ACTIVATIONS:
         raise ModelLoadError(
-            f"config.json asks for the activation {architecture.activation!r}. Supported: "
-            f"{', '.join(ACTIVATIONS)}."
+            f"config.json asks for the activation {architecture.activation!r}. Supported: {', '.join(ACTIVATIONS)}."
         )
 
 
@@ -185,13 +180,9 @@ def _sliding_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int, .
         first = config["max_window_layers"]
         return tuple((window or 0) if layer >= first else 0 for layer in range(num_layers))
     if len(layer_types) != num_layers or set(layer_types) - {"full_attention", "sliding_attention"}:
-        raise ValueError(
-            f"layer_types must name full_attention or sliding_attention for each of {num_layers} layers"
-        )
+        raise ValueError(f"layer_types must name full_attention or sliding_attention for each of {num_layers} layers")
     if window is None and "sliding_attention" in layer_types:
-        raise ValueError(
-            "layer_types names sliding_attention, but use_sliding_window or sliding_window is not set"
-        )
+        raise ValueError("layer_types names sliding_attention, but use_sliding_window or sliding_window is not set")
     return tuple((window or 0) if kind == "sliding_attention" else 0 for kind in layer_types)
 
 
@@ -341,9 +332,7 @@ FAMILIES: Mapping[str, Family] = {
         },
     ),
     "qwen2": Family(read=_read_llama_like, weights=_LLAMA_WEIGHTS, defaults=_QWEN_DEFAULTS),
-    "qwen3": Family(
-        read=_read_llama_like, weights=_LLAMA_WEIGHTS, defaults={**_QWEN_DEFAULTS, "head_dim": 128}
-    ),
+    "qwen3": Family(read=_read_llama_like, weights=_LLAMA_WEIGHTS, defaults={**_QWEN_DEFAULTS, "head_dim": 128}),
     "gpt2": Family(
         read=_read_gpt2,
         weights=_GPT2_WEIGHTS,

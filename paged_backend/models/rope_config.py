@@ -66,9 +66,7 @@ def read_rotary(config: Mapping[str, Any], head_dim: int) -> tuple[RotarySpec, i
         )
         # Some checkpoints leave max_position_embeddings at the trained length, others stretch it.
         return spec, max(max_positions, int(original * factor))
-    raise ValueError(
-        f"rope_type {kind!r} is not supported (supported: default, linear, dynamic, llama3, yarn)"
-    )
+    raise ValueError(f"rope_type {kind!r} is not supported (supported: default, linear, dynamic, llama3, yarn)")
 
 
 def _factor(values: Mapping[str, Any]) -> float:

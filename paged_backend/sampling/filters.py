@@ -47,9 +47,7 @@ def lowest_kept_probability(probabilities: Tensor, params: Sequence[SamplingPara
     return lowest
 
 
-def _raise_to_nucleus(
-    probabilities: Tensor, lowest: Tensor, top_p: Sequence[float], rows: Sequence[int]
-) -> None:
+def _raise_to_nucleus(probabilities: Tensor, lowest: Tensor, top_p: Sequence[float], rows: Sequence[int]) -> None:
     """Raises `lowest` of some rows to their nucleus: the most likely tokens whose share reaches top_p.
 
     The share is of what min_p and top_k left. Sums run from the most likely token down, so that they are the

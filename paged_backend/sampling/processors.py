@@ -99,10 +99,7 @@ def _penalise(logits: Logits, tasks: Sequence[SamplingTask], rows: Sequence[int]
         and tasks[row].output_token_ids
     ]
     if counting:
-        counted = [
-            np.unique(np.asarray(tasks[row].output_token_ids, np.int64), return_counts=True)
-            for row in counting
-        ]
+        counted = [np.unique(np.asarray(tasks[row].output_token_ids, np.int64), return_counts=True) for row in counting]
         where, ids = _join(counting, [tokens for tokens, _ in counted])
         counts = np.concatenate([numbers for _, numbers in counted]).astype(np.float32)
         values = logits[where, ids]

@@ -78,10 +78,7 @@ def _draw(logits: Tensor, tasks: Sequence[SamplingTask]) -> list[tuple[int, ...]
     sums = probabilities.cumsum(dim=-1)
     most = max(len(task.seeds) for task in tasks)
     points = torch.tensor(
-        [
-            [uniform(seed, task.position) for seed in task.seeds] + [0.0] * (most - len(task.seeds))
-            for task in tasks
-        ],
+        [[uniform(seed, task.position) for seed in task.seeds] + [0.0] * (most - len(task.seeds)) for task in tasks],
         dtype=torch.float64,
     )
     # The first token whose sum exceeds the point: never one of probability 0; and as the points are below 1

@@ -149,8 +149,7 @@ def test_the_queue_is_bounded(client: EngineClient, executor: FakeExecutor) -> N
     streams = [client.submit([5], params(3))]
     assert gate.inside.wait(TIMEOUT_S)
     with pytest.raises(QueueFullError, match="queue is full") as raised:
-        for _ in range(20):
-            streams.append(client.submit([5], params(3)))
+        streams.extend(client.submit([5], params(3)) for _ in range(20))
     assert raised.value.retry_after_s >= 1
     assert 4 + 2 <= len(streams) <= 4 + 2 + 1  # what can run, what may wait, and the one that runs already
     gate.open()

@@ -22,9 +22,7 @@ def random_sequences(rng: random.Random, block_size: int, most_new: int) -> list
         needed = -(-(num_new + computed) // block_size)
         table = [blocks.pop() for _ in range(needed + rng.randrange(2))]
         tokens = [rng.randrange(500) for _ in range(num_new)]
-        sequences.append(
-            ScheduledSequence(seq_id, tokens, computed, table, TASK if rng.random() < 0.6 else None)
-        )
+        sequences.append(ScheduledSequence(seq_id, tokens, computed, table, TASK if rng.random() < 0.6 else None))
     return sequences
 
 
@@ -41,9 +39,7 @@ def test_build_inputs(block_size: int, most_new: int) -> None:
                 position = sequence.num_computed_tokens + offset
                 tokens.append(token)
                 positions.append(position)
-                slots.append(
-                    sequence.block_table[position // block_size] * block_size + position % block_size
-                )
+                slots.append(sequence.block_table[position // block_size] * block_size + position % block_size)
             starts.append(len(tokens))
             if sequence.sampling is not None:
                 rows.append(len(tokens) - 1)

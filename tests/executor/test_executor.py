@@ -67,9 +67,7 @@ def run_one(executor: Executor, sequence: ScheduledSequence) -> int:
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])
-def test_mixed_batches_give_transformers_tokens(
-    folder: Path, expected: list[list[int]], backend: str
-) -> None:
+def test_mixed_batches_give_transformers_tokens(folder: Path, expected: list[list[int]], backend: str) -> None:
     """Prompts come in chunks of 7, one more sequence each step, while others decode."""
     executor = new_executor(folder, kernel_backend=backend)
     known = prompts()
@@ -81,9 +79,7 @@ def test_mixed_batches_give_transformers_tokens(
             last = end == len(tokens)
             if len(tokens) < LENGTHS[index] + 20:
                 shares.append(
-                    scheduled(
-                        index, tokens[:end], computed[index], table(index), params=GREEDY if last else None
-                    )
+                    scheduled(index, tokens[:end], computed[index], table(index), params=GREEDY if last else None)
                 )
                 computed[index] = end
         if not shares:
@@ -120,9 +116,7 @@ def test_broken_logits_end_their_own_sequence(folder: Path) -> None:
     executor = new_executor(folder)
     tokens = prompts()[2]
     good = scheduled(0, tokens, 0, table(0))
-    nothing = SamplingTask(
-        SamplingParams(temperature=0.0, allowed_token_ids=[1]), (0,), len(tokens), tokens, (), (1,)
-    )
+    nothing = SamplingTask(SamplingParams(temperature=0.0, allowed_token_ids=[1]), (0,), len(tokens), tokens, (), (1,))
     bad = ScheduledSequence(1, tokens, 0, table(1), nothing)
     samples = executor.run(StepPlan((good, bad))).samples
     assert samples[1] == ()

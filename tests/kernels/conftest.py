@@ -1,5 +1,4 @@
-"""Kernel tests use one torch thread: their tensors are small, and torch's threads spin when cores are
-busy."""
+"""Kernel tests use one torch thread: their tensors are small, and torch's threads spin."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A row of the C++ paged attention has the same bits whatever else is computed with it, and by how many
-threads."""
+"""A row of the C++ paged attention has the same bits whatever is computed beside it, on any number of threads."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_cpp_serves_what_it_has_and_the_report_says_so(backend: str) -> None:
 
 def test_a_missing_module_is_an_error_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, CPU_MODULE, None)
-    with pytest.raises(ConfigError, match="kernel_backend cpu needs the C\\+\\+ module.*make install"):
+    with pytest.raises(ConfigError, match=r"kernel_backend cpu needs the C\+\+ module.*make install"):
         select_kernels("cpu")
 
 

@@ -32,9 +32,7 @@ def scheduled(
     return ScheduledSequence(seq_id, tokens[num_computed:], num_computed, block_table, task)
 
 
-def chunked_logits(
-    model: LoadedModel, kernels: Kernels, tokens: Sequence[int], chunks: Sequence[int]
-) -> Tensor:
+def chunked_logits(model: LoadedModel, kernels: Kernels, tokens: Sequence[int], chunks: Sequence[int]) -> Tensor:
     """Logits of every position, float32 [len(tokens), vocab_size], computed in chunks of given lengths.
 
     The blocks are scattered over the pool, so that an addressing error shows.

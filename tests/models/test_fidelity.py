@@ -104,7 +104,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     folder = make_tiny_model(family, tmp_path, **overrides)
     expected = expected_logits(folder)
     model = load(folder)
-    assert len(set(expected.argmax(dim=-1).tolist())) > 8, "a model that repeats itself tests nothing"
+    assert expected.std(dim=0).mean() > 0.005, "a model that gives the same everywhere tests nothing"
     for chunks in ((len(TOKENS),), CHUNKS):
         logits = chunked_logits(model, KERNELS, TOKENS, chunks)
         assert logits.dtype == torch.float32
@@ -114,9 +114,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
 
 def test_the_window_matters(tmp_path: Path) -> None:
     """Off by one in the window would change the logits by far more than the tolerance."""
-    folders = [
-        make_tiny_model("mistral", tmp_path / str(window), sliding_window=window) for window in (23, 24)
-    ]
+    folders = [make_tiny_model("mistral", tmp_path / str(window), sliding_window=window) for window in (23, 24)]
     first, second = (chunked_logits(load(folder), KERNELS, TOKENS, CHUNKS) for folder in folders)
     torch.testing.assert_close(first[:23], second[:23], rtol=1e-4, atol=1e-4)
     assert (first[23:] - second[23:]).abs().amax() > 0.05

@@ -160,9 +160,7 @@ def test_missing_tensor(llama: Path) -> None:
 
 
 def test_unexpected_tensor(llama: Path) -> None:
-    edit_weights(
-        llama, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(64)})
-    )
+    edit_weights(llama, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}))
     with pytest.raises(ModelLoadError, match=r"no place for: model\.layers\.0\.self_attn\.q_proj\.bias"):
         load(llama)
 
@@ -174,9 +172,7 @@ def test_wrong_shape(llama: Path) -> None:
 
 
 def test_wrong_dtype(llama: Path) -> None:
-    edit_weights(
-        llama, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)})
-    )
+    edit_weights(llama, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
     with pytest.raises(ModelLoadError, match="I8"):
         load(llama)
 

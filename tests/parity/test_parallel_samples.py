@@ -56,10 +56,10 @@ def test_a_seeded_request_repeats_whatever_surrounds_it(model_folder: Path) -> N
     crowd = new_core(
         model_folder,
         block_size=BLOCK_SIZE,
-        max_model_len=256,
+        max_model_len=128,
         max_num_seqs=8,
         max_num_batched_tokens=24,
-        num_gpu_blocks_override=40,
+        num_gpu_blocks_override=18,
     )
     others = [(PROMPT[:length], sampling(100 + length, n=1 + length % 3)) for length in (3, 9, 20, 31, 43)]
     outputs = run_core(crowd, [*others, (PROMPT, sampling(7)), *others], steps_between=4)

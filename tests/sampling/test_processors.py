@@ -17,9 +17,7 @@ PROMPT = (1, 2, 2, 3)
 OUTPUT = (3, 4, 4, 4, 5)
 
 
-def task(
-    *, suppressed: tuple[int, ...] = (), output: tuple[int, ...] = OUTPUT, **params: Any
-) -> SamplingTask:
+def task(*, suppressed: tuple[int, ...] = (), output: tuple[int, ...] = OUTPUT, **params: Any) -> SamplingTask:
     return SamplingTask(SamplingParams(**params), (0,), 9, PROMPT, output, suppressed)
 
 

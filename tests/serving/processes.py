@@ -22,9 +22,7 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def wait_until(
-    question: Callable[[], bool], *, timeout_s: float, what: str, interval_s: float = 0.05
-) -> float:
+def wait_until(question: Callable[[], bool], *, timeout_s: float, what: str, interval_s: float = 0.05) -> float:
     """Asks until the answer is yes.
 
     Args:

@@ -72,7 +72,7 @@ class TestReadiness:
             assert "starting" in error["message"]
         for path in ("/generate", "/generate_stream", "/v1/completions"):
             body = {"prompt": "a"}
-            error_of(httpx.post(f"{host.url}{path}", json=body), 503, "ServiceUnavailableError")
+            error_of(host.post(path, body), 503, "ServiceUnavailableError")
         assert host.status("/readyz") == 503
 
     def test_and_after(self, host: BentoHost, client: openai.OpenAI) -> None:
@@ -97,9 +97,7 @@ class TestOpenAI:
             "temperature": 0,
         }
         whole = client.chat.completions.create(**arguments)
-        chunks = list(
-            client.chat.completions.create(**arguments, stream=True, stream_options={"include_usage": True})
-        )
+        chunks = list(client.chat.completions.create(**arguments, stream=True, stream_options={"include_usage": True}))
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
         assert text == whole.choices[0].message.content
         assert chunks[0].choices[0].delta.role == "assistant"
@@ -113,9 +111,7 @@ class TestOpenAI:
             return answer.choices[0].text
 
         def stream(prompt: str) -> str:
-            chunks = client.completions.create(
-                model=MODEL, prompt=prompt, max_tokens=24, temperature=0, stream=True
-            )
+            chunks = client.completions.create(model=MODEL, prompt=prompt, max_tokens=24, temperature=0, stream=True)
             return "".join(chunk.choices[0].text for chunk in chunks)
 
         with ThreadPoolExecutor(16) as pool:
@@ -124,8 +120,8 @@ class TestOpenAI:
         assert len(set(together)) > 1
 
     def test_tokenize_and_back(self, host: BentoHost, client: openai.OpenAI) -> None:
-        tokens = httpx.post(f"{host.url}/tokenize", json={"model": MODEL, "prompt": "a fox"}).json()["tokens"]
-        back = httpx.post(f"{host.url}/detokenize", json={"model": MODEL, "tokens": tokens})
+        tokens = host.post("/tokenize", {"model": MODEL, "prompt": "a fox"}).json()["tokens"]
+        back = host.post("/detokenize", {"model": MODEL, "tokens": tokens})
         assert back.json()["prompt"] == "a fox"
 
 
@@ -140,7 +136,7 @@ class TestErrors:
             ("/v1/completions", {**COMPLETION, "max_tokens": "x"}, 400, "BadRequestError", "body.max_tokens"),
             ("/v1/completions", {**COMPLETION, "temprature": 1}, 400, "BadRequestError", "temprature"),
             ("/v1/completions", {**COMPLETION, "model": "other"}, 404, "NotFoundError", "model"),
-            ("/v1/completions", {**COMPLETION, "prompt": "word " * 2000}, 400, "BadRequestError", "prompt"),
+            ("/v1/completions", {**COMPLETION, "prompt": "word " * 5000}, 400, "BadRequestError", "prompt"),
             ("/v1/completions", {**COMPLETION, "prompt": []}, 400, "BadRequestError", None),
             ("/v1/nothing", {}, 404, "NotFoundError", None),
             ("/generate", {"prompt": "a", "temperature": -1}, 400, "BadRequestError", "temperature"),
@@ -148,7 +144,7 @@ class TestErrors:
             ("/generate", {"prompt": "a", "temprature": 1}, 400, "BadRequestError", "temprature"),
             ("/generate", {"prompt": "a", "prompt_token_ids": [1]}, 400, "BadRequestError", "prompt_token_ids"),
             ("/generate", {"prompt_token_ids": []}, 400, "BadRequestError", "prompt"),
-            ("/generate", {"prompt": "word " * 2000}, 400, "BadRequestError", "prompt"),
+            ("/generate", {"prompt": "word " * 5000}, 400, "BadRequestError", "prompt"),
             ("/generate", {}, 400, "BadRequestError", "prompt"),
             ("/generate_stream", {"prompt": "a", "n": 0}, 400, "BadRequestError", "n"),
             ("/generate_stream", {"prompt": 5}, 400, "BadRequestError", "body.prompt"),
@@ -158,7 +154,7 @@ class TestErrors:
     def test_a_wrong_body(
         self, host: BentoHost, client: openai.OpenAI, path: str, body: Any, status: int, kind: str, param: str | None
     ) -> None:
-        error_of(httpx.post(f"{host.url}{path}", json=body), status, kind, param)
+        error_of(host.post(path, body), status, kind, param)
 
     @pytest.mark.parametrize("path", ["/v1/completions", "/generate", "/generate_stream"])
     @pytest.mark.parametrize("body", [b'{"prompt": ', b"[1]", b"\xff"])
@@ -179,7 +175,7 @@ class TestErrors:
         error_of(httpx.get(f"{host.url}{path}"), 405, "MethodNotAllowedError")
 
     def test_the_log_holds_no_traceback_and_no_prompt(self, host: BentoHost, client: openai.OpenAI) -> None:
-        httpx.post(f"{host.url}/generate", json={"prompt": "my secret", "max_tokens": "x"})
+        host.post("/generate", {"prompt": "my secret", "max_tokens": "x"})
         log = host.log_file.read_text()
         assert "Traceback" not in log and "my secret" not in log
 
@@ -187,7 +183,7 @@ class TestErrors:
 class TestNative:
     def test_generate(self, host: BentoHost, client: openai.OpenAI) -> None:
         body = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0, "logprobs": 2, "request_id": "mine"}
-        answer = httpx.post(f"{host.url}/generate", json=body).json()
+        answer = host.post("/generate", body).json()
         assert answer["request_id"] == "mine" and answer["num_prompt_tokens"] > 0
         (sample,) = answer["outputs"]
         assert len(sample["logprobs"]) == len(sample["token_ids"]) <= 8
@@ -196,20 +192,20 @@ class TestNative:
         assert sample["text"] == same.choices[0].text
 
     def test_token_ids_and_messages(self, host: BentoHost, client: openai.OpenAI) -> None:
-        tokens = httpx.post(f"{host.url}/tokenize", json={"prompt": "Once upon a time"}).json()["tokens"]
+        tokens = host.post("/tokenize", {"prompt": "Once upon a time"}).json()["tokens"]
         sampling = {"max_tokens": 8, "temperature": 0}
-        by_ids = httpx.post(f"{host.url}/generate", json={"prompt_token_ids": tokens, **sampling}).json()
-        by_text = httpx.post(f"{host.url}/generate", json={"prompt": "Once upon a time", **sampling}).json()
+        by_ids = host.post("/generate", {"prompt_token_ids": tokens, **sampling}).json()
+        by_text = host.post("/generate", {"prompt": "Once upon a time", **sampling}).json()
         assert by_ids["outputs"] == by_text["outputs"]
         messages: Any = [{"role": "user", "content": "Hello"}]
-        chat = httpx.post(f"{host.url}/generate", json={"messages": messages, **sampling}).json()
+        chat = host.post("/generate", {"messages": messages, **sampling}).json()
         same = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8, temperature=0)
         assert chat["outputs"][0]["text"] == same.choices[0].message.content
 
     def test_stream(self, host: BentoHost, client: openai.OpenAI) -> None:
         body = {"prompt": "Once upon a time", "n": 2, "max_tokens": 8, "temperature": 0.8, "seed": 4}
-        whole = httpx.post(f"{host.url}/generate", json=body).json()
-        response = httpx.post(f"{host.url}/generate_stream", json=body)
+        whole = host.post("/generate", body).json()
+        response = host.post("/generate_stream", body)
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.text.startswith(": ping\n\n")
         *frames, done = sse(response.text)
@@ -225,9 +221,7 @@ class TestNative:
             lines = response.iter_lines()
             while '"token_ids"' not in next(lines):
                 pass
-            assert httpx.post(f"{host.url}/abort", json={"request_id": "long-one"}).json() == {
-                "request_id": "long-one"
-            }
+            assert host.post("/abort", {"request_id": "long-one"}).json() == {"request_id": "long-one"}
             frames = sse("\n".join(lines))
         assert frames[-1] == "[DONE]"
         assert {part["finish_reason"] for part in frames[-2]["outputs"]} == {"abort"}
@@ -241,11 +235,16 @@ class TestNative:
         assert host.status("/") == 200
 
 
-def test_metrics_carry_vllm_names(host: BentoHost, client: openai.OpenAI) -> None:
+def test_metrics_carry_vllm_names_once(host: BentoHost, client: openai.OpenAI) -> None:
     text = httpx.get(f"{host.url}/metrics").text
+    samples = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(samples) == len(set(samples))
+    types = [line for line in text.splitlines() if line.startswith("# TYPE ")]
+    assert len(types) == len({line.split()[2] for line in types})
+    assert "pid=" not in text.partition("vllm:")[2]
     assert "bentoml_service_request_total" in text
     assert metric_value(text, "vllm:generation_tokens_total", model_name=MODEL) > 0
-    assert 'vllm:num_requests_running{' in text
+    assert "vllm:num_requests_running{" in text
 
 
 class TestClientsThatLeave:
@@ -270,8 +269,8 @@ class TestClientsThatLeave:
         with socket.create_connection(("127.0.0.1", host.port)) as connection:
             head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
             connection.sendall(head.encode() + content)
-            host.wait_running(1, timeout_s=10)
-        assert host.wait_running(0, timeout_s=2) < 2
+            host.wait_busy()
+        host.wait_idle(timeout_s=2)
         assert host.metric("vllm:request_success_total", finished_reason="abort") > aborted
 
     def test_a_stream_beside_them_is_undisturbed(self, host: BentoHost, client: openai.OpenAI) -> None:
@@ -318,9 +317,7 @@ class TestEnds:
                 pass
         assert time.monotonic() - killed_s < 2
         # Sent at once: it waits in the socket's queue until there is a worker again, then for the engine.
-        wait_until(
-            lambda: host.status("/readyz") == 200, timeout_s=60, what="another worker", interval_s=0.2
-        )
+        wait_until(lambda: host.status("/readyz") == 200, timeout_s=60, what="another worker", interval_s=0.2)
         assert host.worker().pid != worker.pid
         answer = client.completions.create(model=MODEL, prompt="Once", max_tokens=2, temperature=0)
         assert answer.choices[0].finish_reason is not None
@@ -337,7 +334,7 @@ class TestEnds:
 
         reader = threading.Thread(target=read)
         reader.start()
-        host.wait_running(1, timeout_s=10)
+        host.wait_busy()
         host.process.send_signal(signal.SIGTERM)
         took_s = host.wait_gone(timeout_s=DRAIN_TIMEOUT_S + 10)
         reader.join(5)
@@ -349,7 +346,7 @@ class TestEnds:
     def test_it_starts_again_and_stops_when_idle(self, host: BentoHost) -> None:
         host.start()
         host.wait_ready()
-        answer = httpx.post(f"{host.url}/generate", json={"prompt": "Once", "max_tokens": 2}, timeout=30)
+        answer = host.post("/generate", {"prompt": "Once", "max_tokens": 2})
         assert answer.status_code == 200
         host.process.send_signal(signal.SIGTERM)
         assert host.wait_gone(timeout_s=15) < 8
@@ -372,7 +369,8 @@ class TestFailedStarts:
 
 class TestDependents:
     @pytest.fixture(scope="class")
-    def app(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BentoHost]:
+    @classmethod
+    def app(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BentoHost]:
         folder = tmp_path_factory.mktemp("dependent")
         # Whoever depends on us is on the same machine: the key is asked for at the public port only.
         environment = {"PAGED_BACKEND_API_KEY": "secret"}
@@ -383,12 +381,12 @@ class TestDependents:
 
     @staticmethod
     def metric(app: BentoHost, name: str, **labels: str) -> float:
-        return metric_value(httpx.post(f"{app.url}/engine_metrics", timeout=10).text, name, **labels)
+        return metric_value(app.post("/engine_metrics", {}).text, name, **labels)
 
     def test_whole_and_streamed(self, app: BentoHost) -> None:
-        whole = httpx.post(f"{app.url}/tell", json={"about": "Once upon a time"}, timeout=30)
+        whole = app.post("/tell", {"about": "Once upon a time"})
         assert whole.status_code == 200, whole.text
-        streamed = httpx.post(f"{app.url}/tell_slowly", json={"about": "Once upon a time"}, timeout=30).text
+        streamed = app.post("/tell_slowly", {"about": "Once upon a time"}).text
         *frames, done = sse(streamed)
         assert done == "[DONE]"
         assert "".join(part["text"] for frame in frames for part in frame["outputs"]) == whole.text
@@ -398,7 +396,7 @@ class TestDependents:
 
     def test_a_long_stream_outlives_many_requests(self, app: BentoHost) -> None:
         """BentoML's client closes its session, streams included, after 100 requests, if it is let."""
-        body = {"about": "Once", "n": 32, "max_tokens": 480}
+        body = {"about": "Once", "n": 16, "max_tokens": 2000}
         with (
             ThreadPoolExecutor(8) as pool,
             httpx.stream("POST", f"{app.url}/tell_slowly", json=body, timeout=120) as response,
@@ -407,13 +405,12 @@ class TestDependents:
             while '"token_ids"' not in next(lines):
                 pass
             others = pool.map(
-                lambda _: httpx.post(f"{app.url}/tell", json={"about": "b", "max_tokens": 1}, timeout=60).status_code,
+                lambda _: app.post("/tell", {"about": "b", "max_tokens": 1}).status_code,
                 range(120),
             )
             assert set(others) == {200}
-            assert self.metric(app, "vllm:num_requests_running") >= 1
-            text = "\n".join(lines)
-        assert sse(text)[-1] == "[DONE]" and "error" not in text
+            frames = [next(lines) for _ in range(20)]
+        assert any("token_ids" in frame for frame in frames) and not any("error" in frame for frame in frames)
 
     def test_leaving_travels_by_abort(self, app: BentoHost) -> None:
         body = {"about": "Once", "n": 48, "max_tokens": 480}
@@ -421,9 +418,6 @@ class TestDependents:
             lines = response.iter_lines()
             while '"token_ids"' not in next(lines):
                 pass
-            assert self.metric(app, "vllm:num_requests_running") == 1
-        took_s = wait_until(
-            lambda: self.metric(app, "vllm:num_requests_running") == 0, timeout_s=2, what="no running request"
-        )
-        assert took_s < 2
+            assert self.metric(app, "vllm:num_requests_running") > 0
+        wait_until(lambda: self.metric(app, "vllm:num_requests_running") == 0, timeout_s=2, what="an idle engine")
         assert self.metric(app, "vllm:request_success_total", finished_reason="abort") > 0

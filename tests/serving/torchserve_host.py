@@ -76,12 +76,13 @@ class TorchServeHost:
         assert self._process is not None, "the server was not started"
         return self._process
 
-    def start(self) -> None:
-        """Starts the launcher and returns at once."""
+    def start(self, *, archive_format: str | None = None, environment: Mapping[str, str] | None = None) -> None:
+        """Starts the launcher and returns at once; what is given replaces what was given before."""
+        if archive_format is not None:
+            self._command[-1] = archive_format
+        self._environment.update(environment or {})
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, env=self._environment, stdout=log, stderr=subprocess.STDOUT
-            )
+            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=subprocess.STDOUT)
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> float:
         """Waits until a worker is ready; returns the seconds that it took."""
@@ -115,15 +116,21 @@ class TorchServeHost:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
-    def wait_running(self, count: int, timeout_s: float) -> float:
-        """Waits until that many requests run and none waits; returns the seconds that it took."""
+    def wait_busy(self, timeout_s: float) -> float:
+        """Waits until something runs; returns the seconds that it took."""
         return wait_until(
-            lambda: (
-                self.metric("vllm:num_requests_running") == count
-                and self.metric("vllm:num_requests_waiting") == 0
-            ),
+            lambda: self.metric("vllm:num_requests_running") > 0,
             timeout_s=timeout_s,
-            what=f"{count} running requests",
+            what="a running request",
+            interval_s=0.02,
+        )
+
+    def wait_idle(self, timeout_s: float) -> float:
+        """Waits until nothing runs and nothing waits; returns the seconds that it took."""
+        return wait_until(
+            lambda: self.metric("vllm:num_requests_running") == 0 and self.metric("vllm:num_requests_waiting") == 0,
+            timeout_s=timeout_s,
+            what="an idle engine",
             interval_s=0.02,
         )
 

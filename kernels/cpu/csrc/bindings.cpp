@@ -80,6 +80,8 @@ void run(PagedAttention& operation, const Rows& query, const Cache& key_cache, c
 }  // namespace
 
 NB_MODULE(_cpu, module) {
+    // An operation that a Python module keeps until the interpreter ends is no leak.
+    nb::set_leak_warnings(false);
     module.doc() = "C++ kernels for the CPU. Use them through paged_backend.kernels.registry.";
     module.def("available_instruction_sets", &paged_backend::available_instruction_sets,
                "Names of what this processor can run, the fastest first.");

@@ -77,9 +77,7 @@ class App:
 
     async def _validation(self, send: Send) -> None:
         detail = {"type": "int_type", "loc": ["max_tokens"], "msg": "Input should be a valid integer"}
-        await self._answer(
-            send, 400, json.dumps({"error": "1 validation error", "detail": [detail]}).encode()
-        )
+        await self._answer(send, 400, json.dumps({"error": "1 validation error", "detail": [detail]}).encode())
 
     async def _bento_500(self, send: Send) -> None:
         await self._answer(send, 500, b'{"error": "An unexpected error has occurred, secret"}')
@@ -224,9 +222,7 @@ class TestErrors:
 
 
 class TestKey:
-    @pytest.mark.parametrize(
-        "headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic key"}]
-    )
+    @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic key"}])
     def test_the_native_api_asks_for_it(self, headers: dict[str, str]) -> None:
         connection = Connection("/generate", headers=headers)
         run("answer", connection, api_key="key")

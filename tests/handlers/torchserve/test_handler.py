@@ -95,15 +95,14 @@ def test_stream_beside_an_error(handler: ScriptedHandler, context: ScriptedConte
     end_s = time.monotonic() + 5
     while criterion is False:
         assert time.monotonic() < end_s
-        for body, criterion in call(handler, context, {"stream": None if written else {"frames": 0}}).values():
+        for body, done in call(handler, context, {"stream": None if written else {"frames": 0}}).values():
             written += body
+            criterion = done
     assert written == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
     assert criterion is True
 
 
-def test_request_without_an_answer_is_left_out_of_the_reply(
-    handler: ScriptedHandler, context: ScriptedContext
-) -> None:
+def test_request_without_an_answer_is_left_out_of_the_reply(handler: ScriptedHandler, context: ScriptedContext) -> None:
     assert call(handler, context, {"slow": {"delay": 0.1, "status": 404}}) == {}
     end_s = time.monotonic() + 5
     while not (replies := call(handler, context, {"slow": {"delay": 0.1, "status": 404}})):
@@ -133,9 +132,7 @@ def test_replies_of_a_full_batch_stay_below_the_hosts_bound(deployment: Deployme
     one._pump.close()
 
 
-def test_startup_error_is_written_where_the_launcher_looks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_startup_error_is_written_where_the_launcher_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STARTUP_ERROR_VARIABLE, str(tmp_path / "error"))
     with pytest.raises(ConfigError, match=r"handler\.deployment"):
         ScriptedHandler().initialize(ScriptedContext({"handler": {}}))
@@ -157,7 +154,5 @@ def test_archive_packed_with_a_key_does_not_open_the_server(monkeypatch: pytest.
 def test_handler_modules_define_exactly_one_class(name: str) -> None:
     # TorchServe refuses to load any other number.
     module = importlib.import_module(f"{handler_module.__package__}.{name}")
-    classes = inspect.getmembers(
-        module, lambda one: inspect.isclass(one) and one.__module__ == module.__name__
-    )
+    classes = inspect.getmembers(module, lambda one: inspect.isclass(one) and one.__module__ == module.__name__)
     assert len(classes) == 1
