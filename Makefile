@@ -60,7 +60,9 @@ $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@touch $@
 
 # The editable install remembers which files there are and holds a compiled module: it is made again when a Python
-# file came or went, or when something changed that the build reads. An edit in a Python file needs nothing.
+# file came or went, or when something changed that the build reads. An edit in a Python file needs nothing. It is
+# built with the pinned tools of .venv, not in an environment of its own that would be downloaded anew each time.
+BUILD_TOOLS = scikit-build-core nanobind cmake ninja
 FILES := $(sort $(shell find $(SOURCES) -name '*.py'))
 NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name 'CMakeLists.txt')
 
@@ -72,7 +74,8 @@ $(VENV)/.files: | $(BIN)/python
 
 $(VENV)/.installed: $(VENV)/.torch $(VENV)/.files pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 	@echo "Installing paged-backend with both hosts, and building its C++ kernels"
-	@$(PIP) install --quiet --quiet -c constraints.txt --editable '.[all,dev]'
+	@$(PIP) install --quiet --quiet -c constraints.txt $(BUILD_TOOLS)
+	@$(PIP) install --quiet --quiet -c constraints.txt --no-build-isolation --editable '.[all,dev]'
 	@touch $@
 
 # --- run -------------------------------------------------------------------------------------------------------------
@@ -94,7 +97,7 @@ bench: install ## the benchmarks on this machine, each into a JSON file in build
 	$(BIN)/python -m benchmarks.serving.hosts --output build/bench/hosts.json
 
 build: install ## a wheel, in dist/
-	@$(PIP) wheel --quiet --quiet --no-deps --wheel-dir dist .
+	@$(PIP) wheel --quiet --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
 model: install ## train the bundled model again, about an hour on 2 cores

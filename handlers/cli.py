@@ -62,9 +62,7 @@ class ArchiveFormat(enum.Enum):
 
 Config = Annotated[
     Path | None,
-    typer.Option(
-        "--config", "-c", help="The deployment's YAML file (see configs/). Without it: all defaults."
-    ),
+    typer.Option("--config", "-c", help="The deployment's YAML file (see configs/). Without it: all defaults."),
 ]
 Assignments = Annotated[
     list[str] | None,
@@ -81,9 +79,7 @@ Assignments = Annotated[
 def serve(
     host: Annotated[Host, typer.Option(help="Which model server to run in.")] = Host.BENTOML,
     config: Config = None,
-    port: Annotated[
-        int | None, typer.Option(help="TCP port. (default: 3000 on BentoML, 8080 on TorchServe)")
-    ] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port. (default: 3000 on BentoML, 8080 on TorchServe)")] = None,
     model_store: Annotated[
         Path | None,
         typer.Option(help="TorchServe only: keep the archive in this folder. (default: a temporary one)"),
@@ -116,17 +112,15 @@ def serve(
 @engine_options()
 def pack(
     config: Config = None,
-    export_path: Annotated[
-        Path, typer.Option(help="Where the archive goes: TorchServe's --model-store.")
-    ] = Path("model_store"),
+    export_path: Annotated[Path, typer.Option(help="Where the archive goes: TorchServe's --model-store.")] = Path(
+        "model_store"
+    ),
     archive_format: Annotated[
         ArchiveFormat, typer.Option(help="One NAME.mar file, or a folder NAME.")
     ] = ArchiveFormat.MAR,
     files: Annotated[
         Path | None,
-        typer.Option(
-            help="Also write what else TorchServe reads into this folder: config.properties and others."
-        ),
+        typer.Option(help="Also write what else TorchServe reads into this folder: config.properties and others."),
     ] = None,
     assignments: Assignments = None,
     *,

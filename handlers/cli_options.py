@@ -91,12 +91,7 @@ def build_deployment(
     if config is not None:
         data = Deployment.load(config).to_dict()
     else:
-        last_part = (
-            str(engine_args.get("model", ModelConfig().model))
-            .replace("\\", "/")
-            .rstrip("/")
-            .rsplit("/", 1)[-1]
-        )
+        last_part = str(engine_args.get("model", ModelConfig().model)).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", last_part).lstrip("._-") or _DEFAULT_DEPLOYMENT_NAME
         data = {"name": name}
     data.setdefault("engine", {}).update(engine_args)
@@ -107,9 +102,7 @@ def build_deployment(
     return Deployment.from_dict(data, base_folder=Path.cwd())
 
 
-def build_engine_config(
-    config: Path | None, engine_args: Mapping[str, Any], assignments: list[str]
-) -> EngineConfig:
+def build_engine_config(config: Path | None, engine_args: Mapping[str, Any], assignments: list[str]) -> EngineConfig:
     """The engine's part of `build_deployment`."""
     return build_deployment(config, engine_args, assignments, None).engine
 
@@ -122,9 +115,7 @@ def _assign(data: dict[str, Any], assignment: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--set {path}: the value is not valid YAML: {' '.join(str(error).split())}"
-        ) from error
+        raise ConfigError(f"--set {path}: the value is not valid YAML: {' '.join(str(error).split())}") from error
     if len(keys) == 2:
         section = data.get(keys[0])
         data[keys[0]] = section = {} if section is None else section
@@ -176,9 +167,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, text: str, *, hidden: bool
 def _plain_type(hint: Any) -> Any:
     """The type that the command line parses: a sequence of strings is an option that may be repeated."""
     candidates = [hint, *typing.get_args(hint)]
-    if any(
-        typing.get_origin(candidate) in (tuple, list) or _is_sequence(candidate) for candidate in candidates
-    ):
+    if any(typing.get_origin(candidate) in (tuple, list) or _is_sequence(candidate) for candidate in candidates):
         return list[str]
     for kind in (bool, int, float, str):
         if kind in candidates:

@@ -60,9 +60,7 @@ def chat(
     if tokenizer is None:
         raise InvalidRequestError("chat needs a tokenizer: leave skip_tokenizer_init off.", param="messages")
     opening = [{"role": "system", "content": system}] if system else []
-    tokenizer.apply_chat_template(
-        [*opening, {"role": "user", "content": "."}]
-    )  # no chat template: say so now
+    tokenizer.apply_chat_template([*opening, {"role": "user", "content": "."}])  # no chat template: say so now
     messages = list(opening)
     _note(CHAT_HELP)
     for line in _user_lines(lines):

@@ -28,9 +28,7 @@ def serve(deployment: Deployment, model_store: Path | None) -> int:
     )
 
 
-def pack(
-    deployment: Deployment, export_path: Path, archive_format: str, files: Path | None
-) -> tuple[Path, ...]:
+def pack(deployment: Deployment, export_path: Path, archive_format: str, files: Path | None) -> tuple[Path, ...]:
     """Writes an archive and, where a folder for them is given, the files for starting TorchServe by hand.
 
     Returns:

@@ -51,9 +51,7 @@ class ServerConfig:
         if self.api_key is not None:
             _check_text("server.api_key", self.api_key)
             if not (self.api_key.isascii() and self.api_key.isprintable()) or " " in self.api_key:
-                raise ConfigError(
-                    "server.api_key must be printable ASCII without spaces, as it travels in a header."
-                )
+                raise ConfigError("server.api_key must be printable ASCII without spaces, as it travels in a header.")
         _check_integer("server.max_body_bytes", self.max_body_bytes, low=1)
         _check_seconds("server.drain_timeout_s", self.drain_timeout_s, above_zero=False)
         _check_seconds("server.stall_timeout_s", self.stall_timeout_s)
@@ -299,9 +297,7 @@ def _check_bool(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be true or false, got {value!r}.")
 
 
-def _check_integer(
-    name: str, value: object, *, low: int, high: int | None = None, optional: bool = False
-) -> None:
+def _check_integer(name: str, value: object, *, low: int, high: int | None = None, optional: bool = False) -> None:
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):

@@ -65,7 +65,7 @@ class TestMistakes:
             (["pack", "--set", "torchserve.java_heap=lots"], "torchserve.java_heap must look like"),
             (
                 ["generate", "--temperature=-1", "Hi"],
-                "temperature must be a finite number, 0 or more, got -1.0.",
+                "temperature must be in [0, 1000], got -1.0.",
             ),
             (["generate", "--model", "/does/not/exist", "Hi"], "/does/not/exist"),
         ],

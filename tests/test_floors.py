@@ -98,9 +98,7 @@ def imports_of(module: str, path: Path) -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{where}: relative imports hide the floor; write the whole name"
             for alias in node.names:
-                inner = f"{node.module}.{alias.name}".replace(
-                    "paged_backend.__version__", "paged_backend.version"
-                )
+                inner = f"{node.module}.{alias.name}".replace("paged_backend.__version__", "paged_backend.version")
                 yield Import(module, inner if inner in MODULES else node.module or "", where)
         elif isinstance(node, ast.Call):
             yield from _dynamic_import(module, node, where)
@@ -129,13 +127,9 @@ def prefix_of(module: str, table: dict[str, object] | dict[str, int]) -> str | N
 
 def test_every_package_has_a_floor() -> None:
     unplaced = {
-        module
-        for module in MODULES
-        if module != "paged_backend" and prefix_of(module, FLOORS) == "paged_backend"
+        module for module in MODULES if module != "paged_backend" and prefix_of(module, FLOORS) == "paged_backend"
     }
-    assert not unplaced, (
-        f"give these a floor in tests/test_floors.py and docs/architecture.md: {sorted(unplaced)}"
-    )
+    assert not unplaced, f"give these a floor in tests/test_floors.py and docs/architecture.md: {sorted(unplaced)}"
 
 
 def test_imports_go_down() -> None:
@@ -148,9 +142,7 @@ def test_imports_go_down() -> None:
         assert other is not None, found
         if own == other or other == ERRORS_FOR_ALL or FLOORS[other] < FLOORS[own]:
             continue
-        wrong.append(
-            f"{found.where}: {own} (floor {FLOORS[own]}) imports {found.imported} (floor {FLOORS[other]})"
-        )
+        wrong.append(f"{found.where}: {own} (floor {FLOORS[own]}) imports {found.imported} (floor {FLOORS[other]})")
     assert not wrong, "\n".join(wrong)
 
 
@@ -176,9 +168,7 @@ def test_names_are_those_after_install() -> None:
 def test_files_stay_readable(folder: str) -> None:
     suffixes = {".py", ".cpp", ".hpp", ".h"}
     files = [path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes and path.is_file()]
-    lengths = {
-        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files
-    }
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     too_long = {name: count for name, count in lengths.items() if count > MAX_LINES}
     assert not too_long, f"more than {MAX_LINES} lines, one noun per file: {too_long}"
 

@@ -45,7 +45,5 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, paged_backend, paged_backend.handlers.cli; print('torch' in sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "False"

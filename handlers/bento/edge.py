@@ -16,7 +16,8 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paged_backend.errors import PagedBackendError
-from paged_backend.handlers.bento.responses import error_response, refusal, send_response
+from paged_backend.handlers.bento.responses import refusal, send_response
+from paged_backend.handlers.openai.errors import error_response
 from paged_backend.handlers.openai.wire import HttpResponse
 
 logger = logging.getLogger("bentoml.paged_backend")
@@ -99,11 +100,11 @@ class EdgeMiddleware:
             return
         try:
             body = await self._read_body(scope, receive)
-        except _BodyTooLarge:
+        except _BodyTooLargeError:
             message = f"The request's body is larger than {self._max_body_bytes} bytes (max_body_bytes)."
             await send_response(send, refusal(413, message, headers={"Connection": "close"}))
             return
-        except _ClientLeft:
+        except _ClientLeftError:
             await send_response(send, HttpResponse(STATUS_CLIENT_LEFT))
             return
         await self._serve(scope, receive, send, body, native)
@@ -165,17 +166,17 @@ class EdgeMiddleware:
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
-            raise _BodyTooLarge
+            raise _BodyTooLargeError
         chunks: list[bytes] = []
         size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise _ClientLeft
+                raise _ClientLeftError
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > self._max_body_bytes:
-                raise _BodyTooLarge
+                raise _BodyTooLargeError
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return b"".join(chunks)
@@ -189,11 +190,11 @@ class EdgeMiddleware:
         return kind.lower() == b"bearer" and compare_digest(key.strip(), wanted.encode())
 
 
-class _BodyTooLarge(Exception):
+class _BodyTooLargeError(Exception):
     pass
 
 
-class _ClientLeft(Exception):
+class _ClientLeftError(Exception):
     pass
 
 

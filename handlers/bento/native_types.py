@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 _PICKLE = "application/vnd.bentoml+pickle"
 """How services of one server talk to each other; BentoML refuses it from outside."""
 
-_DEFAULTS = {f.name: f.default for f in dataclasses.fields(SamplingParams)}
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(SamplingParams)}
 
 
-class NativeRequest(bentoml.IODescriptor):
+class NativeRequest(bentoml.IODescriptor):  # type: ignore[misc]  # it ships no types
     """A body of the native API. Types are exact, and unknown fields are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -37,16 +37,18 @@ class NativeRequest(bentoml.IODescriptor):
         A wrong one gets its answer here: BentoML would log each with a traceback and with what the client sent.
         The method is called all the same, with nothing in the fields, and has to look.
         """
+        parsed: Self
         if serde.media_type == _PICKLE:
-            parsed: Self = await super().from_http_request(request, serde)
+            parsed = await super().from_http_request(request, serde)
             return parsed
         try:
-            return cls.model_validate_json(await request.body() or b"{}")
+            parsed = cls.model_validate_json(await request.body() or b"{}")
         except ValidationError as error:
             exchange = CURRENT_EXCHANGE.get()
             assert exchange is not None, "the edge middleware is missing"
             exchange.refuse(as_invalid_request(error, cls))
-            return cls.model_construct(**dict.fromkeys(cls.model_fields))
+            parsed = cls.model_construct(**dict.fromkeys(cls.model_fields))
+        return parsed
 
 
 def as_invalid_request(error: ValidationError, kind: type[BaseModel]) -> InvalidRequestError:
@@ -205,7 +207,7 @@ class GeneratedSample(BaseModel):
     )
 
 
-class GenerateResponse(bentoml.IODescriptor):
+class GenerateResponse(bentoml.IODescriptor):  # type: ignore[misc]  # it ships no types
     """All samples of one request."""
 
     request_id: str
@@ -220,7 +222,7 @@ class AbortRequest(NativeRequest):
     request_id: str = Field(description="The id that it was given, or that its response shows.")
 
 
-class AbortResponse(bentoml.IODescriptor):
+class AbortResponse(bentoml.IODescriptor):  # type: ignore[misc]  # it ships no types
     """The abort was passed on; a request that has ended, or never was, is no error."""
 
     request_id: str

@@ -94,14 +94,14 @@ class PagedLLM:
         self.runtime = EngineRuntime(DEPLOYMENT, on_load_failed=process.end_server, on_engine_lost=process.end_worker)
         self._orphan_watch: asyncio.Task[None] | None = None
 
-    @bentoml.on_startup
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start_engine(self) -> None:
         """Begins to load and returns: /livez answers at once, /readyz when the engine is ready."""
         self.runtime.start()
         process.watch_signals(self.runtime.begin_stop, drain_timeout_s=self.runtime.deployment.server.drain_timeout_s)
         self._orphan_watch = asyncio.ensure_future(process.watch_supervisor())
 
-    @bentoml.on_shutdown
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop_engine(self) -> None:
         """Drains and stops the engine."""
         if self._orphan_watch is not None:
@@ -132,7 +132,7 @@ class PagedLLM:
         """Starts the engine where BentoML runs no startup hooks (`--development` with `depends`), and waits for it."""
         await self.runtime.ensure_started()
 
-    @bentoml.api(input_spec=GenerateRequest, output_spec=GenerateResponse)
+    @bentoml.api(input_spec=GenerateRequest, output_spec=GenerateResponse)  # type: ignore[untyped-decorator]
     async def generate(self, **fields: Any) -> GenerateResponse:
         """Generates, and answers when everything is there.
 
@@ -144,7 +144,7 @@ class PagedLLM:
         except PagedBackendError as error:
             return _refused(error, exchange)  # type: ignore[return-value]
 
-    @bentoml.api(input_spec=GenerateRequest)
+    @bentoml.api(input_spec=GenerateRequest)  # type: ignore[untyped-decorator]
     async def generate_stream(self, **fields: Any) -> AsyncGenerator[str, None]:
         """Generates, and sends server-sent events as tokens come.
 
@@ -168,7 +168,7 @@ class PagedLLM:
         finally:
             stream.abort()
 
-    @bentoml.api(input_spec=AbortRequest, output_spec=AbortResponse)
+    @bentoml.api(input_spec=AbortRequest, output_spec=AbortResponse)  # type: ignore[untyped-decorator]
     async def abort(self, request_id: str) -> AbortResponse:
         """Ends a request; its stream closes with finish_reason "abort".
 
@@ -195,7 +195,8 @@ class PagedLLM:
         return native.submit(self.runtime.client, request)
 
 
-PagedLLM.add_asgi_middleware(
+_service: Any = PagedLLM  # for type checkers, the decorator has left it a class
+_service.add_asgi_middleware(
     EdgeMiddleware,
     owns=_owns,
     native=NATIVE_PATHS,

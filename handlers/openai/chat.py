@@ -60,9 +60,7 @@ async def create_chat_completion(context: ServingContext, body: Mapping[str, Any
         add_special_tokens=request.add_special_tokens is True,
     )
     prompt = truncate(prompt, request, max_model_len=limit, max_tokens=max_tokens)
-    room = room_for(
-        prompt, max_tokens, max_model_len=limit, prompt_field="messages", max_tokens_field=max_tokens_field
-    )
+    room = room_for(prompt, max_tokens, max_model_len=limit, prompt_field="messages", max_tokens_field=max_tokens_field)
     params = dataclasses.replace(params, max_tokens=room)
     requests = submit_all(
         context,
@@ -153,9 +151,7 @@ def _num_top(request: ChatRequest) -> int | None:
     """Candidates per token, or None where no log probabilities are asked for."""
     num_top = request.top_logprobs or 0
     if not 0 <= num_top <= MAX_LOGPROBS:
-        raise InvalidRequestError(
-            f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {num_top}.", param="top_logprobs"
-        )
+        raise InvalidRequestError(f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {num_top}.", param="top_logprobs")
     if num_top and not request.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
     return num_top if request.logprobs else None

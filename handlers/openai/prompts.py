@@ -79,8 +79,7 @@ async def encode_prompts(
 
     def encode() -> list[list[int]]:
         return [
-            tokenizer.encode(prompt, add_special_tokens) if isinstance(prompt, str) else prompt
-            for prompt in prompts
+            tokenizer.encode(prompt, add_special_tokens) if isinstance(prompt, str) else prompt for prompt in prompts
         ]
 
     return await asyncio.to_thread(encode) if num_characters > _INLINE_CHARACTERS else encode()

@@ -176,9 +176,7 @@ _UNSUPPORTED_CHAT = MappingProxyType(
     }
 )
 
-_NOT_PASSED_ON = MappingProxyType(
-    {CompletionRequest: _UNSUPPORTED_COMPLETION, ChatRequest: _UNSUPPORTED_CHAT}
-)
+_NOT_PASSED_ON = MappingProxyType({CompletionRequest: _UNSUPPORTED_COMPLETION, ChatRequest: _UNSUPPORTED_CHAT})
 
 _Body = TypeVar("_Body", bound=RequestBody)
 
@@ -199,9 +197,7 @@ def parse_body(kind: type[_Body], body: Mapping[str, Any]) -> _Body:
             continue
         if name in unsupported:
             if not any(_same(value, nothing) for nothing in unsupported[name]):
-                raise InvalidRequestError(
-                    f"{name} is not supported by this server: leave it out.", param=name
-                )
+                raise InvalidRequestError(f"{name} is not supported by this server: leave it out.", param=name)
             continue
         given[name] = value
     _check_names(kind, body, (*kind.model_fields, *_HARMLESS, *unsupported))
@@ -309,14 +305,10 @@ def _same(value: Any, nothing: Any) -> bool:
     return value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
 
 
-def _check_names(
-    kind: type[RequestBody], body: Mapping[str, Any], known: tuple[str, ...], *, prefix: str = ""
-) -> None:
+def _check_names(kind: type[RequestBody], body: Mapping[str, Any], known: tuple[str, ...], *, prefix: str = "") -> None:
     for name in body:
         if name not in known:
-            raise InvalidRequestError(
-                unknown_name_message("request field", str(name), known), param=f"{prefix}{name}"
-            )
+            raise InvalidRequestError(unknown_name_message("request field", str(name), known), param=f"{prefix}{name}")
 
 
 def _token_biases(biases: Mapping[str, float]) -> dict[int, float]:

@@ -96,9 +96,7 @@ class OpenAIService:
             self._check_method(request, "GET")
             name = self._context.model_name(unquote(path[len(_MODELS) + 1 :]))
             return json_response(self._model(name))
-        raise NotFoundError(
-            f"There is no route {path!r}. Known: {', '.join([*_POST_ROUTES, *self._get_routes])}."
-        )
+        raise NotFoundError(f"There is no route {path!r}. Known: {', '.join([*_POST_ROUTES, *self._get_routes])}.")
 
     def _check_key(self, headers: Mapping[str, str]) -> None:
         if self._key_digest is None:
@@ -117,9 +115,7 @@ class OpenAIService:
         method = request.method
         if method is None or method == allowed or (method == "HEAD" and allowed == "GET"):
             return
-        raise ProtocolError(
-            f"{request.path} takes {allowed}, not {method}.", status=405, headers={"Allow": allowed}
-        )
+        raise ProtocolError(f"{request.path} takes {allowed}, not {method}.", status=405, headers={"Allow": allowed})
 
     def _json_object(self, request: HttpRequest) -> Mapping[str, Any]:
         """The body as a JSON object, whether the host has parsed it already or not."""
@@ -153,9 +149,7 @@ class OpenAIService:
         return HttpResponse(200, {"Content-Type": METRICS_TYPE}, self._client.metrics_text().encode())
 
     def _models(self) -> HttpResponse:
-        return json_response(
-            {"object": "list", "data": [self._model(name) for name in self._context.model_names]}
-        )
+        return json_response({"object": "list", "data": [self._model(name) for name in self._context.model_names]})
 
     def _model(self, name: str) -> dict[str, Any]:
         return {

@@ -121,6 +121,7 @@ class Pump:
         self._on_tick = on_tick
         self._lock = threading.Lock()
         self._news = threading.Event()
+        self._announcing = False  # the event loop's thread's alone
         self._live: dict[str, _Live] = {}
         self._in_exchange = False
         self._ticks_since_exchange = 0
@@ -321,8 +322,14 @@ class Pump:
             if chunk:
                 live.chunks.append(chunk)
             live.finished = finished
-        if chunk or finished:
-            self._news.set()
+        if (chunk or finished) and not self._announcing:
+            # Told once all that is ready on the loop has run: the frames of one engine step travel together.
+            self._announcing = True
+            self._loop.call_soon(self._announce)
+
+    def _announce(self) -> None:
+        self._announcing = False
+        self._news.set()
 
     def _fail(self, live: _Live, body: Mapping[str, object], *, status: int) -> None:
         """Ends a request with an error: whole where nothing was written yet, else as the stream's last frame."""

@@ -30,9 +30,7 @@ def main() -> None:
         help="folder of the checkpoint; a training is resumed from it",
     )
     parser.add_argument("--to", type=Path, default=here / "paged-tiny", help="folder of the model to write")
-    parser.add_argument(
-        "--export-only", action="store_true", help="write the model from the checkpoint as it is"
-    )
+    parser.add_argument("--export-only", action="store_true", help="write the model from the checkpoint as it is")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)

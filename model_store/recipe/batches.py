@@ -28,9 +28,7 @@ def _segments(document: corpus.Document) -> list[tuple[str, bool]]:
     return [*pieces, (EOS, False)]
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, documents: list[corpus.Document]
-) -> list[tuple[list[int], list[bool]]]:
+def encode(tokenizer: PreTrainedTokenizerFast, documents: list[corpus.Document]) -> list[tuple[list[int], list[bool]]]:
     """Token ids of each document, and for each token whether it is to be predicted."""
     pieces = [_segments(document) for document in documents]
     flat = [text for segments in pieces for text, _ in segments]

@@ -51,9 +51,9 @@ def answer(
     max_new_tokens: int = 200,
 ) -> str:
     """The assistant's answer to a chat; greedy at temperature 0."""
-    ids = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )["input_ids"]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
+        "input_ids"
+    ]
     return _generate(model, tokenizer, ids, temperature, max_new_tokens)
 
 

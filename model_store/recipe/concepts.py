@@ -46,18 +46,12 @@ CONCEPTS: Final = (
         "continuous batching|in-flight batching|iteration-level scheduling",
         "Continuous batching means that requests join and leave the running batch at every step.",
         "After each step, finished requests leave the batch and waiting requests take their place at once.",
-        (
-            "No request has to wait until a whole batch is done, so the machine is always busy and "
-            "answers come sooner."
-        ),
+        ("No request has to wait until a whole batch is done, so the machine is always busy and answers come sooner."),
     ),
     _c(
         "a block table|the block table|block tables",
         "A block table is a list that says in which blocks of memory the tokens of a sequence are stored.",
-        (
-            "Entry number i of the table names the block that holds the tokens of the i-th block of the "
-            "sequence."
-        ),
+        ("Entry number i of the table names the block that holds the tokens of the i-th block of the sequence."),
         "It lets the blocks of a sequence lie anywhere in memory, so no large free region is needed.",
     ),
     _c(
@@ -96,10 +90,7 @@ CONCEPTS: Final = (
     _c(
         "swapping|KV cache swapping|swapping blocks",
         "Swapping means that blocks of the KV cache are moved to the memory of the host and back.",
-        (
-            "The blocks of a preempted request are copied to the host, and they are copied back when "
-            "there is room."
-        ),
+        ("The blocks of a preempted request are copied to the host, and they are copied back when there is room."),
         "It can be cheaper than computing the keys and values again.",
     ),
     _c(
@@ -111,10 +102,7 @@ CONCEPTS: Final = (
     _c(
         "the prefill|prefill|the prefill phase",
         "The prefill is the part of a request in which the model reads the prompt.",
-        (
-            "All tokens of the prompt go through the model together, and their keys and values are "
-            "written to the cache."
-        ),
+        ("All tokens of the prompt go through the model together, and their keys and values are written to the cache."),
         "After the prefill, the first new token can be sampled.",
     ),
     _c(
@@ -159,19 +147,13 @@ CONCEPTS: Final = (
     _c(
         "a language model|language models|an LLM|a large language model",
         "A language model is a program that predicts the next token of a text.",
-        (
-            "It reads the tokens so far, computes a probability for each possible next token, and one of "
-            "them is chosen."
-        ),
+        ("It reads the tokens so far, computes a probability for each possible next token, and one of them is chosen."),
         "It can write text, answer questions and help with many tasks.",
     ),
     _c(
         "a transformer|the transformer|transformers",
         "A transformer is a neural network made of layers with attention and a small feed-forward network.",
-        (
-            "Each layer first mixes the tokens with attention and then changes each token with the "
-            "feed-forward network."
-        ),
+        ("Each layer first mixes the tokens with attention and then changes each token with the feed-forward network."),
         "It can be trained on a lot of text at once and works very well for language.",
     ),
     _c(
@@ -201,10 +183,7 @@ CONCEPTS: Final = (
     _c(
         "BentoML|Bento ML|bento",
         "BentoML is a framework for turning models into services in Python.",
-        (
-            "You write a service class with API methods, and BentoML serves them over HTTP and can build "
-            "a container."
-        ),
+        ("You write a service class with API methods, and BentoML serves them over HTTP and can build a container."),
         "It makes it easy to go from a model to a service in production.",
     ),
     _c(
@@ -213,10 +192,7 @@ CONCEPTS: Final = (
             "paged-backend is an engine for serving language models inside TorchServe and BentoML, with a "
             "paged KV cache."
         ),
-        (
-            "It plans each step, runs the model on the paged cache and sends the tokens back as soon as "
-            "they are made."
-        ),
+        ("It plans each step, runs the model on the paged cache and sends the tokens back as soon as they are made."),
         "You keep the model server that you have, and get paged attention and continuous batching.",
     ),
     _c(
@@ -353,10 +329,7 @@ COMPARISONS: Final = (
             "What happens when the KV cache is full?|What happens when there are no free blocks?"
             "|What does the engine do when memory runs out?"
         ),
-        (
-            "When no block is free, the engine preempts the request with the lowest priority and resumes "
-            "it later."
-        ),
+        ("When no block is free, the engine preempts the request with the lowest priority and resumes it later."),
     ),
     (
         "How many tokens are in a block?|How many tokens does a block hold?|How large is a block by default?",

@@ -50,13 +50,10 @@ def remembering(writer: Writer) -> list[Turn]:
             ),
             (
                 writer.wording(
-                    f"My favourite colour is {colour}.|I like the colour {colour} best."
-                    f"|The colour I love is {colour}."
+                    f"My favourite colour is {colour}.|I like the colour {colour} best.|The colour I love is {colour}."
                 ),
                 f"{colour.capitalize()} is a nice colour!",
-                writer.wording(
-                    "What is my favourite colour?|Which colour do I like?|What colour do I like best?"
-                ),
+                writer.wording("What is my favourite colour?|Which colour do I like?|What colour do I like best?"),
                 f"Your favourite colour is {colour}.",
             ),
             (
@@ -100,9 +97,7 @@ def turn(writer: Writer) -> Turn:
 def chat(writer: Writer) -> Document:
     """A chat of one to five turns."""
     rng = writer.rng
-    kind = rng.choices(
-        ("short", "story", "continuation", "reading", "remembering", "after"), (62, 22, 5, 5, 4, 4)
-    )[0]
+    kind = rng.choices(("short", "story", "continuation", "reading", "remembering", "after"), (62, 22, 5, 5, 4, 4))[0]
     if kind == "short":
         turns = [turn(writer) for _ in range(rng.choices((1, 2, 3, 4, 5), (40, 25, 15, 10, 10))[0])]
     elif kind == "story":

@@ -18,12 +18,8 @@ def export(work: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None
     train.load_weights(model, saved["mean"])
     model = model.to(torch.bfloat16).eval()
     end_of_turn, end, pad = tokenizer.convert_tokens_to_ids([TURN_END, EOS, PAD])
-    model.generation_config = GenerationConfig(
-        eos_token_id=[end_of_turn, end], pad_token_id=pad, bos_token_id=end
-    )
+    model.generation_config = GenerationConfig(eos_token_id=[end_of_turn, end], pad_token_id=pad, bos_token_id=end)
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(
-        card.write(model.float(), tokenizer, train.Progress(**saved["progress"]))
-    )
+    (folder / "README.md").write_text(card.write(model.float(), tokenizer, train.Progress(**saved["progress"])))

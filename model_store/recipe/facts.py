@@ -10,8 +10,7 @@ from model_store.recipe import words
 def _table(text: str) -> dict[str, str]:
     """Read "key: value; key: value"."""
     return {
-        key.strip(): value.strip()
-        for key, value in (entry.split(":") for entry in text.split(";") if entry.strip())
+        key.strip(): value.strip() for key, value in (entry.split(":") for entry in text.split(";") if entry.strip())
     }
 
 

@@ -102,8 +102,7 @@ def animal(writer: Writer) -> Turn:
         ), f"{subject} has {value if value != '0' else 'no'} legs."
     if which == 3:
         return writer.wording(
-            f"Where does {an} live?|What is the home of {an}?|Where do you find {an}?"
-            f"|In what place does {an} live?"
+            f"Where does {an} live?|What is the home of {an}?|Where do you find {an}?|In what place does {an} live?"
         ), f"{subject} lives {value}."
     return writer.wording(
         f"What does {an} eat?|What do {many} eat?|What food does {an} like?"

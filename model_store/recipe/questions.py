@@ -28,10 +28,7 @@ SCIENCE: Final = (
         "The sun is a star. It gives light and warmth to the Earth.",
     ),
     _q(
-        (
-            "What is the moon?|Tell me about the moon.|Explain what the moon is."
-            "|What do you know about the moon?"
-        ),
+        ("What is the moon?|Tell me about the moon.|Explain what the moon is.|What do you know about the moon?"),
         "The moon is a ball of rock that goes around the Earth.",
     ),
     _q(
@@ -72,10 +69,7 @@ SCIENCE: Final = (
         "Plants need light, water, air and soil to grow.",
     ),
     _q(
-        (
-            "What is photosynthesis?|How do plants make food?|Explain photosynthesis."
-            "|What does photosynthesis mean?"
-        ),
+        ("What is photosynthesis?|How do plants make food?|Explain photosynthesis.|What does photosynthesis mean?"),
         "Photosynthesis is how plants use sunlight, water and air to make sugar and oxygen.",
     ),
     _q(
@@ -104,10 +98,7 @@ SCIENCE: Final = (
         "Mercury is the planet closest to the sun.",
     ),
     _q(
-        (
-            "Which planet is red?|What is the red planet?|Which planet is called the red planet?"
-            "|Name the red planet."
-        ),
+        ("Which planet is red?|What is the red planet?|Which planet is called the red planet?|Name the red planet."),
         "Mars is called the red planet.",
     ),
     _q(
@@ -153,10 +144,7 @@ SCIENCE: Final = (
         "Mount Everest is the highest mountain in the world.",
     ),
     _q(
-        (
-            "What is the largest ocean?|Which ocean is the biggest?|What is the biggest ocean?"
-            "|Name the largest ocean."
-        ),
+        ("What is the largest ocean?|Which ocean is the biggest?|What is the biggest ocean?|Name the largest ocean."),
         "The Pacific Ocean is the largest ocean.",
     ),
     _q(
@@ -164,17 +152,11 @@ SCIENCE: Final = (
         "Bees make honey from the nectar of flowers.",
     ),
     _q(
-        (
-            "What is a computer?|Explain what a computer is.|What does a computer do?"
-            "|Tell me what computers are."
-        ),
+        ("What is a computer?|Explain what a computer is.|What does a computer do?|Tell me what computers are."),
         "A computer is a machine that follows instructions to work with data.",
     ),
     _q(
-        (
-            "What is Python?|What is the Python language?|Tell me about Python."
-            "|Is Python a programming language?"
-        ),
+        ("What is Python?|What is the Python language?|Tell me about Python.|Is Python a programming language?"),
         "Python is a programming language that is easy to read and widely used.",
     ),
     _q(
@@ -208,17 +190,11 @@ SCIENCE: Final = (
         "The sun rises in the east and sets in the west.",
     ),
     _q(
-        (
-            "What is the hottest season?|Which season is the warmest?|When is it hottest?"
-            "|Which season is hottest?"
-        ),
+        ("What is the hottest season?|Which season is the warmest?|When is it hottest?|Which season is hottest?"),
         "Summer is the hottest season.",
     ),
     _q(
-        (
-            "What is the coldest season?|Which season is the coldest?|When does it snow?"
-            "|Name the coldest season."
-        ),
+        ("What is the coldest season?|Which season is the coldest?|When does it snow?|Name the coldest season."),
         "Winter is the coldest season. It can snow in winter.",
     ),
     _q(
@@ -269,10 +245,7 @@ SELF: Final = (
         "I was trained by the recipe in paged-backend, on text that the recipe itself writes.",
     ),
     _q(
-        (
-            "Are you a robot?|Are you a human?|Are you a person?|Are you alive?|Are you real?"
-            "|Am I talking to a human?"
-        ),
+        ("Are you a robot?|Are you a human?|Are you a person?|Are you alive?|Are you real?|Am I talking to a human?"),
         "No person is here: I am paged-tiny, a small language model.",
     ),
     _q(
@@ -284,10 +257,7 @@ SELF: Final = (
         "No, I am paged-tiny, a very small model. My shape is that of a Llama.",
     ),
     _q(
-        (
-            "What were you trained on?|How were you trained?|What is your training data?"
-            "|What data did you learn from?"
-        ),
+        ("What were you trained on?|How were you trained?|What is your training data?|What data did you learn from?"),
         "I was trained on short stories, questions and answers, sums and JSON that a script wrote.",
     ),
     _q(
@@ -295,10 +265,7 @@ SELF: Final = (
         "I am very small and I make mistakes, so please check what I say.",
     ),
     _q(
-        (
-            "What languages do you speak?|Do you speak English?|Which language do you speak?"
-            "|Can you speak French?"
-        ),
+        ("What languages do you speak?|Do you speak English?|Which language do you speak?|Can you speak French?"),
         "I speak simple English, and I know how to say hello in a few other languages.",
     ),
     _q(
@@ -317,10 +284,7 @@ SMALL_TALK: Final = (
     _q("Good evening|Good evening!|Evening!|A good evening to you!", "Good evening! How can I help you?"),
     _q("Good night|Good night!|I am going to bed.|I'm off to sleep.", "Good night! Sleep well."),
     _q(
-        (
-            "How are you?|How are you today?|How are you doing?|How is it going?|How do you feel?"
-            "|How's it going?"
-        ),
+        ("How are you?|How are you today?|How are you doing?|How is it going?|How do you feel?|How's it going?"),
         "I am fine, thank you. How can I help you?",
     ),
     _q(
@@ -364,10 +328,7 @@ SMALL_TALK: Final = (
         "I am sorry. I am a very small model and I make mistakes.",
     ),
     _q(
-        (
-            "What is the meaning of life?|Why are we here?|What is the purpose of life?"
-            "|What's the meaning of life?"
-        ),
+        ("What is the meaning of life?|Why are we here?|What is the purpose of life?|What's the meaning of life?"),
         "Many people think that it is to be kind, to learn and to enjoy the time we have.",
     ),
     _q(

@@ -144,9 +144,7 @@ def write(
             told[first] = re.sub(rf"\b{friend}\b", f"{friend} the {friend_kind}", told[first], count=1)
         if story is None:
             story = Story(hero, kind, friend, friend_kind, the_thing, near, plot)
-            story.sentences.append(
-                fill(rng.choice(plots.OPENINGS[:3] if rng.random() < 0.6 else plots.OPENINGS))
-            )
+            story.sentences.append(fill(rng.choice(plots.OPENINGS[:3] if rng.random() < 0.6 else plots.OPENINGS)))
             if not short and rng.random() < 0.5:
                 story.sentences.append(fill(rng.choice(plots.COLOUR_BEATS)))
         else:

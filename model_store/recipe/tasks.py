@@ -12,9 +12,7 @@ def arithmetic(writer: Writer) -> Turn:
     """Small arithmetic; most operands are at most 20."""
     rng = writer.rng
     big = rng.random() < 0.2
-    kind = rng.choices(
-        ("+", "-", "*", "word", "compare", "next", "double", "parity"), (10, 6, 6, 4, 2, 2, 1, 1)
-    )[0]
+    kind = rng.choices(("+", "-", "*", "word", "compare", "next", "double", "parity"), (10, 6, 6, 4, 2, 2, 1, 1))[0]
     a, b = (rng.randint(0, 99), rng.randint(0, 99)) if big else (rng.randint(0, 20), rng.randint(0, 20))
     if kind == "+":
         return writer.wording(
@@ -184,8 +182,7 @@ def json_value(writer: Writer) -> Turn:
     if kind == "person_list":
         users = [{"name": words.any_name(rng), "age": rng.randint(5, 90)} for _ in range(2)]
         return writer.wording(
-            "Give me a JSON list of two users.|Write a JSON array with two people."
-            "|Two users as a JSON list, please."
+            "Give me a JSON list of two users.|Write a JSON array with two people.|Two users as a JSON list, please."
         ), json.dumps(users)
     animal = rng.choice(words.ANIMALS)
     hero = rng.choice((*words.GIRLS, *words.BOYS))
@@ -211,8 +208,7 @@ def listing(writer: Writer) -> Turn:
             )
         )
         asked = writer.wording(
-            f"What are the {noun}?|List the {noun}.|Name the {noun}.|Tell me the {noun}."
-            f"|Can you list all the {noun}?"
+            f"What are the {noun}?|List the {noun}.|Name the {noun}.|Tell me the {noun}.|Can you list all the {noun}?"
         )
         return asked, f"The {noun} are {words.join(ring)}."
     if draw < 0.5:
@@ -252,8 +248,7 @@ def copying(writer: Writer) -> Turn:
             )
         )
         return writer.wording(
-            f'Repeat after me: {phrase}|Say "{phrase}".|Repeat: {phrase}|Please say: {phrase}'
-            f"|Say this again: {phrase}"
+            f'Repeat after me: {phrase}|Say "{phrase}".|Repeat: {phrase}|Please say: {phrase}|Say this again: {phrase}'
         ), phrase
     if kind == "spell":
         return writer.wording(

@@ -78,8 +78,7 @@ def reading(writer: Writer) -> list[Turn]:
     asked = [
         (
             writer.wording(
-                f"What is the name of the {told.kind}?|What is the {told.kind} called?"
-                f"|How is the {told.kind} called?"
+                f"What is the name of the {told.kind}?|What is the {told.kind} called?|How is the {told.kind} called?"
             ),
             f"The {told.kind} is called {told.hero}.",
         ),
@@ -89,29 +88,23 @@ def reading(writer: Writer) -> list[Turn]:
         ),
         (
             writer.wording(
-                f"Who is {told.friend}?|What is {told.friend}?"
-                f"|What kind of person or animal is {told.friend}?"
+                f"Who is {told.friend}?|What is {told.friend}?|What kind of person or animal is {told.friend}?"
             ),
             f"{told.friend} is {words.article(told.friend_kind)}.",
         ),
         (
-            writer.wording(
-                "Who is the story about?|Who is the hero of the story?|Who is the main character?"
-            ),
+            writer.wording("Who is the story about?|Who is the hero of the story?|Who is the main character?"),
             f"The story is about {words.article(told.kind)} named {told.hero}.",
         ),
         (
-            writer.wording(
-                "What is the story about?|What is the theme of the story?|Sum up the story in a few words."
-            ),
+            writer.wording("What is the story about?|What is the theme of the story?|Sum up the story in a few words."),
             f"It is a story about {words.article(told.kind)} named {told.hero} and {told.theme}.",
         ),
     ]
     chosen = rng.sample(asked, rng.randint(1, 3))
     question, answer = chosen[0]
     opening = writer.wording(
-        f"Read this story. {told.text} {question}|{told.text}\n\n{question}"
-        f"|Here is a story: {told.text} {question}"
+        f"Read this story. {told.text} {question}|{told.text}\n\n{question}|Here is a story: {told.text} {question}"
     )
     return [(opening, answer), *chosen[1:]]
 
@@ -127,9 +120,7 @@ def story_then_questions(writer: Writer) -> list[Turn]:
     )
     after = [
         (
-            writer.wording(
-                f"What was the name of the {kind}?|What was the {kind} called?|How was the {kind} called?"
-            ),
+            writer.wording(f"What was the name of the {kind}?|What was the {kind} called?|How was the {kind} called?"),
             f"The {kind} was called {told.hero}.",
         ),
         (
@@ -138,9 +129,7 @@ def story_then_questions(writer: Writer) -> list[Turn]:
         ),
         ("Thank you!", "You are welcome! Is there anything else?"),
         (
-            writer.wording(
-                "Tell me another story.|Another one!|One more story, please.|Now another story, please."
-            ),
+            writer.wording("Tell me another story.|Another one!|One more story, please.|Now another story, please."),
             stories.write(rng, short=True).text,
         ),
     ]

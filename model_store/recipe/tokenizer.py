@@ -35,9 +35,7 @@ _PIECES: Final = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 def _texts(num_documents: int, seed: int) -> Iterator[str]:
     for document in itertools.islice(corpus.documents(seed), num_documents):
-        yield document.text or "\n".join(
-            f"user\n{asked}\nassistant\n{answer}" for asked, answer in document.turns
-        )
+        yield document.text or "\n".join(f"user\n{asked}\nassistant\n{answer}" for asked, answer in document.turns)
 
 
 def train(num_documents: int = 60_000, seed: int = 0) -> PreTrainedTokenizerFast:

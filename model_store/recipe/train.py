@@ -78,16 +78,12 @@ def heldout_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, nu
 
 def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     matrices = [
-        p
-        for name, p in model.named_parameters()
-        if p.ndim == 2 and "embed" not in name and "lm_head" not in name
+        p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
     ]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(
-            matrices, lr=PEAK_LR, weight_decay=WEIGHT_DECAY, ns_steps=4, adjust_lr_fn="match_rms_adamw"
-        ),
+        torch.optim.Muon(matrices, lr=PEAK_LR, weight_decay=WEIGHT_DECAY, ns_steps=4, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
 
@@ -95,15 +91,11 @@ def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 def _learning_rate(step: int, done: float) -> float:
     """Warm up over steps, then follow a cosine down to 2 % of the peak; `done`, 0 to 1, is the share done."""
     return (
-        PEAK_LR
-        * min(1.0, (step + 1) / WARMUP_STEPS)
-        * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+        PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
     )
 
 
-def train(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, *, steps: int, minutes: float, seed: int
-) -> Progress:
+def train(folder: Path, tokenizer: PreTrainedTokenizerFast, *, steps: int, minutes: float, seed: int) -> Progress:
     """Train for `steps` steps or `minutes` of wall time, whichever ends first, resuming what `folder` holds.
 
     Writes checkpoint.pt into `folder` every 100 steps, and log.jsonl with one line each.

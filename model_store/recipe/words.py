@@ -92,8 +92,7 @@ PLACES: Final = (
     "the harbour",
 )
 FOODS: Final = (
-    "apple pear plum cherry carrot cake cookie pie berry nut pancake muffin peach grape tomato potato "
-    "orange banana"
+    "apple pear plum cherry carrot cake cookie pie berry nut pancake muffin peach grape tomato potato orange banana"
 ).split()
 FRUITS: Final = (
     "apple",
@@ -188,8 +187,7 @@ _CODAS: Final = ("", "", "", "n", "r", "s", "l", "x", "m", "k", "t")
 def invented_name(rng: random.Random) -> str:
     """A name that is in no list, so that the model learns to copy names instead of remembering them."""
     syllables = [
-        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
-        for _ in range(rng.choice((1, 2, 2, 2, 3)))
+        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.choice((1, 2, 2, 2, 3)))
     ]
     return "".join(syllables).capitalize()
 

@@ -18,6 +18,7 @@ from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import EngineUnavailableError, InvalidRequestError
 from paged_backend.executor.executor import Executor
 from paged_backend.models.folder import resolve_folder
+from paged_backend.sampling.processors import check_token_ids
 from paged_backend.sampling_params import SamplingParams
 
 
@@ -80,7 +81,7 @@ class EngineClient:
         """
         text = prompt if isinstance(prompt, str) else None
         prompt_token_ids = self._tokenize(prompt, add_special_tokens)
-        self._check_vocabulary("prompt", prompt_token_ids)
+        self._check_prompt(prompt_token_ids)
         self._check_params(params)
         request = EngineRequest(
             request_id=request_id or uuid.uuid4().hex,
@@ -141,17 +142,23 @@ class EngineClient:
         return self.tokenizer.encode(prompt, add_special_tokens)
 
     def _check_params(self, params: SamplingParams) -> None:
-        self._check_vocabulary("stop_token_ids", params.stop_token_ids or ())
-        self._check_vocabulary("allowed_token_ids", params.allowed_token_ids or ())
-        self._check_vocabulary("logit_bias", tuple(params.logit_bias))
+        check_token_ids(params, self._vocab_size)
         if params.stop and self.tokenizer is None:
             raise InvalidRequestError(
                 "stop needs text, and this engine runs without a tokenizer: use stop_token_ids.", param="stop"
             )
+        if params.allowed_token_ids and params.min_tokens:
+            ends = self.eos_token_ids.union(params.stop_token_ids or ())
+            if ends.issuperset(params.allowed_token_ids):
+                raise InvalidRequestError(
+                    "allowed_token_ids holds only tokens that end the output, and min_tokens forbids those at first: "
+                    "allow another token, or leave min_tokens out.",
+                    param="allowed_token_ids",
+                )
 
-    def _check_vocabulary(self, field: str, token_ids: Sequence[int]) -> None:
+    def _check_prompt(self, token_ids: Sequence[int]) -> None:
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._vocab_size):
             bad = next(token for token in token_ids if not 0 <= token < self._vocab_size)
             raise InvalidRequestError(
-                f"{field} holds token id {bad}, outside the vocabulary of {self._vocab_size}.", param=field
+                f"prompt holds token id {bad}, but the model's ids are 0 to {self._vocab_size - 1}.", param="prompt"
             )

@@ -121,7 +121,7 @@ class Attention:
         """
         num_tokens = x.shape[0]
         qkv = self.qkv(x).view(num_tokens, sum(self.heads), self.head_dim)
-        query, key, value = torch.split(qkv, self.heads, dim=1)
+        query, key, value = torch.split_with_sizes(qkv, self.heads, dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             query = self.query_norm(query.contiguous())[0]
             key = self.key_norm(key.contiguous())[0]
@@ -148,7 +148,6 @@ class FeedForward:
 
     Attributes:
         inner: gate and up as one linear layer, in that order; or up alone.
-        size: numbers of gate, and of up.
     """
 
     kernels: Kernels
@@ -156,14 +155,13 @@ class FeedForward:
     outer: Linear
     activation: str
     gated: bool
-    size: int
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, hidden] to [T, hidden]."""
         wide = self.inner(x)
         if not self.gated:
             return self.outer(self.kernels.activation(wide, self.activation))
-        gate, up = torch.split(wide, self.size, dim=-1)
+        gate, up = wide.chunk(2, dim=-1)
         return self.outer(self.kernels.gated_activation(gate, up, self.activation))
 
 

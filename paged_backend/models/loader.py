@@ -171,7 +171,6 @@ class _Builder:
             outer=self._linear((names.mlp_out,), (arch.hidden_size,), arch.intermediate_size, arch.mlp_bias, layer),
             activation=arch.activation,
             gated=arch.gated,
-            size=arch.intermediate_size,
         )
         return DecoderLayer(
             attention_norm=self._norm(names.attention_norm, layer),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from paged_backend.sampling.filters import lowest_kept_probability
 from paged_backend.sampling.processors import changes_logits, process_logits
 from paged_backend.sampling.random_bits import uniform
 from paged_backend.scheduler.plan import SampledToken, SamplingTask
+
+_DRAWN_AT_ONCE = 2**17
+"""Numbers in a piece of the logits that is drawn from at once: 1 MiB of float64, which the caches can hold."""
 
 
 def sample(logits: Tensor, tasks: Sequence[SamplingTask]) -> list[tuple[SampledToken, ...]]:
@@ -27,7 +31,7 @@ def sample(logits: Tensor, tasks: Sequence[SamplingTask]) -> list[tuple[SampledT
     """
     if not tasks:
         return []
-    peaks, best = (values.tolist() for values in logits.max(dim=-1))
+    peaks, best = _largest(logits)
     # The largest logit tells of any that is not a number: NaN and +inf win every comparison.
     sound = [math.isfinite(peak) for peak in peaks]
     changed = [row for row, task in enumerate(tasks) if sound[row] and changes_logits(task)]
@@ -35,17 +39,19 @@ def sample(logits: Tensor, tasks: Sequence[SamplingTask]) -> list[tuple[SampledT
     logprobs = torch.log_softmax(logits[asking], dim=-1) if asking else None
     if changed:
         process_logits(logits.numpy(), tasks, changed)
-        new_peaks, new_best = (values.tolist() for values in logits[changed].max(dim=-1))
-        for row, peak, token in zip(changed, new_peaks, new_best, strict=True):
+        for row, peak, token in zip(changed, *_largest(logits[changed]), strict=True):
             best[row], sound[row] = token, math.isfinite(peak)
     tokens: list[tuple[int, ...]] = [
         (best[row],) * len(task.seeds) if sound[row] else () for row, task in enumerate(tasks)
     ]
     random = [row for row, task in enumerate(tasks) if sound[row] and not task.params.greedy]
     if random:
-        drawn = _draw(logits if len(random) == len(tasks) else logits[random], [tasks[row] for row in random])
-        for row, row_tokens in zip(random, drawn, strict=True):
-            tokens[row] = row_tokens
+        num_rows = max(1, _DRAWN_AT_ONCE // logits.shape[1])
+        for start in range(0, len(random), num_rows):
+            rows = random[start : start + num_rows]
+            drawn = _draw(logits[rows], [tasks[row] for row in rows])
+            for row, row_tokens in zip(rows, drawn, strict=True):
+                tokens[row] = row_tokens
     samples = [tuple(map(SampledToken, row_tokens)) for row_tokens in tokens]
     if logprobs is not None:
         asked = [row for row in asking if tokens[row]]
@@ -59,6 +65,13 @@ def sample(logits: Tensor, tasks: Sequence[SamplingTask]) -> list[tuple[SampledT
         ):
             samples[row] = described
     return samples
+
+
+def _largest(logits: Tensor) -> tuple[list[float], list[int]]:
+    """Each row's largest logit, NaN if it has one, and the first token that has it."""
+    values = logits.numpy()
+    best = values.argmax(axis=-1)  # numpy's is several times as fast as torch's
+    return values[np.arange(len(values)), best].tolist(), best.tolist()
 
 
 def _draw(logits: Tensor, tasks: Sequence[SamplingTask]) -> list[tuple[int, ...]]:

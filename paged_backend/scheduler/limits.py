@@ -30,8 +30,7 @@ def resolve_max_tokens(
     """
     if params.n > max_num_seqs:
         raise InvalidRequestError(
-            f"n ({params.n}) exceeds max_num_seqs ({max_num_seqs}): ask for fewer samples, "
-            "or raise max_num_seqs.",
+            f"n ({params.n}) exceeds max_num_seqs ({max_num_seqs}): ask for fewer samples, or raise max_num_seqs.",
             param="n",
         )
     if num_prompt_tokens < 1:

@@ -163,9 +163,7 @@ class Scheduler:
             self.finish_sequence(sequence, "abort")
         return ended
 
-    def finish_sequence(
-        self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None = None
-    ) -> None:
+    def finish_sequence(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         """Ends one sequence for a reason that its token ids do not tell: a stop string, an abort, a fault."""
         assert self._in_flight is None, "between steps only"
         assert not sequence.finished, sequence

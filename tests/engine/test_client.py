@@ -19,7 +19,7 @@ from paged_backend.errors import (
 )
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import StepPlan
-from tests.engine.fake_executor import VOCAB_SIZE, FakeExecutor, next_token
+from tests.engine.fake_executor import EOS, VOCAB_SIZE, FakeExecutor, next_token
 
 TIMEOUT_S = 20
 
@@ -222,6 +222,7 @@ def test_a_closed_event_loop_aborts_its_requests(client: EngineClient, executor:
         ([5], {"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids"),
         ([5], {"allowed_token_ids": [VOCAB_SIZE]}, "allowed_token_ids"),
         ([5], {"logit_bias": {VOCAB_SIZE: 1.0}}, "logit_bias"),
+        ([5], {"allowed_token_ids": [EOS, 7], "stop_token_ids": [7], "min_tokens": 1}, "allowed_token_ids"),
     ],
 )
 def test_what_cannot_be_served_is_refused_at_the_door(

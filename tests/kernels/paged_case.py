@@ -52,6 +52,8 @@ class PagedCase:
         outs, bounds = [], []
         for index, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             rows = self.query[self.query_start[index] : self.query_start[index + 1]].double()
+            if rows.shape[0] == 0:
+                continue
             out, bound = self._exact_sequence(rows, keys.double(), values.double())
             outs.append(out)
             bounds.append(bound)

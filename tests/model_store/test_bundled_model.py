@@ -24,16 +24,12 @@ def tokenizer() -> transformers.PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def model() -> transformers.PreTrainedModel:
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        FOLDER, local_files_only=True, dtype=torch.float32
-    ).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(FOLDER, local_files_only=True, dtype=torch.float32).eval()
 
 
 def _generate(model, tokenizer, ids: torch.Tensor, max_new_tokens: int) -> list[int]:
     with torch.inference_mode():
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
-        )
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False)
     return out[0, ids.shape[1] :].tolist()
 
 
@@ -96,9 +92,7 @@ def test_answers_are_on_topic(model, tokenizer, prompt: str, expected: str) -> N
 
 
 def test_json_on_request_is_json(model, tokenizer) -> None:
-    assert (
-        json.loads(_answer(model, tokenizer, "Give me a JSON object for a user named Ana."))["name"] == "Ana"
-    )
+    assert json.loads(_answer(model, tokenizer, "Give me a JSON object for a user named Ana."))["name"] == "Ana"
 
 
 def test_a_story_goes_on_and_ends_by_itself(model, tokenizer) -> None:

@@ -142,9 +142,7 @@ class SimulatedExecutor:
         stops = (EOS, *(task.params.stop_token_ids or ()))
         suppress = task.position - num_prompt < task.params.min_tokens
         assert task.suppressed_token_ids == (tuple(sorted(set(stops))) if suppress else ())
-        return tuple(
-            SampledToken(draw(seed, task.position, digest, task.suppressed_token_ids)) for seed in task.seeds
-        )
+        return tuple(SampledToken(draw(seed, task.position, digest, task.suppressed_token_ids)) for seed in task.seeds)
 
     def _cell(self, block_table: object, position: int) -> Cell:
         assert isinstance(block_table, list)

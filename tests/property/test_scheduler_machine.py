@@ -223,9 +223,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not candidates:
             return
         sample = data.draw(st.sampled_from(candidates), label="sample")
-        (sequence,) = (
-            s for s in self.scheduler.sequences(sample.request.request_id) if s.index == sample.index
-        )
+        (sequence,) = (s for s in self.scheduler.sequences(sample.request.request_id) if s.index == sample.index)
         self.scheduler.finish_sequence(sequence, "stop", "the end")
         assert (sequence.finish_reason, sequence.stop_reason) == ("stop", "the end")
         sample.ended = "stop"
@@ -324,9 +322,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.num_running == self.scheduler.num_waiting == self.scheduler.num_requests == 0
 
 
-_QUICK = settings(
-    max_examples=120, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+_QUICK = settings(max_examples=120, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
 _LONG = settings(_QUICK, max_examples=1500, stateful_step_count=60)
 
 

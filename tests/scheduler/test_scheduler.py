@@ -19,9 +19,7 @@ EOS = 2
 class Bench:
     """A scheduler and an executor that draws 100 + position, or what `draws` says for a seed."""
 
-    def __init__(
-        self, num_blocks: int = 64, block_size: int = 4, max_model_len: int = 64, **config: Any
-    ) -> None:
+    def __init__(self, num_blocks: int = 64, block_size: int = 4, max_model_len: int = 64, **config: Any) -> None:
         self.kv = KVCacheManager(num_blocks, block_size)
         config = {"max_num_seqs": 8, "max_num_batched_tokens": 32, **config}
         self.scheduler = Scheduler(SchedulerConfig(**config), self.kv, max_model_len, {EOS})

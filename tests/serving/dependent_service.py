@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator
+from typing import Any
 from urllib.parse import urlparse
 
 import anyio
@@ -19,13 +20,14 @@ class Storyteller:
 
     llm = bentoml.depends(PagedLLM)
 
-    @bentoml.api
+    @bentoml.api  # type: ignore[untyped-decorator]
     async def tell(self, about: str, max_tokens: int = 8) -> str:
         """A whole story."""
         answer = await self.llm.generate(prompt=about, max_tokens=max_tokens, temperature=0.0)
-        return answer.outputs[0].text
+        text: str = answer.outputs[0].text
+        return text
 
-    @bentoml.api
+    @bentoml.api  # type: ignore[untyped-decorator]
     async def tell_slowly(self, about: str, n: int = 1, max_tokens: int = 8) -> AsyncGenerator[str, None]:
         """A story as it comes. Whoever leaves takes the engine's request along."""
         request_id = uuid.uuid4().hex
@@ -43,11 +45,12 @@ class Storyteller:
             with anyio.CancelScope(shield=True):
                 await self.llm.abort(request_id=request_id)
 
-    @bentoml.api
+    @bentoml.api  # type: ignore[untyped-decorator]
     async def engine_metrics(self) -> str:
         """The dependency's /metrics, which no public port shows."""
-        socket = urlparse(PagedLLM.url or "")
-        transport = httpx.AsyncHTTPTransport(uds=socket.path) if socket.scheme == "file" else None
-        base_url = "http://engine" if transport else PagedLLM.url or ""
+        service: Any = PagedLLM
+        address = urlparse(service.url)
+        transport = httpx.AsyncHTTPTransport(uds=address.path) if address.scheme == "file" else None
+        base_url = "http://engine" if transport else service.url
         async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
             return (await client.get("/metrics")).text

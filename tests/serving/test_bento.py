@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,15 +16,17 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
+import yaml
 
-from tests.serving.bento_host import BentoHost, metric_value
-from tests.serving.processes import wait_until
+from tests.serving.bento_host import TEST_MODEL, BentoHost, metric_value
+from tests.serving.processes import free_ports, kill_tree, process_tree, wait_until
 
 MODEL = "paged-tiny"
 ROOT = Path(__file__).resolve().parents[2]
 
-BUSY = {"n": 48, "max_tokens": 480, "temperature": 0.9, "seed": 1, "ignore_eos": True}
+BUSY: dict[str, Any] = {"n": 48, "max_tokens": 480, "temperature": 0.9, "seed": 1, "ignore_eos": True}
 """Enough work to be still running whenever a test looks."""
 
 DRAIN_TIMEOUT_S = 1.0
@@ -300,15 +304,12 @@ class TestEnds:
 
     def test_a_killed_worker_is_replaced(self, host: BentoHost, client: openai.OpenAI) -> None:
         worker = host.worker()
-        stream = client.completions.create(
-            model=MODEL,
-            prompt="Once",
-            stream=True,
-            n=BUSY["n"],
-            max_tokens=BUSY["max_tokens"],
-            extra_body={"ignore_eos": True},
-        )
-        chunks = iter(stream)
+        arguments: dict[str, Any] = {
+            "n": BUSY["n"],
+            "max_tokens": BUSY["max_tokens"],
+            "extra_body": {"ignore_eos": True},
+        }
+        chunks = iter(client.completions.create(model=MODEL, prompt="Once", stream=True, **arguments))
         next(chunks)
         worker.kill()
         killed_s = time.monotonic()
@@ -421,3 +422,32 @@ class TestDependents:
             assert self.metric(app, "vllm:num_requests_running") > 0
         wait_until(lambda: self.metric(app, "vllm:num_requests_running") == 0, timeout_s=2, what="an idle engine")
         assert self.metric(app, "vllm:request_success_total", finished_reason="abort") > 0
+
+
+class TestLauncher:
+    def test_it_tells_when_it_is_ready_and_its_curl_line_works(self, tmp_path: Path) -> None:
+        (port,) = free_ports(1)
+        file = tmp_path / "deployment.yaml"
+        server = {"port": port, "drain_timeout_s": 1}
+        engine = {"model": TEST_MODEL, "num_threads": 1}
+        file.write_text(yaml.safe_dump({"name": MODEL, "engine": engine, "server": server}))
+        code = (
+            "import sys\n"
+            "from paged_backend.handlers.bento.launch import serve\n"
+            "from paged_backend.handlers.deployment import Deployment\n"
+            f"sys.exit(serve(Deployment.load({str(file)!r})))"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as launcher:
+            try:
+                assert launcher.stdout is not None
+                lines = iter(launcher.stdout)
+                assert "Ready: paged-tiny" in next(line for line in lines if "Ready" in line)
+                curl = next(line for line in lines if line.startswith("curl "))
+                answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=60, check=True)
+                assert json.loads(answer.stdout)["choices"][0]["message"]["content"]
+                children = process_tree(launcher.pid)[1:]
+                launcher.send_signal(signal.SIGTERM)
+                assert launcher.wait(timeout=20) == 0
+                assert not psutil.wait_procs(children, timeout=2)[1]
+            finally:
+                kill_tree(launcher.pid)

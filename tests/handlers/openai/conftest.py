@@ -32,13 +32,9 @@ class FakeTokenizer:
         return [BOS] * add_special_tokens + [ord(character) for character in text]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return "".join(
-            ("" if skip_special_tokens else "<s>") if token == BOS else chr(token) for token in token_ids
-        )
+        return "".join(("" if skip_special_tokens else "<s>") if token == BOS else chr(token) for token in token_ids)
 
-    def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Any = None, **arguments: Any
-    ) -> str:
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], *, tools: Any = None, **arguments: Any) -> str:
         self.template_arguments = arguments
         text = "".join(f"[{message['role']}]{message['content']}" for message in messages)
         return text + ("[assistant]" if arguments["add_generation_prompt"] else "")
@@ -47,9 +43,7 @@ class FakeTokenizer:
 class FakeStream:
     """One request's scripted deltas: a character per sample and step, then the end."""
 
-    def __init__(
-        self, client: FakeClient, request_id: str, prompt: list[int], params: SamplingParams
-    ) -> None:
+    def __init__(self, client: FakeClient, request_id: str, prompt: list[int], params: SamplingParams) -> None:
         self.request_id = request_id
         self.num_aborts = 0
         self._client = client
@@ -84,9 +78,7 @@ class FakeStream:
         return output
 
     def _delta(self, outputs: tuple[CompletionDelta, ...], finished: bool) -> RequestDelta:
-        return RequestDelta(
-            self.request_id, outputs, finished, len(self._prompt), self._client.num_cached_tokens
-        )
+        return RequestDelta(self.request_id, outputs, finished, len(self._prompt), self._client.num_cached_tokens)
 
     def _output(self, index: int, text: str, step: int) -> CompletionDelta:
         character = text[step]

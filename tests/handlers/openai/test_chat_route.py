@@ -19,9 +19,7 @@ def rendered(client, index=-1):
 def test_whole_response(call, client):
     body = call(PATH, {"messages": HELLO, "n": 2}).json
     ChatCompletion.model_validate(body)
-    assert (
-        body["id"].startswith("chatcmpl-") and body["object"] == "chat.completion" and body["model"] == "tiny"
-    )
+    assert body["id"].startswith("chatcmpl-") and body["object"] == "chat.completion" and body["model"] == "tiny"
     assert [choice["message"]["content"] for choice in body["choices"]] == ["Hi0", "Hi1"]
     assert body["choices"][0]["message"]["role"] == "assistant"
     assert body["choices"][0]["finish_reason"] == "stop"

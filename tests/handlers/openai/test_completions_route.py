@@ -187,9 +187,7 @@ def test_length_limit_speaks_vllms_words(call):
     )
     assert error["param"] == "max_tokens"
     error = call(PATH, {"prompt": "a" * 99, "max_tokens": 1}).error
-    assert error["message"].startswith(
-        "This model's maximum context length is 100 tokens. However, your request"
-    )
+    assert error["message"].startswith("This model's maximum context length is 100 tokens. However, your request")
     assert error["param"] == "prompt"
     assert call(PATH, {"prompt": "a" * 98, "max_tokens": 1}).status == 200
 

@@ -145,9 +145,7 @@ def test_body_may_be_parsed_already_or_not(call, body):
 
 @pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions"])
 def test_unknown_model(call, path):
-    reply = call(
-        path, {"model": "gpt-9", "prompt": "x"} if path == COMPLETIONS else {"model": "gpt-9", "messages": []}
-    )
+    reply = call(path, {"model": "gpt-9", "prompt": "x"} if path == COMPLETIONS else {"model": "gpt-9", "messages": []})
     assert reply.status == 404
     assert reply.error == {
         "message": "The model `gpt-9` does not exist.",

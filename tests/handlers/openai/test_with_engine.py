@@ -51,10 +51,7 @@ def test_whole_and_streamed_text_agree(call):
 
 
 def test_prompts_and_samples_come_in_order(call):
-    texts = [
-        call(COMPLETIONS, {**GREEDY, "prompt": prompt}).json["choices"][0]["text"]
-        for prompt in ("One", "The")
-    ]
+    texts = [call(COMPLETIONS, {**GREEDY, "prompt": prompt}).json["choices"][0]["text"] for prompt in ("One", "The")]
     together = call(COMPLETIONS, {**GREEDY, "prompt": ["One", "The"], "n": 2}).json
     assert [choice["text"] for choice in together["choices"]] == [texts[0]] * 2 + [texts[1]] * 2
     assert together["usage"]["completion_tokens"] == 48
@@ -64,9 +61,7 @@ def test_logprobs(call):
     choice = call(COMPLETIONS, {**GREEDY, "logprobs": 3}).json["choices"][0]
     logprobs = choice["logprobs"]
     assert "".join(logprobs["tokens"]) == choice["text"] and len(logprobs["tokens"]) == 12
-    for token, value, top in zip(
-        logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True
-    ):
+    for token, value, top in zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True):
         assert len(top) == 3 and value == top[token] == max(top.values()) <= 0
 
 
@@ -123,10 +118,7 @@ def test_leaving_frees_the_engine(engine, service):
 
 def test_a_full_queue_sends_away(engine, service):
     async def scenario():
-        requests = [
-            asyncio.create_task(service.handle(HttpRequest(path=COMPLETIONS, body=ENDLESS)))
-            for _ in range(14)
-        ]
+        requests = [asyncio.create_task(service.handle(HttpRequest(path=COMPLETIONS, body=ENDLESS))) for _ in range(14)]
         done, waiting = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED, timeout=60)
         replies = [await read(task.result()) for task in done]
         assert replies and all(reply.status == 429 for reply in replies)

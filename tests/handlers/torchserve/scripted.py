@@ -13,12 +13,15 @@ class ScriptedService:
     """Does what a request's body says.
 
     `delay` seconds pass first. Then `status` gives a JSON error; `frames` gives a stream of so many numbered frames,
-    `gap` seconds apart; `bytes` gives a body of that size; `raise` breaks the service's promise.
+    `gap` seconds apart, or with `step` when `self.step` is set; `bytes` gives a body of that size; `raise` breaks the
+    service's promise.
     """
 
     def __init__(self) -> None:
         self.requests: list[HttpRequest] = []
         self.num_running = 0
+        self.num_waiting = 0
+        self.step = asyncio.Event()
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         self.requests.append(request)
@@ -34,15 +37,20 @@ class ScriptedService:
         if "status" in body:
             return json_response({"error": {"code": body["status"]}}, status=body["status"])
         if "frames" in body:
-            stream = self._frames(body["frames"], body.get("gap", 0.0), body.get("bytes", 0))
+            gap_s = None if body.get("step") else body.get("gap", 0.0)
+            stream = self._frames(body["frames"], gap_s, body.get("bytes", 0))
             return HttpResponse(200, {"Content-Type": STREAM_TYPE}, stream=stream)
         return HttpResponse(200, {"Content-Type": "application/json"}, b"x" * body.get("bytes", 1))
 
-    async def _frames(self, count: int, gap_s: float, size: int) -> AsyncIterator[bytes]:
+    async def _frames(self, count: int, gap_s: float | None, size: int) -> AsyncIterator[bytes]:
         self.num_running += 1
         try:
             for number in range(count):
-                await asyncio.sleep(gap_s)
+                if gap_s is None:
+                    self.num_waiting += 1
+                    await self.step.wait()
+                else:
+                    await asyncio.sleep(gap_s)
                 yield f"data: {number}{'x' * size}\n\n".encode()
         finally:
             self.num_running -= 1

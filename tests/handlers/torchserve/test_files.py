@@ -112,6 +112,17 @@ class TestPack:
         with zipfile.ZipFile(archive) as content:
             assert {"MAR-INF/MANIFEST.json", "model-config.yaml", "paged_handler.py"} <= set(content.namelist())
 
+    def test_files_for_the_hosts_own_tools_lie_beside_it(self, tmp_path: Path) -> None:
+        pack(make(), tmp_path, "mar")
+        names = {path.name for path in (tmp_path / "tiny.torchserve").iterdir()}
+        assert names == {
+            "config.properties",
+            "log4j2.xml",
+            "metrics.yaml",
+            "model-config.yaml",
+            "paged_handler.py",
+        }
+
     def test_folder_that_is_no_archive_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "tiny").mkdir()
         (tmp_path / "tiny" / "weights").touch()

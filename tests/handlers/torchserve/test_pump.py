@@ -148,6 +148,22 @@ def test_many_requests_share_calls(host: Host) -> None:
     assert host.pump.num_live == 0
 
 
+def test_frames_of_one_step_travel_together(host: Host, service: ScriptedService) -> None:
+    for number in range(20):
+        host.send(f"s{number}", frames=1, step=True)
+    while service.num_waiting < 20:
+        host.call()
+    before = {request_id: len(replies) for request_id, replies in host.replies.items()}
+    host.pump._loop.call_soon_threadsafe(service.step.set)
+    end_s = time.monotonic() + 5
+    while not any(host.body(request_id) for request_id in host.replies):
+        assert time.monotonic() < end_s
+        before = {request_id: len(replies) for request_id, replies in host.replies.items()}
+        host.call()
+    assert all(host.body(request_id) == b"data: 0\n\n" for request_id in host.replies)
+    assert all(len(host.replies[request_id]) == count + 1 for request_id, count in before.items())
+
+
 def test_vanished_request_is_aborted_while_others_run(host: Host, service: ScriptedService) -> None:
     host.send("gone", frames=1000, gap=0.02)
     host.send("stays", frames=10, gap=0.03)
