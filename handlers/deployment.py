@@ -63,8 +63,9 @@ class TorchServeConfig:
 
     Attributes:
         management_port, metrics_port: TorchServe's other two ports.
-        batch_size: most requests that live at once in the worker; None means engine.max_num_seqs. Those
-            beyond it wait in TorchServe's job queue.
+        batch_size: most requests that live at once in the worker; None means what engine.max_num_seqs and
+            engine.max_num_queued_reqs let in, so that the engine's own queue answers 429. Those beyond it wait in
+            TorchServe's job queue.
         job_queue_size: requests that may wait there; one more is refused with 503.
         startup_timeout_s: seconds that the worker may take to load the model.
         response_timeout_s: seconds that one call of the handler may take (a call, not a stream).

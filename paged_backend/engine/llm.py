@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from tqdm.auto import tqdm
 
@@ -100,7 +100,7 @@ class LLM:
         if not messages:
             raise InvalidRequestError("messages must not be empty.", param="messages")
         single = isinstance(messages[0], Mapping)
-        conversations: Sequence[Messages] = [messages] if single else messages  # type: ignore[list-item, assignment]
+        conversations = cast("Sequence[Messages]", [messages] if single else messages)
         prompts = [
             tokenizer.encode(
                 tokenizer.apply_chat_template(
@@ -148,8 +148,8 @@ def _as_batch(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
         return [prompts]
     batch = list(prompts)
     if batch and isinstance(batch[0], int):
-        return [batch]  # one prompt of token ids
-    return batch  # type: ignore[return-value]
+        return [cast("list[int]", batch)]  # one prompt of token ids
+    return cast("list[Prompt]", batch)
 
 
 def _one_per_prompt(name: str, value: Any, count: int) -> list[Any]:

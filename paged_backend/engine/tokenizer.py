@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from paged_backend.errors import InvalidRequestError, ModelLoadError
 
@@ -44,7 +44,7 @@ class Tokenizer:
                 f"The tokenizer in {folder} has no tokenizer.json. Convert it once with transformers' "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...)."
             )
-        return cls(tokenizer)
+        return cls(cast("PreTrainedTokenizerFast", tokenizer))
 
     @property
     def chat_template(self) -> str | None:
