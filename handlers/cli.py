@@ -32,6 +32,11 @@ from paged_backend.sampling_params import SamplingParams
 
 _USERS_MISTAKES = (ConfigError, InvalidRequestError, KernelError, ModelLoadError, NotFoundError)
 
+# torch's OpenMP threads wait for each other by spinning for milliseconds. Where something else wants the cores too
+# (a server's own threads are enough), whole time slices are lost to that: see docs/lab-log.md. It is read when torch
+# is loaded, here or in the hosts' processes, which inherit it.
+_SHORT_SPIN = ("GOMP_SPINCOUNT", "1000")
+
 app = typer.Typer(
     name="paged-backend",
     no_args_is_help=True,
@@ -118,23 +123,19 @@ def pack(
     archive_format: Annotated[
         ArchiveFormat, typer.Option(help="One NAME.mar file, or a folder NAME.")
     ] = ArchiveFormat.MAR,
-    files: Annotated[
-        Path | None,
-        typer.Option(help="Also write what else TorchServe reads into this folder: config.properties and others."),
-    ] = None,
     assignments: Assignments = None,
     *,
     engine_args: dict[str, Any],
 ) -> None:
     """Write a TorchServe archive of a deployment.
 
-    It goes to --export-path, for torchserve --start --model-store PATH --models NAME.
+    It goes to --export-path, for torchserve --start --model-store PATH --models NAME.mar. The folder
+    NAME.torchserve beside it holds what else TorchServe's own tools need, such as config.properties.
     """
     deployment = build_deployment(config, engine_args, assignments or [], None)
-    from paged_backend.handlers import cli_torchserve
+    from paged_backend.handlers.torchserve.archive import pack as pack_for_torchserve
 
-    for path in cli_torchserve.pack(deployment, export_path, archive_format.value, files):
-        print(path)
+    print(pack_for_torchserve(deployment, export_path, archive_format.value))
 
 
 @app.command()
@@ -200,6 +201,7 @@ def version() -> None:
 
 def main() -> None:
     """Run `paged-backend`. A user's mistake ends with one line and status 2, other failures with status 1."""
+    os.environ.setdefault(*_SHORT_SPIN)
     try:
         app()
     except PagedBackendError as error:

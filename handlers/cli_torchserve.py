@@ -1,4 +1,4 @@
-"""TorchServe's side of the command line: `serve --host torchserve` and `pack`."""
+"""`paged-backend serve --host torchserve`: the launcher, and what a person reads when it is ready."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 from paged_backend.handlers.deployment import API_KEY_VARIABLE, Deployment
-from paged_backend.handlers.torchserve.archive import pack as pack_archive
-from paged_backend.handlers.torchserve.config_files import write_host_files, write_model_config
 from paged_backend.handlers.torchserve.launch import serve as launch
 
 
@@ -25,29 +23,6 @@ def serve(deployment: Deployment, model_store: Path | None) -> int:
         export_path=model_store,
         archive_format="mar",
         on_ready=lambda base_url: print(ready_text(deployment, base_url), flush=True),
-    )
-
-
-def pack(deployment: Deployment, export_path: Path, archive_format: str, files: Path | None) -> tuple[Path, ...]:
-    """Writes an archive and, where a folder for them is given, the files for starting TorchServe by hand.
-
-    Returns:
-        What was written: the archive, then model-config.yaml, config.properties, log4j2.xml, metrics.yaml.
-
-    Raises:
-        ConfigError: what the archiver refuses.
-    """
-    archive = pack_archive(deployment, export_path, archive_format)
-    if files is None:
-        return (archive,)
-    files.mkdir(parents=True, exist_ok=True)
-    host_files = write_host_files(deployment, files, model_store=export_path)
-    return (
-        archive,
-        write_model_config(deployment, files),
-        host_files.config_properties,
-        host_files.log_config,
-        host_files.metrics_config,
     )
 
 

@@ -133,9 +133,9 @@ class Server:
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{read_tail(self.log_file)}") from None
 
-    def stop(self) -> None:
-        """Ends it and its children."""
-        kill_tree(self.process.pid, grace_s=20)
+    def stop(self, grace_s: float) -> None:
+        """Ends it and its children, by force what is left after grace_s."""
+        kill_tree(self.process.pid, grace_s=grace_s)
         self.process.wait(timeout=10)
 
 
@@ -151,17 +151,16 @@ def bentoml_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         server.wait_for(f"http://127.0.0.1:{port}/readyz", "")
         yield port
     finally:
-        server.stop()
+        server.stop(20)
 
 
 @pytest.fixture(scope="module")
 def torchserve_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """README's three lines for TorchServe, on free ports and in a folder of their own."""
     folder = tmp_path_factory.mktemp("torchserve")
-    scratch = {"model_store": str(folder / "store"), "build/torchserve": str(folder / "files")}
 
     def moved(command: list[str]) -> list[str]:
-        return [scratch.get(part) or part.replace("build/torchserve/", f"{folder / 'files'}/") for part in command]
+        return [re.sub(r"^model_store\b", str(folder / "store"), part) for part in command]
 
     port, management_port, metrics_port, *grpc_ports = free_ports(5)
     settings = {"server.port": port, "torchserve.management_port": management_port}
@@ -175,7 +174,7 @@ def torchserve_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     run(moved(archiver))
     assert abs(archive.stat().st_size - len(packed)) < 1000, "the archiver by hand gives what pack gives"
 
-    with (folder / "files" / "config.properties").open("a", encoding="utf-8") as properties:
+    with (folder / "store" / "paged-tiny.torchserve" / "config.properties").open("a", encoding="utf-8") as properties:
         properties.write(f"grpc_inference_port={grpc_ports[0]}\ngrpc_management_port={grpc_ports[1]}\n")
     (start,) = commands("torchserve", "--start")
     (folder / "tmp").mkdir()
@@ -190,7 +189,7 @@ def torchserve_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         server.wait_for(f"http://127.0.0.1:{management_port}/models/paged-tiny", '"READY"')
         yield port
     finally:
-        server.stop()
+        server.stop(2)  # its starter takes no care of Java
 
 
 def test_curl_against_bentoml(bentoml_port: int) -> None:

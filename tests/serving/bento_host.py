@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -175,3 +176,12 @@ def metric_value(text: str, name: str, **labels: str) -> float:
         if labels.items() <= found.items():
             total += float(match[3])
     return total
+
+
+def sse(text: str) -> list[Any]:
+    """The data of a stream's frames; the last, `[DONE]`, as it is."""
+    return [
+        "[DONE]" if line == "data: [DONE]" else json.loads(line[6:])
+        for line in text.splitlines()
+        if line.startswith("data: ")
+    ]

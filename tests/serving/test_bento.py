@@ -1,4 +1,4 @@
-"""BentoML for real: one server, the `openai` client, clients that leave, workers that die, and a user's own service."""
+"""BentoML for real: one server, the `openai` client, clients that leave, workers that die."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ import psutil
 import pytest
 import yaml
 
-from tests.serving.bento_host import TEST_MODEL, BentoHost, metric_value
+from tests.serving.bento_host import TEST_MODEL, BentoHost, metric_value, sse
 from tests.serving.processes import free_ports, kill_tree, process_tree, wait_until
 
 MODEL = "paged-tiny"
-ROOT = Path(__file__).resolve().parents[2]
-
 BUSY: dict[str, Any] = {"n": 48, "max_tokens": 480, "temperature": 0.9, "seed": 1, "ignore_eos": True}
 """Enough work to be still running whenever a test looks."""
 
@@ -54,15 +52,6 @@ def error_of(response: httpx.Response, status: int, kind: str, param: str | None
     if param is not None:
         assert error["param"] == param
     return error
-
-
-def sse(text: str) -> list[Any]:
-    """The data of a stream's frames; the last, `[DONE]`, as it is."""
-    return [
-        "[DONE]" if line == "data: [DONE]" else json.loads(line[6:])
-        for line in text.splitlines()
-        if line.startswith("data: ")
-    ]
 
 
 class TestReadiness:
@@ -366,62 +355,6 @@ class TestFailedStarts:
         with BentoHost(tmp_path, {"sever": {}}) as host:
             assert host.process.wait(timeout=60) != 0
             assert "Did you mean 'server'?" in host.log_file.read_text()
-
-
-class TestDependents:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def app(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BentoHost]:
-        folder = tmp_path_factory.mktemp("dependent")
-        # Whoever depends on us is on the same machine: the key is asked for at the public port only.
-        environment = {"PAGED_BACKEND_API_KEY": "secret"}
-        target = "tests.serving.dependent_service:Storyteller"
-        with BentoHost(folder, target=target, extra_environment=environment, working_dir=ROOT) as host:
-            host.wait_ready()
-            yield host
-
-    @staticmethod
-    def metric(app: BentoHost, name: str, **labels: str) -> float:
-        return metric_value(app.post("/engine_metrics", {}).text, name, **labels)
-
-    def test_whole_and_streamed(self, app: BentoHost) -> None:
-        whole = app.post("/tell", {"about": "Once upon a time"})
-        assert whole.status_code == 200, whole.text
-        streamed = app.post("/tell_slowly", {"about": "Once upon a time"}).text
-        *frames, done = sse(streamed)
-        assert done == "[DONE]"
-        assert "".join(part["text"] for frame in frames for part in frame["outputs"]) == whole.text
-
-    def test_only_the_users_routes_are_public(self, app: BentoHost) -> None:
-        assert app.status("/v1/models") == 404
-
-    def test_a_long_stream_outlives_many_requests(self, app: BentoHost) -> None:
-        """BentoML's client closes its session, streams included, after 100 requests, if it is let."""
-        body = {"about": "Once", "n": 16, "max_tokens": 2000}
-        with (
-            ThreadPoolExecutor(8) as pool,
-            httpx.stream("POST", f"{app.url}/tell_slowly", json=body, timeout=120) as response,
-        ):
-            lines = response.iter_lines()
-            while '"token_ids"' not in next(lines):
-                pass
-            others = pool.map(
-                lambda _: app.post("/tell", {"about": "b", "max_tokens": 1}).status_code,
-                range(120),
-            )
-            assert set(others) == {200}
-            frames = [next(lines) for _ in range(20)]
-        assert any("token_ids" in frame for frame in frames) and not any("error" in frame for frame in frames)
-
-    def test_leaving_travels_by_abort(self, app: BentoHost) -> None:
-        body = {"about": "Once", "n": 48, "max_tokens": 480}
-        with httpx.stream("POST", f"{app.url}/tell_slowly", json=body, timeout=60) as response:
-            lines = response.iter_lines()
-            while '"token_ids"' not in next(lines):
-                pass
-            assert self.metric(app, "vllm:num_requests_running") > 0
-        wait_until(lambda: self.metric(app, "vllm:num_requests_running") == 0, timeout_s=2, what="an idle engine")
-        assert self.metric(app, "vllm:request_success_total", finished_reason="abort") > 0
 
 
 class TestLauncher:
