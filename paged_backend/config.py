@@ -45,6 +45,9 @@ class ModelConfig:
         elif isinstance(names, list):
             object.__setattr__(self, "served_model_name", tuple(names))
         _check_text("model", self.model)
+        for name in ("tokenizer", "revision"):
+            if getattr(self, name) is not None:
+                _check_text(name, getattr(self, name))
         if not self.served_model_name:
             default = self.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
             object.__setattr__(self, "served_model_name", (default,))
@@ -191,7 +194,7 @@ def engine_argument_names() -> tuple[str, ...]:
 
 def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
     """One sentence that refuses a name and offers the nearest known one."""
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else f" Known: {', '.join(sorted(known))}."
     return f"Unknown {kind} {name!r}.{hint}"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from typing import Any
 
 from paged_backend.errors import InvalidRequestError
 
@@ -65,12 +65,14 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-        object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias or {})))
-        if self.allowed_token_ids is not None:
-            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+        # Copies: what the caller changes later must not reach a request that runs.
+        self._copy("stop", lambda value: (value,) if isinstance(value, str) else tuple(value or ()))
+        self._copy("stop_token_ids", lambda value: tuple(value or ()))
+        self._copy("allowed_token_ids", lambda value: value if value is None else tuple(value))
+        self._copy("logit_bias", lambda value: dict(value or {}))
+        for name in ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r}.", param=name)
         self._check_integers()
         self._check_floats()
         self._check_stops()
@@ -80,6 +82,14 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
+
+    def _copy(self, name: str, copy: Callable[[Any], Any]) -> None:
+        value = getattr(self, name)
+        try:
+            object.__setattr__(self, name, copy(value))
+        except (TypeError, ValueError) as error:
+            kind = "a mapping of token ids to numbers" if name == "logit_bias" else "a list"
+            raise InvalidRequestError(f"{name} must be {kind}, got {value!r}.", param=name) from error
 
     def _check_integers(self) -> None:
         for name, low in (("n", 1), ("top_k", -1), ("min_tokens", 0)):

@@ -15,7 +15,7 @@ MAX_LINES = 450
 
 # Module prefix -> floor; the longest prefix counts. A module imports its own package and lower floors.
 FLOORS = {
-    "paged_backend": 9,  # the package's front: it offers what is below lazily, and nothing below imports it
+    "paged_backend": 10,  # the package's front: it offers what is below lazily, and nothing below imports it
     "paged_backend.version": 0,
     "paged_backend.errors": 0,
     "paged_backend.config": 0,
@@ -32,9 +32,11 @@ FLOORS = {
     "paged_backend.handlers": 6,
     "paged_backend.handlers.openai": 6,
     "paged_backend.handlers.deployment": 6,
-    "paged_backend.handlers.torchserve": 7,
-    "paged_backend.handlers.bento": 7,
-    "paged_backend.handlers.cli": 8,  # the front door: it starts the hosts
+    "paged_backend.handlers.loading": 7,
+    "paged_backend.handlers.launching": 7,
+    "paged_backend.handlers.torchserve": 8,
+    "paged_backend.handlers.bento": 8,
+    "paged_backend.handlers.cli": 9,  # the front door: it starts the hosts
 }
 
 # Floor 0 may name its own neighbour: everybody raises from the one tree of exceptions.

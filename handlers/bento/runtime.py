@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from paged_backend.errors import EngineUnavailableError, PagedBackendError
 from paged_backend.handlers.deployment import Deployment
+from paged_backend.handlers.loading import load_engine
 
 if TYPE_CHECKING:
     from paged_backend.engine.client import EngineClient
@@ -22,26 +23,6 @@ Engine = tuple["EngineClient", "OpenAIService"]
 T = TypeVar("T")
 
 WATCH_INTERVAL_S = 0.5
-
-
-def load_engine(deployment: Deployment) -> Engine:
-    """Loads the model and builds the OpenAI service over it; blocks, and imports torch and transformers.
-
-    Raises:
-        PagedBackendError: the configuration or the model cannot be used.
-    """
-    from paged_backend.engine.client import EngineClient
-    from paged_backend.handlers.openai.service import OpenAIService
-
-    client = EngineClient.start(deployment.engine)
-    service = OpenAIService(
-        client,
-        model_names=deployment.model_names,
-        api_key=deployment.server.api_key,
-        max_body_bytes=deployment.server.max_body_bytes,
-        stall_timeout_s=deployment.server.stall_timeout_s,
-    )
-    return client, service
 
 
 class EngineRuntime:

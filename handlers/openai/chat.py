@@ -53,11 +53,12 @@ async def create_chat_completion(context: ServingContext, body: Mapping[str, Any
         raise InvalidRequestError(message, param=max_tokens_field) from error
     prompt = await encode_messages(
         engine,
-        parse_messages(request.messages),
+        parse_messages(request.messages, max_messages=limit),
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         chat_template_kwargs=request.chat_template_kwargs,
         add_special_tokens=request.add_special_tokens is True,
+        must_fit=request.truncate_prompt_tokens is None,
     )
     prompt = truncate(prompt, request, max_model_len=limit, max_tokens=max_tokens)
     room = room_for(prompt, max_tokens, max_model_len=limit, prompt_field="messages", max_tokens_field=max_tokens_field)

@@ -9,6 +9,7 @@ from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.generation import ResponseHead, ServingContext, submit_all
 from paged_backend.handlers.openai.logprobs import completion_logprobs
 from paged_backend.handlers.openai.prompts import (
+    count_prompts,
     encode_prompts,
     parse_prompts,
     require_tokenizer,
@@ -44,11 +45,12 @@ async def create_completion(context: ServingContext, body: Mapping[str, Any]) ->
     params = sampling_params(
         request, max_tokens=max_tokens, logprobs=request.logprobs, detokenize=engine.tokenizer is not None
     )
-    prompts = parse_prompts(request.prompt)
-    _check_count(context, len(prompts))
-    add_special_tokens = request.add_special_tokens is not False
-    encoded = await encode_prompts(engine, prompts, add_special_tokens)
+    _check_count(context, count_prompts(request.prompt))
     limit = engine.max_model_len
+    must_fit = request.truncate_prompt_tokens is None
+    prompts = parse_prompts(request.prompt, max_length=limit if must_fit else None)
+    add_special_tokens = request.add_special_tokens is not False
+    encoded = await encode_prompts(engine, prompts, add_special_tokens, must_fit=must_fit)
     encoded = [truncate(ids, request, max_model_len=limit, max_tokens=max_tokens) for ids in encoded]
     for ids in encoded:
         room_for(ids, max_tokens, max_model_len=limit, prompt_field="prompt", max_tokens_field="max_tokens")

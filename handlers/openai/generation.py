@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,13 @@ class ServingContext:
     Attributes:
         model_names: names that requests may use; the first is used where a request names none.
         tenant_salt: scope of prefix sharing for requests without a cache_salt; None is the common one.
+        on_accepted: called when the engine has taken all of a request's prompts; see `HttpRequest`.
     """
 
     engine: EnginePort
     model_names: tuple[str, ...]
     tenant_salt: str | None = None
+    on_accepted: Callable[[], None] | None = None
 
     def model_name(self, asked: str | None) -> str:
         """The name that the response carries.
@@ -114,6 +116,8 @@ def submit_all(
                     cache_salt=request.cache_salt or context.tenant_salt,
                 )
             )
+        if context.on_accepted is not None:
+            context.on_accepted()
     except InvalidRequestError as error:
         abort_all(accepted)
         raise InvalidRequestError(str(error), param=fields.get(error.param or "", error.param)) from error

@@ -13,6 +13,9 @@ from paged_backend.handlers.openai.protocol import GenerationRequest, check_text
 _INLINE_CHARACTERS = 4_000
 """Longer texts are encoded in a thread: it takes milliseconds, in which every stream would stand still."""
 
+_MESSAGE_CHARACTERS = 40
+"""What a message costs beside its text, in characters: a template takes its time over empty ones too."""
+
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_call_id"})
 _TEMPLATE_ARGUMENTS = frozenset(
@@ -39,12 +42,27 @@ _TEMPLATE_ARGUMENTS = frozenset(
 """Arguments of transformers' own function: chat_template_kwargs may set variables of the template only."""
 
 
-def parse_prompts(value: Any) -> list[str | list[int]]:
+def count_prompts(value: Any) -> int:
+    """How many prompts a completion's `prompt` seems to hold, told from its first element alone."""
+    several = isinstance(value, list) and bool(value) and isinstance(value[0], (str, list))
+    return len(value) if several else 1
+
+
+def parse_prompts(value: Any, *, max_length: int | None) -> list[str | list[int]]:
     """The prompts of a completion: text, texts, token ids, or lists of token ids.
 
+    Args:
+        max_length: most token ids in a prompt, which a longer one is refused for before any of them is looked at;
+            None where the prompt will be truncated.
+
     Raises:
-        InvalidRequestError: it is none of these, or empty.
+        InvalidRequestError: it is none of these, empty, or too long.
     """
+    if count_prompts(value) == 1:
+        _check_length(value, max_length)
+    else:
+        for part in value:
+            _check_length(part, max_length)
     if isinstance(value, str):
         check_text(value, "prompt")
         return [value]
@@ -64,18 +82,36 @@ def parse_prompts(value: Any) -> list[str | list[int]]:
     )
 
 
+def _check_length(value: Any, max_length: int | None) -> None:
+    if max_length is not None and isinstance(value, list) and len(value) > max_length:
+        raise _too_long(f"{len(value)} input tokens", max_length, "prompt")
+
+
 async def encode_prompts(
-    engine: EnginePort, prompts: Sequence[str | list[int]], add_special_tokens: bool
+    engine: EnginePort,
+    prompts: Sequence[str | list[int]],
+    add_special_tokens: bool,
+    *,
+    must_fit: bool,
+    prompt_field: str = "prompt",
 ) -> list[list[int]]:
     """Token ids of each prompt, without holding up the event loop.
 
+    Args:
+        must_fit: refuse a text that is too long for the model whatever its tokens are, before it is encoded.
+        prompt_field: the request's field at fault.
+
     Raises:
-        InvalidRequestError: a prompt is text and the deployment has no tokenizer.
+        InvalidRequestError: a prompt is hopeless, or is text and the deployment has no tokenizer.
     """
     num_characters = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
     if not num_characters and not any(isinstance(prompt, str) for prompt in prompts):
         return [prompt for prompt in prompts if isinstance(prompt, list)]
-    tokenizer = require_tokenizer(engine, "prompt")
+    tokenizer = require_tokenizer(engine, prompt_field)
+    if must_fit:
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                _check_hope(prompt, tokenizer, engine.max_model_len, prompt_field)
 
     def encode() -> list[list[int]]:
         return [
@@ -93,12 +129,14 @@ async def encode_messages(
     continue_final_message: bool,
     chat_template_kwargs: Mapping[str, Any] | None,
     add_special_tokens: bool,
+    must_fit: bool,
 ) -> list[int]:
     """Token ids of a conversation as the model's chat template writes it.
 
     Args:
         messages: from `parse_messages`.
         add_special_tokens: whether the tokenizer adds its own to what the template wrote.
+        must_fit: refuse what is too long for the model whatever its tokens are, before it is encoded.
 
     Raises:
         InvalidRequestError: no tokenizer, no template, or the template cannot render these messages.
@@ -130,14 +168,19 @@ async def encode_messages(
             continue_final_message=continue_final_message,
             **(chat_template_kwargs or {}),
         )
+        if must_fit:
+            _check_hope(text, tokenizer, engine.max_model_len, "messages")
         return tokenizer.encode(text, add_special_tokens)
 
-    is_long = sum(len(message["content"]) for message in messages) > _INLINE_CHARACTERS
+    is_long = sum(_MESSAGE_CHARACTERS + len(message["content"]) for message in messages) > _INLINE_CHARACTERS
     return await asyncio.to_thread(encode) if is_long else encode()
 
 
-def parse_messages(value: Any) -> list[dict[str, str]]:
+def parse_messages(value: Any, *, max_messages: int) -> list[dict[str, str]]:
     """The messages of a chat, each with `role` and `content` as text.
+
+    Args:
+        max_messages: the model's context length: every message takes a token at least.
 
     Raises:
         InvalidRequestError: `param` names the place, such as "messages.0.role".
@@ -146,6 +189,8 @@ def parse_messages(value: Any) -> list[dict[str, str]]:
         raise InvalidRequestError("messages: must be a list of objects.", param="body.messages")
     if not value:
         raise InvalidRequestError("messages must not be empty.", param="messages")
+    if len(value) > max_messages:
+        raise _too_long(f"{len(value)} messages", max_messages, "messages")
     return [_parse_message(message, f"messages.{index}") for index, message in enumerate(value)]
 
 
@@ -196,18 +241,13 @@ def room_for(
     num_tokens = len(token_ids)
     if not num_tokens:
         raise InvalidRequestError(f"{prompt_field} must not be empty.", param=prompt_field)
-    limit = f"This model's maximum context length is {max_model_len} tokens."
     if num_tokens >= max_model_len:
-        raise InvalidRequestError(
-            f"{limit} However, your request has {num_tokens} input tokens, which leaves no room for an "
-            f"output token. Please reduce the length of the {prompt_field}.",
-            param=prompt_field,
-        )
+        raise _too_long(f"{num_tokens} input tokens", max_model_len, prompt_field)
     if max_tokens is None:
         return max_model_len - num_tokens
     if num_tokens + max_tokens > max_model_len:
         raise InvalidRequestError(
-            f"{limit} However, you requested {num_tokens + max_tokens} tokens ({num_tokens} in the "
+            f"{_limit(max_model_len)} However, you requested {num_tokens + max_tokens} tokens ({num_tokens} in the "
             f"{prompt_field}, {max_tokens} in the completion). Please reduce the length of the "
             f"{prompt_field} or completion.",
             param=max_tokens_field,
@@ -223,9 +263,28 @@ def require_tokenizer(engine: EnginePort, param: str) -> TokenizerPort:
     """
     if engine.tokenizer is None:
         raise InvalidRequestError(
-            "This server runs without a tokenizer: send token ids to /v1/completions.", param=param
+            "This server runs without a tokenizer: send token ids as the prompt.", param=param
         )
     return engine.tokenizer
+
+
+def _limit(max_model_len: int) -> str:
+    return f"This model's maximum context length is {max_model_len} tokens."
+
+
+def _too_long(found: str, max_model_len: int, prompt_field: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{_limit(max_model_len)} However, your request has {found}, which leaves no room for an "
+        f"output token. Please reduce the length of the {prompt_field}.",
+        param=prompt_field,
+    )
+
+
+def _check_hope(text: str, tokenizer: TokenizerPort, max_model_len: int, prompt_field: str) -> None:
+    """Refuses a text that has too many tokens whatever they are: encoding it may take seconds."""
+    longest = tokenizer.longest_token_characters
+    if longest is not None and len(text) > max_model_len * longest:
+        raise _too_long(f"at least {-(-len(text) // longest)} input tokens", max_model_len, prompt_field)
 
 
 def _are_token_ids(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
@@ -227,8 +227,7 @@ def sampling_params(
     given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
     if request.logit_bias is not None:
         given["logit_bias"] = _token_biases(request.logit_bias)
-    if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
-        raise InvalidRequestError(f"logprobs must be in 0..{MAX_LOGPROBS}, got {logprobs}.", param="logprobs")
+    check_logprobs(logprobs)
     return SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs, detokenize=detokenize)
 
 
@@ -260,27 +259,58 @@ def check_generation(request: GenerationRequest, scheduling_policy: str) -> None
     """
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("stream_options needs stream: true.", param="stream_options")
-    if request.priority != 0 and scheduling_policy != "priority":
-        raise InvalidRequestError(
-            "priority needs a server with scheduling_policy: priority; here, first come is first served.",
-            param="priority",
-        )
-    if not -(2**63) <= request.priority < 2**63:
-        raise InvalidRequestError("priority must be a signed 64-bit integer.", param="priority")
-    for name, longest in (("request_id", 256), ("cache_salt", 1024)):
-        value = getattr(request, name)
-        if value is not None and not 1 <= len(value) <= longest:
-            raise InvalidRequestError(f"{name} must have 1 to {longest} characters.", param=name)
-        check_text(value, name)
-    if request.request_id is not None and not request.request_id.isprintable():
-        raise InvalidRequestError("request_id must be printable.", param="request_id")
-    for text in request.stop or ():
-        check_text(text, "stop")
+    check_scheduling(
+        scheduling_policy,
+        priority=request.priority,
+        request_id=request.request_id,
+        cache_salt=request.cache_salt,
+        stop=request.stop,
+    )
     if request.truncation_side not in (None, "left", "right"):
         raise InvalidRequestError(
             f"truncation_side must be left or right, got {request.truncation_side!r}.",
             param="truncation_side",
         )
+
+
+def check_scheduling(
+    scheduling_policy: str,
+    *,
+    priority: int,
+    request_id: str | None,
+    cache_salt: str | None,
+    stop: Sequence[str] | None,
+) -> None:
+    """Checks the fields that every generating route has, OpenAI's or a host's own.
+
+    Raises:
+        InvalidRequestError: one is out of range, or contradicts the server's configuration.
+    """
+    if priority != 0 and scheduling_policy != "priority":
+        raise InvalidRequestError(
+            "priority needs a server with scheduling_policy: priority; here, first come is first served.",
+            param="priority",
+        )
+    if not -(2**63) <= priority < 2**63:
+        raise InvalidRequestError("priority must be a signed 64-bit integer.", param="priority")
+    for name, value, longest in (("request_id", request_id, 256), ("cache_salt", cache_salt, 1024)):
+        if value is not None and not 1 <= len(value) <= longest:
+            raise InvalidRequestError(f"{name} must have 1 to {longest} characters.", param=name)
+        check_text(value, name)
+    if request_id is not None and not request_id.isprintable():
+        raise InvalidRequestError("request_id must be printable.", param="request_id")
+    for text in stop or ():
+        check_text(text, "stop")
+
+
+def check_logprobs(logprobs: int | None) -> None:
+    """Bounds the candidates per token.
+
+    Raises:
+        InvalidRequestError: they are out of range.
+    """
+    if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
+        raise InvalidRequestError(f"logprobs must be in 0..{MAX_LOGPROBS}, got {logprobs}.", param="logprobs")
 
 
 def check_text(value: str | None, param: str) -> None:

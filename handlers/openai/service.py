@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -88,7 +89,10 @@ class OpenAIService:
             self._check_key(request.headers)
         if path in _POST_ROUTES:
             self._check_method(request, "POST")
-            return await _POST_ROUTES[path](self._context, self._json_object(request))
+            context = self._context
+            if request.on_accepted is not None:
+                context = dataclasses.replace(context, on_accepted=request.on_accepted)
+            return await _POST_ROUTES[path](context, self._json_object(request))
         if path in self._get_routes:
             self._check_method(request, "GET")
             return self._get_routes[path]()

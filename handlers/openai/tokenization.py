@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.openai.engine_port import TokenizerPort
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.prompts import (
     encode_messages,
@@ -31,20 +33,22 @@ async def tokenize(context: ServingContext, body: Mapping[str, Any]) -> HttpResp
         raise InvalidRequestError("Give either prompt or messages.", param="prompt")
     if request.prompt is not None:
         add_special_tokens = request.add_special_tokens is not False
-        (token_ids,) = await encode_prompts(engine, parse_prompts(request.prompt), add_special_tokens)
+        prompts = parse_prompts(request.prompt, max_length=None)
+        # Counting is what this route is for: a text that is too long for the model has a count too.
+        (token_ids,) = await encode_prompts(engine, prompts, add_special_tokens, must_fit=False)
     else:
         token_ids = await encode_messages(
             engine,
-            parse_messages(request.messages),
+            parse_messages(request.messages, max_messages=engine.max_model_len),
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
             chat_template_kwargs=request.chat_template_kwargs,
             add_special_tokens=request.add_special_tokens is True,
+            must_fit=False,
         )
     token_strs = None
     if request.return_token_strs:
-        tokenizer = require_tokenizer(engine, "return_token_strs")
-        token_strs = [tokenizer.decode([token_id], skip_special_tokens=False) for token_id in token_ids]
+        token_strs = await asyncio.to_thread(_decode_each, require_tokenizer(engine, "return_token_strs"), token_ids)
     return json_response(
         {
             "count": len(token_ids),
@@ -69,4 +73,9 @@ async def detokenize(context: ServingContext, body: Mapping[str, Any]) -> HttpRe
             raise InvalidRequestError(
                 f"tokens holds {token_id}, outside the vocabulary of {tokenizer.vocab_size}.", param="tokens"
             )
-    return json_response({"prompt": tokenizer.decode(request.tokens, skip_special_tokens=False)})
+    text = await asyncio.to_thread(tokenizer.decode, request.tokens, skip_special_tokens=False)
+    return json_response({"prompt": text})
+
+
+def _decode_each(tokenizer: TokenizerPort, token_ids: Sequence[int]) -> list[str]:
+    return [tokenizer.decode([token_id], skip_special_tokens=False) for token_id in token_ids]

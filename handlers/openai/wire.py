@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,12 +35,15 @@ class HttpRequest:
         headers: by lower-cased name.
         body: the bytes as they came, or what the host's JSON parser made of them (a dict, a list, ...); None
             or b"" where there is none.
+        on_accepted: called once, on the event loop's thread, when the engine has taken the request: from then on
+            no 4xx is to come. Not called for what needs no engine.
     """
 
     path: str
     method: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | dict[str, Any] | list[Any] | str | None = None
+    on_accepted: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import yaml
 
 from paged_backend.errors import ConfigError
 from paged_backend.handlers.deployment import Deployment
+from paged_backend.handlers.launching import origin
 
 DEFAULT_PORT = 8080
 
@@ -36,10 +37,26 @@ def inference_port(deployment: Deployment) -> int:
     return deployment.server.port or DEFAULT_PORT
 
 
+def inference_host(deployment: Deployment) -> str:
+    """The address that the routes are bound to.
+
+    Raises:
+        ConfigError: an IPv6 address.
+    """
+    host = deployment.server.host
+    if ":" in host:
+        # Its parser of addresses takes the first colon for the one before the port.
+        raise ConfigError(
+            f"server.host must be an IPv4 address or a host name on TorchServe, which cannot listen on {host!r}: "
+            "give 127.0.0.1 or 0.0.0.0, or serve on BentoML."
+        )
+    return host
+
+
 def base_url(deployment: Deployment) -> str:
     """Where the routes are mounted: append `/v1/...`, `/health`, `/metrics`."""
     return (
-        f"http://{_reachable(deployment.server.host)}:{inference_port(deployment)}"
+        f"{origin(inference_host(deployment), inference_port(deployment))}"
         f"/predictions/{deployment.name}/{deployment.version}"
     )
 
@@ -96,7 +113,7 @@ def config_properties(
         java_version: silences what later Javas complain about; None for a file that any Java takes.
 
     Raises:
-        ConfigError: two of the ports are the same.
+        ConfigError: two of the ports are the same, or the host is an IPv6 address.
     """
     torchserve = deployment.torchserve
     ports = [inference_port(deployment), torchserve.management_port, torchserve.metrics_port]
@@ -105,7 +122,7 @@ def config_properties(
             f"server.port, torchserve.management_port and torchserve.metrics_port must differ, got {ports}."
         )
     lines = [
-        f"inference_address=http://{deployment.server.host}:{ports[0]}",
+        f"inference_address=http://{inference_host(deployment)}:{ports[0]}",
         f"management_address=http://127.0.0.1:{ports[1]}",
         f"metrics_address=http://127.0.0.1:{ports[2]}",
         "metrics_mode=prometheus",
@@ -169,10 +186,6 @@ def _java_options(version: int | None) -> list[str]:
     if version is None or version < 24:
         return []
     return ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
 
 
 LOG_CONFIG = """\

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paged_backend.engine.client import EngineClient
 from paged_backend.errors import ConfigError, PagedBackendError
 from paged_backend.handlers.deployment import API_KEY_VARIABLE, Deployment
-from paged_backend.handlers.openai.service import OpenAIService
+from paged_backend.handlers.loading import load_engine
 from paged_backend.handlers.openai.wire import HttpRequest
 from paged_backend.handlers.torchserve.host_context import HostContext
 from paged_backend.handlers.torchserve.launch import DRAIN_SIGNAL, STARTUP_ERROR_VARIABLE
@@ -73,15 +72,7 @@ class PagedBackendHandler:
 
     def start_engine(self, deployment: Deployment) -> tuple[EngineVitals, Service]:
         """The engine and the service over it; a test puts scripted ones here."""
-        client = EngineClient.start(deployment.engine)
-        service = OpenAIService(
-            client,
-            model_names=deployment.model_names,
-            api_key=deployment.server.api_key,
-            max_body_bytes=deployment.server.max_body_bytes,
-            stall_timeout_s=deployment.server.stall_timeout_s,
-        )
-        return client, service
+        return load_engine(deployment)
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: HostContext) -> list[bytes]:
         """One call of TorchServe: every live request is in it, and gets at most one reply."""
@@ -163,10 +154,16 @@ def _report_startup_error(error: Exception) -> None:
 
 
 def _drain_on_signal(engine: Any, drain: threading.Event, timeout_s: float) -> None:
+    def stop_engine() -> None:
+        if not engine.drain(timeout_s):
+            logger.warning("Requests still ran after %g s of draining: they end with an error.", timeout_s)
+        # What is left ends with an error that reaches its client; it would be cut off when TorchServe stops.
+        engine.shutdown()
+
     def start_draining(*_: object) -> None:
         if not drain.is_set():
             drain.set()
-            threading.Thread(target=engine.drain, args=(timeout_s,), daemon=True).start()
+            threading.Thread(target=stop_engine, name="drain", daemon=True).start()
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(DRAIN_SIGNAL, start_draining)

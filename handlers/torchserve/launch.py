@@ -15,14 +15,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from paged_backend.errors import ConfigError, PagedBackendError
-from paged_backend.handlers.deployment import API_KEY_VARIABLE, Deployment
+from paged_backend.handlers.deployment import Deployment
+from paged_backend.handlers.launching import StopSignals, check_free, server_environment
 from paged_backend.handlers.torchserve.archive import HANDLER_FILE, find_tool, pack
 from paged_backend.handlers.torchserve.config_files import (
     base_url,
+    inference_host,
     inference_port,
     management_url,
     write_host_files,
@@ -38,6 +39,12 @@ DRAIN_SIGNAL = signal.SIGUSR1
 STOP_TIMEOUT_S = 15.0
 """TorchServe takes about four seconds to stop; past this, it is killed."""
 
+LAST_WORDS_S = 1.0
+"""What a worker gets beyond its draining, for errors to reach the clients of what still ran."""
+
+METRICS_TIMEOUT_S = 1.0
+"""Longest wait for a worker's metrics while it drains."""
+
 _BUSY = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
 
 
@@ -50,10 +57,10 @@ def serve(
     on_ready: Callable[[str], None] | None = None,
     log: Callable[[str], None] = print,
 ) -> int:
-    """Packs a deployment and serves it until SIGTERM or SIGINT, or until TorchServe ends by itself.
+    """Packs a deployment and serves it until SIGTERM, SIGINT or SIGHUP, or until TorchServe ends by itself.
 
-    Call it from the main thread, as it takes over both signals meanwhile. The first signal lets running requests end
-    for up to `server.drain_timeout_s`; a second one stops at once.
+    Call it from the main thread, as it takes over these signals meanwhile. The first signal lets running requests end
+    for up to `server.drain_timeout_s`, and what is left then ends with an error; a second one stops at once.
 
     Args:
         export_path: TorchServe's model store; None means a temporary one.
@@ -69,7 +76,7 @@ def serve(
     """
     java = find_java()
     _check_ports(deployment)
-    with tempfile.TemporaryDirectory(prefix="paged-ts-") as scratch, _Signals() as signals:
+    with tempfile.TemporaryDirectory(prefix="paged-ts-") as scratch, StopSignals() as signals:
         run_folder = Path(scratch)
         model_store = export_path or run_folder / "model_store"
         archive = pack(deployment, model_store, archive_format, handler_file=handler_file)
@@ -84,29 +91,10 @@ def serve(
                 if status is not None:
                     log(f"TorchServe ended by itself with status {status}.")
                     return status or 1
-            log("Stopping: running requests may end first.")
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                log("Stopping: running requests may end first.")
             server.drain(deployment.server.drain_timeout_s, give_up=lambda: signals.count > 1)
             return 0
-
-
-class _Signals:
-    """Counts SIGTERM and SIGINT while it is entered."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._take)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
 
 
 class _Server:
@@ -180,12 +168,12 @@ class _Server:
         return [worker for model in models for worker in model.get("workers", [])]
 
     def drain(self, timeout_s: float, give_up: Callable[[], bool]) -> None:
-        """Lets the worker end its requests; returns when it has, after timeout_s, or when told to give up."""
+        """Lets the worker end its requests; returns when it has, shortly after timeout_s, or when told to."""
         pids = [worker["pid"] for worker in self.workers() if worker.get("status") == "READY"]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, DRAIN_SIGNAL)
-        deadline_s = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + timeout_s + LAST_WORDS_S
         while pids and time.monotonic() < deadline_s and not give_up() and self._is_busy():
             time.sleep(0.1)
         if pids:
@@ -198,27 +186,28 @@ class _Server:
             headers["Authorization"] = f"Bearer {self._deployment.server.api_key}"
         request = urllib.request.Request(f"{base_url(self._deployment)}/metrics", headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=5) as reply:
+            with urllib.request.urlopen(request, timeout=METRICS_TIMEOUT_S) as reply:
                 text = reply.read().decode()
-        except urllib.error.HTTPError:
+        except (urllib.error.HTTPError, TimeoutError):
             return True
-        except OSError:
-            return False
+        except OSError as error:
+            # urllib wraps what comes before the reply's head: slow is busy, and only what is gone is idle.
+            return isinstance(getattr(error, "reason", None), TimeoutError)
         return any(float(number) > 0 for number in _BUSY.findall(text))
 
     def _make_environment(self, java: Java) -> dict[str, str]:
-        environment = {
-            **os.environ,
-            "JAVA_HOME": str(java.home),
-            # TorchServe's pid file, sockets and unpacked archives: one server per folder.
-            "TMPDIR": str(self._temp),
-            "TEMP": str(self._temp),
-            STARTUP_ERROR_VARIABLE: str(self.startup_error_file),
-        }
+        environment = server_environment(
+            self._deployment,
+            {
+                "JAVA_HOME": str(java.home),
+                # TorchServe's pid file, sockets and unpacked archives: one server per folder.
+                "TMPDIR": str(self._temp),
+                "TEMP": str(self._temp),
+                STARTUP_ERROR_VARIABLE: str(self.startup_error_file),
+            },
+        )
         # It would take the place of the file that is given on the command line.
         environment.pop("TS_CONFIG_FILE", None)
-        if self._deployment.server.api_key is not None:
-            environment[API_KEY_VARIABLE] = self._deployment.server.api_key
         return environment
 
     def _java_pid(self) -> int | None:
@@ -229,7 +218,7 @@ class _Server:
             return None
 
 
-def _wait_ready(server: _Server, signals: _Signals) -> bool:
+def _wait_ready(server: _Server, signals: StopSignals) -> bool:
     """Waits for a worker that is ready; False where a signal came first."""
     timeout_s = server.deployment.torchserve.startup_timeout_s
     deadline_s = time.monotonic() + timeout_s
@@ -249,21 +238,10 @@ def _wait_ready(server: _Server, signals: _Signals) -> bool:
 
 
 def _check_ports(deployment: Deployment) -> None:
-    """TorchServe says little about a port that is taken; say it before."""
     torchserve = deployment.torchserve
-    for name, host, port in (
-        ("server.port", deployment.server.host, inference_port(deployment)),
-        ("torchserve.management_port", "127.0.0.1", torchserve.management_port),
-        ("torchserve.metrics_port", "127.0.0.1", torchserve.metrics_port),
-    ):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                raise ConfigError(
-                    f"port {port} on {host} cannot be used ({error.strerror}): change {name}, or stop what has it."
-                ) from error
+    check_free(inference_host(deployment), inference_port(deployment), setting="server.port")
+    check_free("127.0.0.1", torchserve.management_port, setting="torchserve.management_port")
+    check_free("127.0.0.1", torchserve.metrics_port, setting="torchserve.metrics_port")
 
 
 def _free_ports() -> tuple[int, int]:

@@ -8,7 +8,9 @@ own. Nothing here knows TorchServe's classes, so that all of it runs in a test w
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import math
 import re
 import threading
 import time
@@ -26,14 +28,11 @@ WAIT_S = 0.025
 """Longest that one exchange waits for output: new requests are let in only between exchanges."""
 
 COMMIT_AFTER_S = 0.25
-"""How long a request with no answer yet is withheld from the host.
+"""How long an accepted request that has no output yet is withheld from the host.
 
-The first reply commits the status line, so an error must come before it; but the host notices that a client has
-gone only when it is given a reply. Errors of a request are known within milliseconds, departures may wait.
+The first reply commits the status line, so a refusal must come before it, and what is not accepted yet is never
+committed; but the host notices that a client has gone only when it is given a reply.
 """
-
-COMMIT_BYTES_PER_S = 500_000.0
-"""A large body is withheld longer, by its size over this: it may turn out too long only once it is tokenised."""
 
 QUIET_TICKS = 10
 """Watchdog ticks of TICK_S without an exchange, while requests live, after which their clients have gone.
@@ -79,8 +78,8 @@ class _Live:
     """One request between its admission and its last reply. The pump's lock guards every field."""
 
     request_id: str
-    commit_at_s: float
     wants_stream: bool
+    commit_at_s: float = math.inf
     response: HttpResponse | None = None
     chunks: deque[bytes] = field(default_factory=deque)
     finished: bool = False
@@ -190,16 +189,14 @@ class Pump:
         except Exception:
             # Whatever gets out of the host's call fails every request in it.
             logger.exception("A request could not be read.")
-            live = _Live(request_id, 0.0, wants_stream=False)
+            live = _Live(request_id, wants_stream=False)
             self._fail(live, _INTERNAL, status=500)
             with self._lock:
                 self._live[request_id] = live
             return
         if request is None:
             return
-        size = len(request.body) if isinstance(request.body, (bytes, str)) else 0
-        patience_s = self._commit_after_s + size / COMMIT_BYTES_PER_S
-        live = _Live(request_id, time.monotonic() + patience_s, _wants_stream(request))
+        live = _Live(request_id, _wants_stream(request))
         with self._lock:
             self._live[request_id] = live
         self._loop.call_soon_threadsafe(self._start, live, request)
@@ -289,10 +286,11 @@ class Pump:
 
     async def _serve(self, live: _Live, request: HttpRequest) -> None:
         try:
-            response = await self._service.handle(request)
+            response = await self._service.handle(dataclasses.replace(request, on_accepted=lambda: self._accept(live)))
             if response.stream is None:
                 self._put(live, response.body, response=response, finished=True)
                 return
+            self._accept(live)
             self._put(live, b"", response=response)
             await self._copy_stream(live, response.stream)
             self._put(live, b"", finished=True)
@@ -303,6 +301,11 @@ class Pump:
             # The service turns every fault into a response; one that gets out is a bug, and costs one request.
             logger.exception("The service raised while handling %s.", request.path)
             self._fail(live, _INTERNAL, status=500)
+
+    def _accept(self, live: _Live) -> None:
+        """Starts the clock of a request's commitment, once."""
+        with self._lock:
+            live.commit_at_s = min(live.commit_at_s, time.monotonic() + self._commit_after_s)
 
     async def _copy_stream(self, live: _Live, stream: AsyncIterator[bytes]) -> None:
         try:
@@ -319,6 +322,8 @@ class Pump:
                 return
             if response is not None:
                 live.response = response
+                if response.stream is None and live.committed and live.wants_stream:
+                    chunk = _as_stream(chunk)
             if chunk:
                 live.chunks.append(chunk)
             live.finished = finished
@@ -340,7 +345,7 @@ class Pump:
             begun = live.committed or bool(live.chunks)
             streams = live.wants_stream if live.response is None else live.response.stream is not None
             if begun and streams:
-                error = b"data: " + error + b"\n\ndata: [DONE]\n\n"
+                error = _as_stream(error)
             if not begun:
                 live.response = HttpResponse(status, {"Content-Type": "application/json"})
             live.chunks.append(error)
@@ -368,6 +373,11 @@ class Pump:
                 except Exception:
                     # The watchdog must outlive whatever it looks at.
                     logger.exception("The watchdog's check failed.")
+
+
+def _as_stream(body: bytes) -> bytes:
+    """A whole JSON body, which holds no line breaks, for a client that was promised a stream."""
+    return b"data: " + body + b"\n\ndata: [DONE]\n\n"
 
 
 def _wants_stream(request: HttpRequest) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import time
 import uuid
+import weakref
 from collections.abc import Sequence
 
 from paged_backend.config import EngineConfig
@@ -40,6 +41,8 @@ class EngineClient:
         self._metrics = EngineMetrics(config.model.served_model_name[0], self.max_model_len)
         self._core = EngineCore(config, executor, tokenizer, self._metrics)
         self._loop = EngineLoop(self._core, config.scheduler.max_num_queued_reqs)
+        # When nobody holds the client any more, or the interpreter ends: a thread that still computes would abort it.
+        weakref.finalize(self, self._loop.shutdown)
 
     @classmethod
     def start(cls, config: EngineConfig) -> EngineClient:
@@ -48,12 +51,10 @@ class EngineClient:
         Raises:
             ConfigError, ModelLoadError: with what to change.
         """
+        model = config.model
+        folder = resolve_folder(model.tokenizer) if model.tokenizer else resolve_folder(model.model, model.revision)
         executor = Executor(config)
-        tokenizer = None
-        if not config.model.skip_tokenizer_init:
-            folder = resolve_folder(config.model.tokenizer or config.model.model, config.model.revision)
-            tokenizer = Tokenizer.load(folder)
-        return cls(config, executor, tokenizer)
+        return cls(config, executor, None if model.skip_tokenizer_init else Tokenizer.load(folder))
 
     def submit(
         self,
@@ -79,6 +80,7 @@ class EngineClient:
             QueueFullError: too many requests wait.
             EngineUnavailableError: draining, stopped, or dead.
         """
+        _check_arguments(params, priority, cache_salt)
         text = prompt if isinstance(prompt, str) else None
         prompt_token_ids = self._tokenize(prompt, add_special_tokens)
         self._check_prompt(prompt_token_ids)
@@ -92,13 +94,16 @@ class EngineClient:
             arrival_s=time.monotonic(),
         )
         self._core.check_fits(request)
-        stream = RequestStream(request.request_id, text, prompt_token_ids, params.n, self.abort)
+        stream = RequestStream(request.request_id, text, prompt_token_ids, params.n, self._abort_stream)
         self._loop.submit(request, stream)
         return stream
 
     def abort(self, request_id: str) -> None:
         """Ends a request with finish_reason "abort"; unknown and ended ones are no error."""
         self._loop.abort(request_id)
+
+    def _abort_stream(self, stream: RequestStream) -> None:
+        self._loop.abort(stream.request_id, stream)
 
     def stats(self) -> EngineStats:
         """What the engine is doing, as of its last step."""
@@ -129,6 +134,8 @@ class EngineClient:
 
     def _tokenize(self, prompt: str | Sequence[int], add_special_tokens: bool) -> list[int]:
         if not isinstance(prompt, str):
+            if isinstance(prompt, (bytes, bytearray)):
+                raise InvalidRequestError("prompt must be text or a list of token ids, not bytes.", param="prompt")
             try:
                 return list(map(operator.index, prompt))
             except TypeError as error:
@@ -139,6 +146,10 @@ class EngineClient:
             raise InvalidRequestError(
                 "This engine runs without a tokenizer (skip_tokenizer_init): send token ids.", param="prompt"
             )
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(f"prompt is not valid Unicode: {error.reason}.", param="prompt") from error
         return self.tokenizer.encode(prompt, add_special_tokens)
 
     def _check_params(self, params: SamplingParams) -> None:
@@ -162,3 +173,12 @@ class EngineClient:
             raise InvalidRequestError(
                 f"prompt holds token id {bad}, but the model's ids are 0 to {self._vocab_size - 1}.", param="prompt"
             )
+
+
+def _check_arguments(params: object, priority: object, cache_salt: object) -> None:
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequestError(f"params must be SamplingParams, got {params!r}.", param="sampling_params")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidRequestError(f"priority must be an integer, got {priority!r}.", param="priority")
+    if cache_salt is not None and not isinstance(cache_salt, str):
+        raise InvalidRequestError(f"cache_salt must be a string, got {cache_salt!r}.", param="cache_salt")

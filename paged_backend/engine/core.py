@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import time
@@ -12,7 +13,7 @@ from paged_backend.engine.request import EngineRequest, Finish, RequestState
 from paged_backend.engine.stats import EngineStats
 from paged_backend.engine.stream import StreamItem
 from paged_backend.engine.tokenizer import Tokenizer
-from paged_backend.errors import RequestFailedError
+from paged_backend.errors import EngineUnavailableError, RequestFailedError
 from paged_backend.executor.executor import Executor
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
@@ -33,6 +34,7 @@ class EngineCore:
 
     Attributes:
         mean_request_s: running mean of how long requests take, in seconds; 0 before the first has ended.
+        last_stats: the latest snapshot.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class EngineCore:
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
-        self._last_stats = EngineStats()
+        self.last_stats = EngineStats()
 
     def check_fits(self, request: EngineRequest) -> None:
         """Raises InvalidRequestError if the request can never be served here. Any thread may ask."""
@@ -67,6 +69,7 @@ class EngineCore:
         params = request.params
         seed = params.seed if params.seed is not None else self._own_seed()
         self._num_added += 1
+        state = RequestState(request, self._tokenizer)
         sequence = self._scheduler.add(
             request.request_id,
             request.prompt_token_ids,
@@ -75,7 +78,6 @@ class EngineCore:
             priority=request.priority,
             salt=request.cache_salt,
         )
-        state = RequestState(request, self._tokenizer)
         self._requests[request.request_id] = state
         self._not_started[sequence.seq_id] = state
         self._metrics.request_prompt_tokens.observe(len(request.prompt_token_ids))
@@ -126,9 +128,29 @@ class EngineCore:
             prefix_cache_queries=cache.prefix_queries,
             prefix_cache_hits=cache.prefix_hits,
         )
-        self._metrics.observe_stats(self._last_stats, stats)
-        self._last_stats = stats
+        self._metrics.observe_stats(self.last_stats, stats)
+        self.last_stats = stats
         return stats
+
+    def end_all(self, reason: str) -> Items:
+        """Ends every live request with EngineUnavailableError: nothing can be computed any more.
+
+        The scheduler is left alone, as it may be what broke.
+        """
+        items: Items = [(request_id, EngineUnavailableError(reason)) for request_id in self._requests]
+        for state in list(self._requests.values()):
+            self._forget(state, "error")
+        idle = dataclasses.replace(
+            self.last_stats,
+            num_running=0,
+            num_waiting=0,
+            num_free_blocks=self.last_stats.num_total_blocks,
+            num_used_blocks=0,
+            kv_cache_usage=0.0,
+        )
+        self._metrics.observe_stats(self.last_stats, idle)
+        self.last_stats = idle
+        return items
 
     def close(self) -> None:
         """Frees the model and the cache."""

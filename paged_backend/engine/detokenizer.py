@@ -9,7 +9,7 @@ from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.sampling_params import SamplingParams
 
 _REPLACEMENT = "\ufffd"
-_CONTEXT_TOKENS = 5
+_CONTEXT_TOKENS = 8
 """Prompt tokens that are decoded along, because some tokenizers' spaces depend on the token before."""
 _MAX_CHARACTER_TOKENS = 4
 """A UTF-8 character has at most four bytes, and a token at least one."""
@@ -37,7 +37,10 @@ class IncrementalDetokenizer:
         """One for a sample that continues a prompt."""
         context = list(prompt_token_ids[-_CONTEXT_TOKENS:])
         text = tokenizer.decode(context, skip_special_tokens)
-        if text.startswith(_REPLACEMENT) or text.endswith(_REPLACEMENT):
+        while text.startswith(_REPLACEMENT):  # the cut went through a character: leave its rest out
+            context = context[1:]
+            text = tokenizer.decode(context, skip_special_tokens)
+        if text.endswith(_REPLACEMENT):
             context, text = [], ""  # the prompt's end is no whole character: begin afresh
         return cls(tokenizer, skip_special_tokens, context, 0, len(context), text)
 

@@ -70,18 +70,7 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt or parameter is wrong; nothing of the batch is left running.
         """
-        batch = _as_batch(prompts)
-        params = _one_per_prompt("sampling_params", sampling_params or SamplingParams(), len(batch))
-        priorities = _one_per_prompt("priority", priority or 0, len(batch))
-        streams: list[RequestStream] = []
-        try:
-            for prompt, sampling, rank in zip(batch, params, priorities, strict=True):
-                streams.append(self._client.submit(_text_or_ids(prompt), sampling, priority=rank))
-            return self._collect(streams, use_tqdm)
-        except BaseException:
-            for stream in streams:
-                stream.abort()
-            raise
+        return self._run([_text_or_ids(prompt) for prompt in _as_batch(prompts)], sampling_params, priority, use_tqdm)
 
     def chat(
         self,
@@ -97,23 +86,17 @@ class LLM:
         tokenizer = self._client.tokenizer
         if tokenizer is None:
             raise InvalidRequestError("chat needs a tokenizer: leave skip_tokenizer_init off.", param="messages")
-        if not messages:
-            raise InvalidRequestError("messages must not be empty.", param="messages")
-        single = isinstance(messages[0], Mapping)
-        conversations = cast("Sequence[Messages]", [messages] if single else messages)
-        prompts = [
-            tokenizer.encode(
-                tokenizer.apply_chat_template(
-                    conversation,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                    **(chat_template_kwargs or {}),
-                ),
-                add_special_tokens=False,
+        texts = [
+            tokenizer.apply_chat_template(
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **(chat_template_kwargs or {}),
             )
-            for conversation in conversations
+            for conversation in _as_conversations(messages)
         ]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        # The template has put special tokens where they belong.
+        return self._run(texts, sampling_params, None, use_tqdm, add_special_tokens=False)
 
     def stats(self) -> EngineStats:
         """What the engine did so far."""
@@ -131,6 +114,29 @@ class LLM:
     ) -> None:
         self.close()
 
+    def _run(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: Sequence[int] | None,
+        use_tqdm: bool,
+        add_special_tokens: bool = True,
+    ) -> list[RequestOutput]:
+        default = SamplingParams() if sampling_params is None else sampling_params
+        params = _one_per_prompt("sampling_params", default, len(prompts))
+        priorities = _one_per_prompt("priority", 0 if priority is None else priority, len(prompts))
+        streams: list[RequestStream] = []
+        try:
+            for prompt, sampling, rank in zip(prompts, params, priorities, strict=True):
+                streams.append(
+                    self._client.submit(prompt, sampling, priority=rank, add_special_tokens=add_special_tokens)
+                )
+            return self._collect(streams, use_tqdm)
+        except BaseException:
+            for stream in streams:
+                stream.abort()
+            raise
+
     def _collect(self, streams: Sequence[RequestStream], use_tqdm: bool) -> list[RequestOutput]:
         outputs = []
         num_tokens = 0
@@ -144,12 +150,26 @@ class LLM:
 
 
 def _as_batch(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, (str, Mapping)):
-        return [prompts]
+    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+        return [cast("Prompt", prompts)]
     batch = list(prompts)
     if batch and isinstance(batch[0], int):
         return [cast("list[int]", batch)]  # one prompt of token ids
     return cast("list[Prompt]", batch)
+
+
+def _as_conversations(messages: Messages | Sequence[Messages]) -> list[Messages]:
+    batch = list(messages)
+    if not batch:
+        raise InvalidRequestError("messages must not be empty.", param="messages")
+    conversations = [cast("Messages", batch)] if isinstance(batch[0], Mapping) else cast("list[Messages]", batch)
+    for conversation in conversations:
+        if isinstance(conversation, str) or not all(isinstance(message, Mapping) for message in conversation):
+            raise InvalidRequestError(
+                'messages must be a list of {"role": ..., "content": ...} mappings, or a list of such lists.',
+                param="messages",
+            )
+    return conversations
 
 
 def _one_per_prompt(name: str, value: Any, count: int) -> list[Any]:
@@ -163,11 +183,12 @@ def _one_per_prompt(name: str, value: Any, count: int) -> list[Any]:
 def _text_or_ids(prompt: Prompt) -> str | Sequence[int]:
     if not isinstance(prompt, Mapping):
         return prompt
-    known = {"prompt", "prompt_token_ids"}
-    if len(prompt) != 1 or not known.issuperset(prompt):
-        raise InvalidRequestError(
-            f"A prompt given as a mapping has either 'prompt' or 'prompt_token_ids', got {sorted(prompt)}.",
-            param="prompt",
-        )
-    value: str | Sequence[int] = next(iter(prompt.values()))
-    return value
+    if len(prompt) == 1 and isinstance(prompt.get("prompt"), str):
+        return str(prompt["prompt"])
+    if len(prompt) == 1 and isinstance(prompt.get("prompt_token_ids"), list):
+        return cast("list[int]", prompt["prompt_token_ids"])
+    raise InvalidRequestError(
+        'A prompt given as a mapping is {"prompt": text} or {"prompt_token_ids": [ids]}, '
+        f"got the keys {sorted(map(str, prompt))}.",
+        param="prompt",
+    )

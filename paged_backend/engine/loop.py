@@ -8,16 +8,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
 
-from paged_backend.engine.core import EngineCore
+from paged_backend.engine.core import EngineCore, Items
 from paged_backend.engine.request import EngineRequest
 from paged_backend.engine.stats import EngineStats
-from paged_backend.engine.stream import RequestStream, StreamItem
-from paged_backend.errors import EngineUnavailableError, InvalidRequestError, QueueFullError
+from paged_backend.engine.stream import RequestStream
+from paged_backend.errors import EngineUnavailableError, InvalidRequestError, QueueFullError, RequestFailedError
 from paged_backend.outputs import RequestDelta
 
 logger = logging.getLogger(__name__)
+
+_SHUT_DOWN = "The engine is shutting down, or has been: send the request to another one."
 
 _FIRST_RETRY_S = 1.0
 """Retry-After before any request has ended."""
@@ -67,10 +68,15 @@ class EngineLoop:
             self._num_inbox_requests += 1
             self._send(request)
 
-    def abort(self, request_id: str) -> None:
-        """Ends a request; one that is unknown or over already is no error."""
+    def abort(self, request_id: str, stream: RequestStream | None = None) -> None:
+        """Ends a request; one that is unknown or over already is no error.
+
+        Args:
+            stream: end it only if it is this one's: an id may be used again once its request is over.
+        """
         with self._changed:
-            if request_id in self._streams:
+            live = self._streams.get(request_id)
+            if live is not None and stream in (None, live):
                 self._send(request_id)
 
     def stats(self) -> EngineStats:
@@ -112,7 +118,7 @@ class EngineLoop:
         if self._dead is not None:
             raise EngineUnavailableError(self._dead)
         if self._draining or self._stopping:
-            raise EngineUnavailableError("The server is shutting down: send the request to another one.")
+            raise EngineUnavailableError(_SHUT_DOWN)
 
     def _check_queue(self) -> None:
         bound = self._max_num_queued_reqs
@@ -123,7 +129,8 @@ class EngineLoop:
         if waiting >= bound + free:
             retry_after_s = self._core.mean_request_s or _FIRST_RETRY_S
             raise QueueFullError(
-                f"The queue is full ({waiting} requests waiting, at most {bound}). Try again later.",
+                f"The queue is full: {self._stats.num_running} running, {waiting} waiting, and at most {bound} "
+                "(max_num_queued_reqs) may wait. Try again later.",
                 retry_after_s=max(1.0, retry_after_s),
             )
 
@@ -132,18 +139,23 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while self._take_inbox():
-                self._deliver(self._core.step())
-                self._publish()
+                items = self._core.step()
+                self._publish()  # before readers learn of it: who asks then must see it
+                self._deliver(items)
         except Exception:
             logger.exception("the engine died")
-            reason = "The engine has died of an internal error: the server must be restarted."
+            reason = "The engine has died of an internal error: it must be restarted."
         else:
-            reason = "The server is shutting down: send the request to another one."
+            reason = _SHUT_DOWN
+        items = self._core.end_all(reason)
         with self._changed:
             self._dead = reason
             self._busy = False
-            ids = list(self._streams)
-        self._deliver((request_id, EngineUnavailableError(reason)) for request_id in ids)
+            self._stats = self._core.last_stats
+            self._num_inbox_requests = 0
+            ended = {request_id for request_id, _ in items}
+            never_added = [request_id for request_id in self._streams if request_id not in ended]
+        self._deliver([*items, *((request_id, EngineUnavailableError(reason)) for request_id in never_added)])
         self._core.close()
 
     def _take_inbox(self) -> bool:
@@ -154,27 +166,34 @@ class EngineLoop:
                 self._changed.wait()
             if self._stopping:
                 return False
-            items = list(self._inbox)
+            if not self._inbox:
+                return True
+            inbox = list(self._inbox)
             self._inbox.clear()
-            self._num_inbox_requests = 0
-            self._stats = dataclasses.replace(
-                self._stats,
-                num_waiting=self._stats.num_waiting + sum(not isinstance(item, str) for item in items),
-            )
-        for item in items:
-            if isinstance(item, str):
-                self._deliver(self._core.abort(item))
-            else:
-                self._core.add(item)
+        ended: Items = []
+        for item in inbox:
+            ended.extend(self._core.abort(item) if isinstance(item, str) else self._add(item))
+        self._publish(num_taken=sum(not isinstance(item, str) for item in inbox))
+        self._deliver(ended)
         return True
 
-    def _publish(self) -> None:
+    def _add(self, request: EngineRequest) -> Items:
+        try:
+            self._core.add(request)
+        except Exception:
+            logger.exception("request %s could not be added; the others go on", request.request_id)
+            return [(request.request_id, RequestFailedError("The engine failed on this request."))]
+        return []
+
+    def _publish(self, num_taken: int = 0) -> None:
+        """Renews the snapshot; num_taken requests have moved from the inbox into it."""
         stats = self._core.stats()
         with self._changed:
             self._stats = stats
+            self._num_inbox_requests -= num_taken
             self._moved_s = time.monotonic()
 
-    def _deliver(self, items: Iterable[tuple[str, StreamItem]]) -> None:
+    def _deliver(self, items: Items) -> None:
         """Hands items to their streams; one wake-up per event loop, however many streams it reads."""
         waiting: dict[asyncio.AbstractEventLoop, list[tuple[str, asyncio.Future[None]]]] = {}
         for request_id, item in items:

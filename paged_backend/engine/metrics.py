@@ -44,7 +44,7 @@ class EngineMetrics:
         self._label_values = (model_name, str(engine_index))
         token_buckets = _one_two_five(max_model_len)
 
-        self.num_requests_running = self._gauge("num_requests_running", "Sequences that run: n of them for a request with n samples.")
+        self.num_requests_running = self._gauge("num_requests_running", "Sequences that run (n for a request of n).")
         self.num_requests_waiting = self._gauge("num_requests_waiting", "Sequences that wait to be admitted.")
         self.kv_cache_usage_perc = self._gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.")
         self.prefix_cache_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up.")

@@ -10,7 +10,7 @@ class EngineStats:
     """Taken between two steps; counters count from the engine's start.
 
     Attributes:
-        num_running: sequences that hold blocks; a request with n samples has n.
+        num_running: sequences that hold blocks; a request with n samples has n once its prompt is computed.
         num_waiting: sequences that wait to be admitted, new or preempted.
         num_free_blocks: blocks that can be handed out (cached ones that nobody holds included).
         num_used_blocks: blocks that a sequence holds.

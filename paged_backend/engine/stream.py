@@ -33,7 +33,7 @@ class RequestStream:
         prompt: str | None,
         prompt_token_ids: list[int],
         n: int,
-        abort: Callable[[str], None],
+        abort: Callable[[RequestStream], None],
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -43,12 +43,11 @@ class RequestStream:
         self._items: deque[StreamItem] = deque()
         self._changed = threading.Condition()
         self._waiter: Waiter | None = None
-        self._ended = False  # the reader has seen the last item
+        self._ended = False
 
     def abort(self) -> None:
         """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time."""
-        if not self._ended:  # its id may belong to a later request by now
-            self._abort(self.request_id)
+        self._abort(self)
 
     def put(self, item: StreamItem) -> Waiter | None:
         """Adds an item (engine's thread); returns the asyncio waiter to wake, so that wake-ups can be batched."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from paged_backend.engine.token_length import longest_token_characters
 from paged_backend.errors import InvalidRequestError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -13,7 +14,13 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """A model's tokenizer. Safe to share between threads: nothing in it changes after loading."""
+    """A model's tokenizer. Safe to share between threads: nothing in it changes after loading.
+
+    Attributes:
+        vocab_size: tokens that it knows, the added ones included.
+        longest_token_characters: most characters of a text that one token stands for: a longer text has more tokens
+            than its length divided by it. None where there is no such bound.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
@@ -22,6 +29,7 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        self.longest_token_characters: int | None = longest_token_characters(self._backend)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:

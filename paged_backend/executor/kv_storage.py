@@ -31,7 +31,14 @@ class KVStorage:
         shape = (architecture.num_layers, 2, num_blocks, architecture.num_kv_heads, block_size, architecture.head_dim)
         # The system gives zeroed pages as they are first written, so an idle pool costs no memory; torch.zeros would
         # write them all.
-        pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+        num_bytes = math.prod(shape) * dtype.itemsize
+        try:
+            pages = mmap.mmap(-1, num_bytes)
+        except OSError as error:
+            raise ConfigError(
+                f"The KV cache's {num_blocks} blocks need {num_bytes / _MIB:.0f} MiB, which the system does not give "
+                f"({error.strerror}): lower num_gpu_blocks_override, max_num_seqs or max_model_len."
+            ) from error
         self.cache: Tensor = torch.frombuffer(pages, dtype=dtype).view(shape)
         self.layers: Sequence[tuple[Tensor, Tensor]] = tuple((layer[0], layer[1]) for layer in self.cache)
 
@@ -103,14 +110,20 @@ def _machine_free_bytes() -> int | None:
 
 
 def _container_free_bytes() -> int | None:
-    """What the control group (version 2, then 1) leaves; None where it sets no bound."""
+    """What the control group (version 2, then 1) leaves; None where it sets no bound.
+
+    Files that were read and can be dropped again (the checkpoint just loaded among them) count as free, as in
+    Kubernetes' working set.
+    """
     root = Path("/sys/fs/cgroup")
-    for limit, usage in (
-        (root / "memory.max", root / "memory.current"),
-        (root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes"),
+    for folder, limit, usage, dropped in (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            return int(limit.read_text(encoding="ascii")) - int(usage.read_text(encoding="ascii"))
-        except (OSError, ValueError):
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+            used = int((folder / usage).read_text(encoding="ascii")) - int(stat[dropped])
+            return int((folder / limit).read_text(encoding="ascii")) - used
+        except (OSError, ValueError, KeyError):
             continue
     return None

@@ -19,7 +19,6 @@ class CacheStats:
         num_blocks, num_used_blocks, num_free_blocks: used ones have a holder; free ones may still be found
             again.
         num_indexed_blocks: blocks, held or free, that a prefix can hit.
-        num_empty_slots: slots of used blocks that hold no computed token (the cache's waste).
         prefix_queries, prefix_hits: tokens looked up on admission, and those of them found.
     """
 
@@ -27,7 +26,6 @@ class CacheStats:
     num_used_blocks: int
     num_free_blocks: int
     num_indexed_blocks: int
-    num_empty_slots: int
     prefix_queries: int
     prefix_hits: int
 
@@ -218,7 +216,18 @@ class KVCacheManager:
         del self._tables[table]
 
     def stats(self) -> CacheStats:
-        """A snapshot, in time proportional to the number of tables."""
+        """A snapshot, in constant time."""
+        return CacheStats(
+            num_blocks=self.num_blocks,
+            num_used_blocks=self.num_blocks - self.pool.num_free,
+            num_free_blocks=self.pool.num_free,
+            num_indexed_blocks=0 if self.index is None else len(self.index),
+            prefix_queries=self._prefix_queries,
+            prefix_hits=self._prefix_hits,
+        )
+
+    def num_empty_slots(self) -> int:
+        """Slots of used blocks that hold no computed token: the cache's waste. Looks at every table."""
         filled: dict[int, int] = {}
         for table in self._tables:
             start = table.num_computed // self.block_size
@@ -226,15 +235,7 @@ class KVCacheManager:
                 block = table.block_ids[i]
                 tokens = max(table.num_computed - i * self.block_size, 0)
                 filled[block] = max(filled.get(block, 0), tokens)
-        return CacheStats(
-            num_blocks=self.num_blocks,
-            num_used_blocks=self.num_blocks - self.pool.num_free,
-            num_free_blocks=self.pool.num_free,
-            num_indexed_blocks=0 if self.index is None else len(self.index),
-            num_empty_slots=sum(self.block_size - tokens for tokens in filled.values()),
-            prefix_queries=self._prefix_queries,
-            prefix_hits=self._prefix_hits,
-        )
+        return sum(self.block_size - tokens for tokens in filled.values())
 
     def check_invariants(self) -> None:
         """Asserts, between steps, that no block is lost, leaked or doubly owned. For tests."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any, cast
@@ -232,6 +235,89 @@ def test_what_cannot_be_served_is_refused_at_the_door(
         client.submit(prompt, params(**sampling))
     assert raised.value.param == param
     assert client.stats().num_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param"),
+    [({"priority": None}, "priority"), ({"cache_salt": 5}, "cache_salt"), ({"params": {"n": 1}}, "sampling_params")],
+)
+def test_wrong_arguments_never_reach_the_engine(client: EngineClient, arguments: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        client.submit([5], **{"params": params(), **arguments})
+    assert raised.value.param == param
+    client.check_health()
+
+
+def test_a_request_that_breaks_on_the_way_in_ends_alone(client: EngineClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = client._core.add
+
+    def add_but_nine(request: Any) -> None:
+        if request.prompt_token_ids == [9]:
+            raise RuntimeError("a bug of ours")
+        add(request)
+
+    monkeypatch.setattr(client._core, "add", add_but_nine)
+    streams = [client.submit(prompt, params(3)) for prompt in ([9], [30])]
+    with pytest.raises(RequestFailedError):
+        streams[0].collect()
+    assert streams[1].collect().outputs[0].token_ids == expected([30], 3)
+
+
+def test_the_end_is_counted_before_it_is_told(executor: FakeExecutor) -> None:
+    """With no queue at all, one request after another is always admitted."""
+    config = EngineConfig.from_args(max_num_seqs=1, max_num_batched_tokens=16, max_num_queued_reqs=0)
+    client = EngineClient(config, cast(Any, executor), tokenizer=None)
+
+    async def one_after_another() -> None:
+        for _ in range(100):
+            await client.submit([5], params(2)).collect_async()
+            assert client.stats().num_running == 0
+
+    asyncio.run(one_after_another())
+    client.shutdown()
+
+
+def test_a_late_abort_spares_the_next_owner_of_the_id(client: EngineClient, executor: FakeExecutor) -> None:
+    first = client.submit([5], params(2), request_id="x")
+    assert client.submit([6], params(20)).collect()  # the first is over by now, but nobody has read it
+    gate = Gate(executor)
+    second = client.submit([7], params(3), request_id="x")
+    first.abort()
+    gate.open()
+    assert second.collect().outputs[0].finish_reason == "length"
+
+
+def test_numbers_after_the_end_tell_the_truth(client: EngineClient, executor: FakeExecutor) -> None:
+    gate = Gate(executor)
+    client.submit([5], params(200))
+    assert gate.inside.wait(TIMEOUT_S)
+    threading.Timer(0.05, gate.open).start()
+    client.shutdown()
+    stats = client.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_used_blocks) == (0, 0, 0)
+    text = client.metrics_text()
+    assert 'vllm:num_requests_running{engine="0",model_name="paged-tiny"} 0.0' in text
+    assert 'finished_reason="error",model_name="paged-tiny"} 1.0' in text
+
+
+def test_an_abandoned_client_ends_its_thread(executor: FakeExecutor) -> None:
+    client = EngineClient(EngineConfig(), cast(Any, executor), tokenizer=None)
+    client.submit([5], params(3)).collect()
+    del client
+    gc.collect()
+    assert executor.closed.wait(TIMEOUT_S)
+
+
+def test_an_interpreter_that_ends_takes_the_engine_down_with_it() -> None:
+    script = (
+        "from paged_backend import LLM, SamplingParams\n"
+        "llm = LLM(num_threads=1)\n"
+        "for _ in range(8):\n"
+        "    llm._client.submit([5], SamplingParams(max_tokens=1000, ignore_eos=True))\n"
+        "raise SystemExit(3)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (3, "")
 
 
 def test_request_ids_are_unique_while_live(client: EngineClient, executor: FakeExecutor) -> None:

@@ -64,6 +64,23 @@ def test_prompt_context_is_not_repeated(byte_tokenizer: Tokenizer) -> None:
     assert [text.push(token)[0] for token in byte_tokenizer.encode(" né")] == [" ", "n", "", "é"]
 
 
+def test_a_prompt_cut_through_a_character_keeps_the_space() -> None:
+    """Tokenizers in the manner of Llama 2 drop a text's first space: only the prompt's end tells that it belongs."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    backend = BackendTokenizer(models.BPE(vocab={**vocabulary, "\u2581hello": 256, "a": 257}, merges=[]))
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
+    )
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+    prompt = [257, *"日本語".encode()]
+    assert SampleText(tokenizer, prompt, SamplingParams()).push(256) == (" hello", None)
+
+
 @pytest.mark.parametrize(
     ("stop", "include", "expected"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_chat_renders_the_template(llm: LLM) -> None:
     many = llm.chat([messages, [{"role": "user", "content": "A dog"}]], GREEDY, use_tqdm=False)
     tokenizer = llm._client.tokenizer
     assert tokenizer is not None
-    assert tokenizer.decode(one[0].prompt_token_ids) == "<user>The fox\n<assistant>"
+    assert one[0].prompt == tokenizer.decode(one[0].prompt_token_ids) == "<user>The fox\n<assistant>"
     assert many[0].outputs[0].token_ids == one[0].outputs[0].token_ids
     assert len(many) == 2
 
@@ -101,6 +102,25 @@ def test_a_wrong_prompt_leaves_nothing_running(llm: LLM) -> None:
         llm.generate(["fine", [10**6]], SamplingParams(max_tokens=200, ignore_eos=True), use_tqdm=False)
     assert llm.generate("The", GREEDY, use_tqdm=False)[0].finished
     assert llm.stats().num_waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "param"),
+    [(b"bytes", "prompt"), (None, "prompt"), ("\ud800", "prompt"), ({"prompt_token_ids": "hello"}, "prompt")],
+)
+def test_odd_prompts_are_refused(llm: LLM, prompts: Any, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        llm.generate(prompts, GREEDY, use_tqdm=False)
+    assert raised.value.param == param
+
+
+def test_empty_lists_are_not_defaults(llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match="0 entries for 2 prompts"):
+        llm.generate(["a", "b"], [])
+    for messages in ([], "hi", [["hi"]]):
+        with pytest.raises(InvalidRequestError) as raised:
+            llm.chat(messages)  # type: ignore[arg-type]
+        assert raised.value.param == "messages"
 
 
 def test_without_a_tokenizer(folder: Path) -> None:

@@ -287,7 +287,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 filled.add((sequence.table.block_ids[position // size], position % size))
         stats = self.kv.stats()
         assert stats.num_used_blocks == len(held)
-        assert stats.num_empty_slots == len(held) * size - len(filled)
+        assert self.kv.num_empty_slots() == len(held) * size - len(filled)
 
     def check_index(self) -> None:
         """What the index gives for a request's tokens is what the cache holds for them, in its own scope."""

@@ -23,6 +23,7 @@ class FakeTokenizer:
     """One token per character, its code point; token 1 is a special one that comes first."""
 
     vocab_size = 0x3000
+    longest_token_characters: int | None = 1
 
     def __init__(self, chat_template: str | None = "fake") -> None:
         self.chat_template = chat_template

@@ -248,6 +248,35 @@ def test_cancelling_the_call_aborts(client, service, prompts):
     assert client.streams and all(stream.num_aborts for stream in client.streams)
 
 
+@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_acceptance_is_told_once_when_all_prompts_are_in(service, client, path, stream):
+    seen = []
+    body = {"prompt": ["x", "y"]} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "x"}]}
+    num_prompts = 2 if path == COMPLETIONS else 1
+    request = HttpRequest(
+        path, body={**body, "stream": stream}, on_accepted=lambda: seen.append(len(client.submissions))
+    )
+
+    async def exchange():
+        response = await service.handle(request)
+        if response.stream is not None:
+            await response.stream.aclose()
+        return response.status
+
+    assert asyncio.run(exchange()) == 200
+    assert seen == [num_prompts]
+
+
+def test_a_refused_request_is_never_called_accepted(service, client):
+    seen = []
+    client.submit_errors = {1: QueueFullError("full", retry_after_s=1.0)}
+    for body, status in (({"prompt": ["x", "y"]}, 429), ({"prompt": "x" * 200}, 400), ({}, 400)):
+        request = HttpRequest(COMPLETIONS, body=body, on_accepted=lambda: seen.append(True))
+        assert asyncio.run(service.handle(request)).status == status
+    assert not seen
+
+
 def test_unavailable_response():
     response = unavailable_response("The model is loading.")
     assert response.status == 503

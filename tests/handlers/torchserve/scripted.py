@@ -12,7 +12,7 @@ from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpRequest, HttpRes
 class ScriptedService:
     """Does what a request's body says.
 
-    `delay` seconds pass first. Then `status` gives a JSON error; `frames` gives a stream of so many numbered frames,
+    With `accept` the request is accepted at once. `delay` seconds pass first. Then `status` gives a JSON error; `frames` gives a stream of so many numbered frames,
     `gap` seconds apart, or with `step` when `self.step` is set; `bytes` gives a body of that size; `raise` breaks the
     service's promise.
     """
@@ -27,6 +27,9 @@ class ScriptedService:
         self.requests.append(request)
         body = request.body
         assert isinstance(body, Mapping)
+        if body.get("accept"):
+            assert request.on_accepted is not None
+            request.on_accepted()
         self.num_running += 1
         try:
             await asyncio.sleep(body.get("delay", 0))
@@ -62,6 +65,7 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.fault: Exception | None = None
         self.drained_s: list[float] = []
+        self.num_shutdowns = 0
 
     def check_health(self, stall_timeout_s: float | None = None) -> None:
         if self.fault is not None:
@@ -70,6 +74,9 @@ class ScriptedEngine:
     def drain(self, timeout_s: float) -> bool:
         self.drained_s.append(timeout_s)
         return True
+
+    def shutdown(self) -> None:
+        self.num_shutdowns += 1
 
 
 class ScriptedContext:

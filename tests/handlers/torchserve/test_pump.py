@@ -106,9 +106,27 @@ def test_error_keeps_its_status_however_many_calls_it_takes(host: Host) -> None:
     assert [(reply.status, reply.more) for reply in host.replies["a"]] == [(429, None)]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_refusal_keeps_its_status_however_late_it_comes(make_host: Callable[..., Host], stream: bool) -> None:
+    host = make_host(commit_after_s=0.0)
+    host.send("a", delay=0.4, status=400, stream=stream)
+    host.run()
+    assert host.replies["a"] == [Reply(b'{"error":{"code":400}}', None, 400, {"Content-Type": "application/json"})]
+
+
+def test_error_after_a_stream_was_committed_comes_as_its_last_frame(make_host: Callable[..., Host]) -> None:
+    host = make_host(commit_after_s=0.0)
+    host.send("stream", accept=True, delay=0.2, status=503, stream=True)
+    host.send("plain", accept=True, delay=0.2, status=503)
+    host.run()
+    assert host.replies["stream"][0].headers["Content-Type"].startswith("text/event-stream")
+    assert host.body("stream") == b'data: {"error":{"code":503}}\n\ndata: [DONE]\n\n'
+    assert host.body("plain") == b'{"error":{"code":503}}'
+
+
 def test_unanswered_request_is_committed_in_time_to_see_its_client_go(make_host: Callable[..., Host]) -> None:
     host = make_host(commit_after_s=0.05)
-    host.send("a", delay=0.3, bytes=3)
+    host.send("a", accept=True, delay=0.3, bytes=3)
     host.run()
     first, *rest = host.replies["a"]
     assert (first.status, first.body, first.more) == (200, b"", True)
@@ -124,7 +142,7 @@ def test_early_commit_guesses_the_content_type(
     make_host: Callable[..., Host], body: dict[str, Any], content_type: str
 ) -> None:
     host = make_host(commit_after_s=0.0)
-    host.send("a", delay=0.1, **body)
+    host.send("a", accept=True, delay=0.1, **body)
     host.run()
     assert host.replies["a"][0].headers["Content-Type"].startswith(content_type)
 
