@@ -19,7 +19,7 @@ import yaml
 
 from paged_backend.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
 from paged_backend.errors import ConfigError
-from paged_backend.handlers.deployment import Deployment
+from paged_backend.handlers.deployment import Deployment, yaml_problem
 from paged_backend.sampling_params import SamplingParams
 
 _ENGINE_PARTS = (ModelConfig, CacheConfig, SchedulerConfig, ExecutorConfig)
@@ -40,6 +40,7 @@ _SAMPLING_NAMES = (
 _SAMPLING_DEFAULTS = {"max_tokens": 256, "temperature": 0.7}
 """A person at a terminal expects a whole answer, and not a wild one; an API's caller says what it wants."""
 _DEFAULT_DEPLOYMENT_NAME = "model"
+_DEFAULT_MODEL = ModelConfig().model
 
 
 def attribute_help(documented: type[Any]) -> dict[str, str]:
@@ -80,7 +81,8 @@ def build_deployment(
     """One deployment out of the command line.
 
     Args:
-        config: the deployment's YAML file; None means all defaults, named after the model.
+        config: the deployment's YAML file; None means all defaults, named after the model. So is a deployment whose
+            model is not the file's, unless the command line gives a name.
         engine_args: engine arguments that override the file's.
         assignments: "key=value" or "section.key=value", values in YAML; they come last.
         port: overrides server.port.
@@ -88,18 +90,33 @@ def build_deployment(
     Raises:
         ConfigError: the file, a key or a value is wrong.
     """
+    data: dict[str, Any] = {}
     if config is not None:
-        data = Deployment.load(config).to_dict()
-    else:
-        last_part = str(engine_args.get("model", ModelConfig().model)).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", last_part).lstrip("._-") or _DEFAULT_DEPLOYMENT_NAME
-        data = {"name": name}
-    data.setdefault("engine", {}).update(engine_args)
+        Deployment.load(config)  # a mistake in the file itself is told with the file's name
+        data = Deployment.read(config)
+    engine = data["engine"] = dict(data.get("engine") or {})
+    file_model = engine.get("model", _DEFAULT_MODEL)
+    engine.update(engine_args)
     if port is not None:
-        data.setdefault("server", {})["port"] = port
-    for assignment in assignments:
-        _assign(data, assignment)
+        data["server"] = {**(data.get("server") or {}), "port": port}
+    assigned = {_assign(data, assignment) for assignment in assignments}
+    model = _model_of(data)
+    is_named = "name" in assigned or "engine.served_model_name" in assigned or "served_model_name" in engine_args
+    if "name" not in data or (model != file_model and not is_named):
+        # The file's name is the name of the file's model.
+        data["name"] = _name_of(model)
     return Deployment.from_dict(data, base_folder=Path.cwd())
+
+
+def _model_of(data: Mapping[str, Any]) -> str:
+    engine = data.get("engine")
+    return str(engine.get("model", _DEFAULT_MODEL) if isinstance(engine, Mapping) else _DEFAULT_MODEL)
+
+
+def _name_of(model: str) -> str:
+    """A model's folder name or the last part of its hub id, made safe for a URL."""
+    last_part = model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last_part).lstrip("._-") or _DEFAULT_DEPLOYMENT_NAME
 
 
 def build_engine_config(config: Path | None, engine_args: Mapping[str, Any], assignments: list[str]) -> EngineConfig:
@@ -107,15 +124,16 @@ def build_engine_config(config: Path | None, engine_args: Mapping[str, Any], ass
     return build_deployment(config, engine_args, assignments, None).engine
 
 
-def _assign(data: dict[str, Any], assignment: str) -> None:
+def _assign(data: dict[str, Any], assignment: str) -> str:
+    """Carries out one `--set`; gives the key that it set, "name" or "section.name"."""
     path, separator, text = assignment.partition("=")
     keys = path.strip().replace("-", "_").split(".")
     if not separator or not all(keys) or len(keys) > 2:
         raise ConfigError(f"--set takes key=value or section.key=value, got {assignment!r}.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {path}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {path}: the value is not valid YAML: {yaml_problem(error)}.") from None
     if len(keys) == 2:
         section = data.get(keys[0])
         data[keys[0]] = section = {} if section is None else section
@@ -124,6 +142,7 @@ def _assign(data: dict[str, Any], assignment: str) -> None:
         section[keys[1]] = value
     else:
         data[keys[0]] = value
+    return ".".join(keys)
 
 
 def _engine_parameters(listed: bool) -> dict[str, Any]:

@@ -49,7 +49,9 @@ class ServerConfig:
         _check_text("server.host", self.host)
         _check_integer("server.port", self.port, low=1, high=65535, optional=True)
         if self.api_key is not None:
-            _check_text("server.api_key", self.api_key)
+            # A key must not get into a log, so no message here repeats it.
+            if not isinstance(self.api_key, str) or not self.api_key:
+                raise ConfigError("server.api_key must be a quoted string that is not empty.")
             if not (self.api_key.isascii() and self.api_key.isprintable()) or " " in self.api_key:
                 raise ConfigError("server.api_key must be printable ASCII without spaces, as it travels in a header.")
         _check_integer("server.max_body_bytes", self.max_body_bytes, low=1)
@@ -156,17 +158,34 @@ class Deployment:
             ConfigError: the file cannot be read, is not YAML, or has an unknown key or a wrong value; the
                 message starts with the file's name.
         """
+        data = cls.read(path)
+        try:
+            return cls.from_dict(data, environ=environ)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    @classmethod
+    def read(cls, path: str | Path) -> dict[str, Any]:
+        """What a deployment's YAML file says, for `from_dict`: nothing is filled in, relative folders are absolute.
+
+        Raises:
+            ConfigError: the file cannot be read, is not YAML, or is not a mapping; its keys are not checked.
+        """
         file = Path(path)
         try:
             data = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
         except OSError as error:
             raise ConfigError(f"{file}: cannot be read: {error.strerror or error}.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
-        try:
-            return cls.from_dict(data, base_folder=file.resolve().parent, environ=environ)
-        except ConfigError as error:
-            raise ConfigError(f"{file}: {error}") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{file}: is not valid YAML: {yaml_problem(error)}.") from None
+        if data is None:
+            return {}
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{file}: deployment must be a mapping of keys to values, got {type(data).__name__}.")
+        content = dict(data)
+        if isinstance(content.get("engine"), Mapping):
+            content["engine"] = _with_absolute_folders(content["engine"], file.resolve().parent)
+        return content
 
     @classmethod
     def from_dict(
@@ -191,9 +210,7 @@ class Deployment:
             raise ConfigError("name is missing: give the deployment one, it becomes part of its URL.")
         _check_text("name", top["name"])
         engine_args = _section("engine", top.get("engine"), engine_argument_names())
-        for key in _ENGINE_PATHS:
-            if isinstance(engine_args.get(key), str):
-                engine_args[key] = _resolve(engine_args[key], base_folder)
+        engine_args = _with_absolute_folders(engine_args, base_folder)
         if not engine_args.get("served_model_name"):
             engine_args["served_model_name"] = (top["name"],)
         server_args = _arguments(ServerConfig, "server", top.get("server"))
@@ -241,17 +258,37 @@ class Deployment:
 _Part = TypeVar("_Part", ServerConfig, TorchServeConfig, BentoConfig)
 
 
+def yaml_problem(error: Exception) -> str:
+    """What is wrong with a YAML text, and where, without a word of the text: it may hold a key."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        problem = error.problem or error.context or "malformed"
+        if not isinstance(error, _RepeatedKeyError):
+            # What PyYAML quotes, it has from the text, but for single characters and its own <names>.
+            problem = re.sub(r"(['\"])(?!<)(?!.\1).*\1", "...", problem)
+        mark = error.problem_mark or error.context_mark
+        return f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else problem
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{error.reason} (position {error.position})"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{error.reason} (byte {error.start})"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a malformed value"
+
+
+class _RepeatedKeyError(yaml.constructor.ConstructorError):
+    """A key that a mapping holds twice."""
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Safe YAML in which a key given twice is an error: the first value would be lost without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
             key = key_node.value
             if key != "<<" and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
+                raise _RepeatedKeyError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -270,6 +307,14 @@ def _section(name: str, data: object, known: tuple[str, ...]) -> dict[str, Any]:
         if key not in known:
             raise ConfigError(unknown_name_message(f"{name} key", str(key), known))
     return dict(data)
+
+
+def _with_absolute_folders(engine_args: Mapping[str, Any], base_folder: str | Path | None) -> dict[str, Any]:
+    """A copy in which the arguments that may be folders are resolved."""
+    return {
+        key: _resolve(value, base_folder) if key in _ENGINE_PATHS and isinstance(value, str) else value
+        for key, value in engine_args.items()
+    }
 
 
 def _resolve(value: str, base_folder: str | Path | None) -> str:

@@ -1,4 +1,4 @@
-"""What the launchers of both hosts share: addresses, signals, the server's environment, and the words when it is ready."""
+"""What both hosts' launchers share: addresses, signals, the server's environment, the words when it is ready."""
 
 from __future__ import annotations
 

@@ -109,6 +109,30 @@ class TestDeployment:
         assert deployment.version == "2.0"
         assert deployment.server.port == 9000
 
+    @pytest.mark.parametrize(
+        ("engine_args", "assignments", "name", "served"),
+        [
+            ({"model": "org/X b"}, [], "X-b", ("X-b",)),
+            ({}, ["engine.model=org/X"], "X", ("X",)),
+            ({"model": "paged-tiny"}, [], "paged-tiny", ("paged-tiny",)),
+            ({}, ["name=foo"], "foo", ("foo",)),
+            ({"model": "org/X"}, ["name=foo"], "foo", ("foo",)),
+            ({"model": "org/X", "served_model_name": ["a"]}, [], "paged-tiny", ("a",)),
+        ],
+    )
+    def test_names_follow_the_model(
+        self, engine_args: dict[str, Any], assignments: list[str], name: str, served: tuple[str, ...]
+    ) -> None:
+        deployment = build_deployment(CONFIG, engine_args, assignments, None)
+        assert (deployment.name, deployment.model_names) == (name, served)
+
+    def test_a_files_relative_folder_stays_the_files(self, tmp_path: Path) -> None:
+        file = tmp_path / "x.yaml"
+        file.write_text("name: x\nengine: {model: ./weights}\nserver:\n")
+        deployment = build_deployment(file, {}, [], 9000)
+        assert deployment.engine.model.model == str(tmp_path / "weights")
+        assert (deployment.name, deployment.server.port) == ("x", 9000)
+
     @pytest.mark.parametrize("assignment", ["=1", "a.b.c=1", "server", "name.x=1", "server.port={"])
     def test_a_malformed_assignment_is_refused(self, assignment: str) -> None:
         with pytest.raises(ConfigError, match="--set"):

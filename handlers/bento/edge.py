@@ -10,13 +10,13 @@ import json
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from hmac import compare_digest
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from paged_backend.errors import PagedBackendError
+from paged_backend.errors import InvalidRequestError, PagedBackendError
 from paged_backend.handlers.bento.responses import refusal, send_response
+from paged_backend.handlers.openai.bearer import check_bearer
 from paged_backend.handlers.openai.errors import error_response
 from paged_backend.handlers.openai.wire import HttpResponse
 
@@ -26,6 +26,8 @@ STATUS_CLIENT_LEFT = 499
 """nginx's number, seen only in BentoML's own metrics and log: the client is not there any more."""
 
 _REFUSED_BODY_BYTES = 65_536
+_JSON_TYPES = ("", "application/json")
+"""Content types of the native API; one that is not given is taken for JSON."""
 
 
 class Exchange:
@@ -72,6 +74,7 @@ class EdgeMiddleware:
         max_body_bytes: larger bodies are refused with 413 while they come in, with Content-Length or without.
         api_key: gives the key that the native API asks for; None lets everybody in. (The OpenAI service asks by
             itself.)
+        json_only: whether the native API takes JSON alone; services of one server talk to each other in pickles.
     """
 
     def __init__(
@@ -82,12 +85,14 @@ class EdgeMiddleware:
         native: frozenset[str],
         max_body_bytes: int,
         api_key: Callable[[], str | None],
+        json_only: Callable[[], bool] = lambda: True,
     ) -> None:
         self._app = app
         self._owns = owns
         self._native = native
         self._max_body_bytes = max_body_bytes
         self._api_key = api_key
+        self._json_only = json_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one ASGI connection."""
@@ -95,9 +100,12 @@ class EdgeMiddleware:
             await self._app(scope, receive, send)
             return
         native = scope["path"] in self._native
-        if native and scope["method"] != "OPTIONS" and not self._has_key(scope):
-            await send_response(send, refusal(401, "No or wrong API key: send `Authorization: Bearer KEY`."))
-            return
+        if native and scope["method"] != "OPTIONS":
+            try:
+                self._check_native(scope)
+            except PagedBackendError as error:
+                await send_response(send, error_response(error))
+                return
         try:
             body = await self._read_body(scope, receive)
         except _BodyTooLargeError:
@@ -181,13 +189,17 @@ class EdgeMiddleware:
             if not message.get("more_body", False):
                 return b"".join(chunks)
 
-    def _has_key(self, scope: Scope) -> bool:
-        wanted = self._api_key()
-        if wanted is None:
-            return True
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        kind, _, key = given.partition(b" ")
-        return kind.lower() == b"bearer" and compare_digest(key.strip(), wanted.encode())
+    def _check_native(self, scope: Scope) -> None:
+        headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}
+        api_key = self._api_key()
+        if api_key is not None:
+            check_bearer(headers.get(b"authorization", ""), api_key)
+        content_type = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+        if self._json_only() and content_type not in _JSON_TYPES:
+            # BentoML would log a traceback for its own types, and answer in a shape of its own.
+            raise InvalidRequestError(
+                f"The body must be JSON, not {content_type!r}: send Content-Type: application/json.", param="body"
+            )
 
 
 class _BodyTooLargeError(Exception):

@@ -14,6 +14,7 @@ from paged_backend.handlers.bento.native_types import (
     TokenLogprob,
 )
 from paged_backend.handlers.openai.errors import stream_error_body
+from paged_backend.handlers.openai.prompts import check_length, encode_messages, encode_prompts, parse_messages
 from paged_backend.outputs import RequestDelta, RequestOutput, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -26,36 +27,47 @@ PING = ": ping\n\n"
 DONE = "data: [DONE]\n\n"
 
 
-def submit(client: EngineClient, request: GenerateRequest) -> RequestStream:
-    """Hands the request to the engine.
+async def submit(client: EngineClient, request: GenerateRequest) -> RequestStream:
+    """Hands the request to the engine; a long prompt is encoded beside the event loop.
 
     Raises:
         InvalidRequestError, QueueFullError, EngineUnavailableError: it is not accepted.
     """
     request.check(client.config.scheduler.scheduling_policy)
     params = request.sampling_params(detokenize=client.tokenizer is not None)
-    add_special_tokens = request.add_special_tokens
-    prompt: str | list[int]
+    field, token_ids = await _encode(client, request)
+    try:
+        return client.submit(
+            token_ids,
+            params,
+            request_id=request.request_id,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+        )
+    except InvalidRequestError as error:
+        raise InvalidRequestError(str(error), param=field if error.param == "prompt" else error.param) from error
+
+
+async def _encode(client: EngineClient, request: GenerateRequest) -> tuple[str, list[int]]:
+    """The field that holds the prompt, and the prompt's token ids."""
     if request.messages is not None:
-        if client.tokenizer is None:
-            raise InvalidRequestError(
-                "This engine runs without a tokenizer (skip_tokenizer_init): send prompt_token_ids.",
-                param="messages",
-            )
-        prompt = client.tokenizer.apply_chat_template([message.model_dump() for message in request.messages])
-        add_special_tokens = False  # the template writes them
-    elif request.prompt is not None:
-        prompt = request.prompt
-    else:
-        prompt = request.prompt_token_ids or []
-    return client.submit(
-        prompt,
-        params,
-        request_id=request.request_id,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-        add_special_tokens=add_special_tokens,
-    )
+        messages = [message.model_dump() for message in request.messages[: client.max_model_len + 1]]
+        token_ids = await encode_messages(
+            client,
+            parse_messages(messages, max_messages=client.max_model_len),
+            add_generation_prompt=True,
+            continue_final_message=False,
+            chat_template_kwargs=None,
+            add_special_tokens=False,  # the template writes them
+            must_fit=True,
+        )
+        return "messages", token_ids
+    if request.prompt is not None:
+        (token_ids,) = await encode_prompts(client, [request.prompt], request.add_special_tokens, must_fit=True)
+        return "prompt", token_ids
+    token_ids = request.prompt_token_ids or []
+    check_length(token_ids, client.max_model_len, "prompt_token_ids")
+    return "prompt_token_ids", token_ids
 
 
 async def collect(stream: RequestStream) -> GenerateResponse:

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from paged_backend.config import unknown_name_message
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.bento.edge import CURRENT_EXCHANGE
-from paged_backend.handlers.openai.protocol import check_text
+from paged_backend.handlers.openai.protocol import MAX_LOGPROBS, check_logprobs, check_scheduling, check_text
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 
@@ -123,7 +123,8 @@ class GenerateRequest(NativeRequest):
     )
     ignore_eos: bool = Field(_DEFAULTS["ignore_eos"], description="Go on past the end of sequence.")
     logprobs: int | None = Field(
-        None, description="Report that many most likely tokens per position, beside the sampled one."
+        None,
+        description=f"Report that many most likely tokens per position (0 to {MAX_LOGPROBS}), beside the sampled one.",
     )
     logit_bias: dict[int, float] | None = Field(
         None, description="Added to the logits of these token ids, each in [-100, 100]."
@@ -169,16 +170,15 @@ class GenerateRequest(NativeRequest):
                 f"Give exactly one of prompt, prompt_token_ids and messages, got {', '.join(given) or 'none'}.",
                 param=given[1] if given else "prompt",
             )
-        if self.priority != 0 and scheduling_policy != "priority":
-            raise InvalidRequestError(
-                "priority needs a server with scheduling_policy: priority; this one serves first come, first served.",
-                param="priority",
-            )
         check_text(self.prompt, "prompt")
-        check_text(self.request_id, "request_id")
-        check_text(self.cache_salt, "cache_salt")
-        for text in (self.stop,) if isinstance(self.stop, str) else self.stop or ():
-            check_text(text, "stop")
+        check_logprobs(self.logprobs)
+        check_scheduling(
+            scheduling_policy,
+            priority=self.priority,
+            request_id=self.request_id,
+            cache_salt=self.cache_salt,
+            stop=[self.stop] if isinstance(self.stop, str) else self.stop,
+        )
 
 
 _SAMPLING_FIELDS = frozenset(_DEFAULTS) & frozenset(GenerateRequest.model_fields)

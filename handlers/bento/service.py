@@ -192,7 +192,7 @@ class PagedLLM:
         else:
             exchange.check()
             request = GenerateRequest.model_construct(**fields)
-        return native.submit(self.runtime.client, request)
+        return await native.submit(self.runtime.client, request)
 
 
 _service: Any = PagedLLM  # for type checkers, the decorator has left it a class
@@ -202,4 +202,5 @@ _service.add_asgi_middleware(
     native=NATIVE_PATHS,
     max_body_bytes=DEPLOYMENT.server.max_body_bytes,
     api_key=_native_api_key,
+    json_only=process.is_entry_service,
 )

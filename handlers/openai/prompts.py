@@ -58,11 +58,11 @@ def parse_prompts(value: Any, *, max_length: int | None) -> list[str | list[int]
     Raises:
         InvalidRequestError: it is none of these, empty, or too long.
     """
-    if count_prompts(value) == 1:
-        _check_length(value, max_length)
-    else:
+    if isinstance(value, list) and value and isinstance(value[0], (str, list)):
         for part in value:
-            _check_length(part, max_length)
+            check_length(part, max_length, "prompt")
+    else:
+        check_length(value, max_length, "prompt")
     if isinstance(value, str):
         check_text(value, "prompt")
         return [value]
@@ -82,9 +82,14 @@ def parse_prompts(value: Any, *, max_length: int | None) -> list[str | list[int]
     )
 
 
-def _check_length(value: Any, max_length: int | None) -> None:
+def check_length(value: Any, max_length: int | None, prompt_field: str) -> None:
+    """Refuses a list that is longer than max_length; None allows every length.
+
+    Raises:
+        InvalidRequestError: it is.
+    """
     if max_length is not None and isinstance(value, list) and len(value) > max_length:
-        raise _too_long(f"{len(value)} input tokens", max_length, "prompt")
+        raise _too_long(f"{len(value)} input tokens", max_length, prompt_field)
 
 
 async def encode_prompts(
@@ -93,13 +98,11 @@ async def encode_prompts(
     add_special_tokens: bool,
     *,
     must_fit: bool,
-    prompt_field: str = "prompt",
 ) -> list[list[int]]:
     """Token ids of each prompt, without holding up the event loop.
 
     Args:
         must_fit: refuse a text that is too long for the model whatever its tokens are, before it is encoded.
-        prompt_field: the request's field at fault.
 
     Raises:
         InvalidRequestError: a prompt is hopeless, or is text and the deployment has no tokenizer.
@@ -107,11 +110,11 @@ async def encode_prompts(
     num_characters = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
     if not num_characters and not any(isinstance(prompt, str) for prompt in prompts):
         return [prompt for prompt in prompts if isinstance(prompt, list)]
-    tokenizer = require_tokenizer(engine, prompt_field)
+    tokenizer = require_tokenizer(engine, "prompt")
     if must_fit:
         for prompt in prompts:
             if isinstance(prompt, str):
-                _check_hope(prompt, tokenizer, engine.max_model_len, prompt_field)
+                _check_hope(prompt, tokenizer, engine.max_model_len, "prompt")
 
     def encode() -> list[list[int]]:
         return [
@@ -262,9 +265,7 @@ def require_tokenizer(engine: EnginePort, param: str) -> TokenizerPort:
         InvalidRequestError: the deployment runs without one.
     """
     if engine.tokenizer is None:
-        raise InvalidRequestError(
-            "This server runs without a tokenizer: send token ids as the prompt.", param=param
-        )
+        raise InvalidRequestError("This server runs without a tokenizer: send token ids as the prompt.", param=param)
     return engine.tokenizer
 
 

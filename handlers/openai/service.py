@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import hmac
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,6 +12,7 @@ from urllib.parse import unquote
 
 from paged_backend import __version__
 from paged_backend.errors import InvalidRequestError, NotFoundError
+from paged_backend.handlers.openai.bearer import check_bearer
 from paged_backend.handlers.openai.chat import create_chat_completion
 from paged_backend.handlers.openai.completions import create_completion
 from paged_backend.handlers.openai.engine_port import EnginePort
@@ -31,8 +31,8 @@ _POST_ROUTES: Mapping[str, _BodyRoute] = {
     "/detokenize": detokenize,
 }
 _MODELS = "/v1/models"
-_OPEN_PATH = "/health"
-"""Probes carry no key."""
+_OPEN_PATHS = ("/health", "/metrics")
+"""Probes and scrapers carry no key."""
 
 
 class OpenAIService:
@@ -52,13 +52,13 @@ class OpenAIService:
         Args:
             client: the engine; `engine.client.EngineClient`, or whatever looks like it.
             model_names: names that requests may use, the first being the default.
-            api_key: what clients must send as a bearer token; None lets everybody in.
+            api_key: what clients must send as a bearer token, but to /health and /metrics; None lets everybody in.
             max_body_bytes: larger bodies are refused.
             stall_timeout_s: /health fails when the engine has work but makes no step for so long; None never.
         """
         assert model_names, "a service needs a model name"
         self._client = client
-        self._key_digest = None if api_key is None else hashlib.sha256(api_key.encode()).digest()
+        self._api_key = api_key
         # The salt keeps one key's prompts from being timed through the prefix cache by whoever has another.
         salt = None if api_key is None else hashlib.sha256(b"cache-salt:" + api_key.encode()).hexdigest()
         self._context = ServingContext(client, model_names, salt)
@@ -85,8 +85,9 @@ class OpenAIService:
     async def _dispatch(self, request: HttpRequest) -> HttpResponse:
         path = request.path.partition("?")[0]
         path = path.rstrip("/") or "/"
-        if path != _OPEN_PATH:
-            self._check_key(request.headers)
+        # A browser's preflight carries no key either, and learns no more than which method a route takes.
+        if self._api_key is not None and path not in _OPEN_PATHS and request.method != "OPTIONS":
+            check_bearer(request.headers.get("authorization", ""), self._api_key)
         if path in _POST_ROUTES:
             self._check_method(request, "POST")
             context = self._context
@@ -101,19 +102,6 @@ class OpenAIService:
             name = self._context.model_name(unquote(path[len(_MODELS) + 1 :]))
             return json_response(self._model(name))
         raise NotFoundError(f"There is no route {path!r}. Known: {', '.join([*_POST_ROUTES, *self._get_routes])}.")
-
-    def _check_key(self, headers: Mapping[str, str]) -> None:
-        if self._key_digest is None:
-            return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
-        # Digests are compared, so that neither content nor length of the key can be timed.
-        if not (hmac.compare_digest(digest, self._key_digest) and scheme.lower() == "bearer"):
-            raise ProtocolError(
-                "No API key, or a wrong one: send it as `Authorization: Bearer KEY`.",
-                status=401,
-                headers={"WWW-Authenticate": "Bearer"},
-            )
 
     def _check_method(self, request: HttpRequest, allowed: str) -> None:
         method = request.method
@@ -137,7 +125,10 @@ class OpenAIService:
         if isinstance(body, (bytes, bytearray, memoryview, str)):
             body = _parse_json(body if isinstance(body, str) else bytes(body))
         if body is None:
-            raise InvalidRequestError("The body is missing: send a JSON object.", param="body")
+            raise InvalidRequestError(
+                "The body is missing or was sent as a form: send a JSON object with Content-Type: application/json.",
+                param="body",
+            )
         if not isinstance(body, Mapping):
             raise InvalidRequestError("The body must be a JSON object.", param="body")
         return body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from string import Template
 from typing import Final
 
 import torch
+from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from model_store.recipe import knowledge, tasks, train
+from model_store.recipe import batches, knowledge, tasks, train
+from model_store.recipe.tokenizer import MAX_LENGTH
 from model_store.recipe.writer import Turn, Writer
 
 PROMPTS: Final = (
@@ -30,6 +33,7 @@ PROMPTS: Final = (
     "Can you explain the theory of music to me?",
 )
 PLAIN_PROMPT: Final = "Once upon a time"
+POSITIONS: Final = (0, 256, 512, 768, 1024, 1536, MAX_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,22 @@ def checks(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, num_each
     return results
 
 
+@torch.inference_mode()
+def losses_by_position(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, num_rows: int = 8
+) -> dict[tuple[int, int], float]:
+    """Held-out loss in nats a token for ranges of positions in a long context, first to last (exclusive)."""
+    total = torch.zeros(MAX_LENGTH)
+    count = torch.zeros(MAX_LENGTH)
+    stream = batches.batches(tokenizer, 1, MAX_LENGTH, train.HELDOUT_SEED, "heldout")
+    for inputs, labels in itertools.islice(stream, num_rows):
+        logits = model(inputs, use_cache=False).logits[0]
+        loss = functional.cross_entropy(logits.float(), labels[0].clamp(min=0), reduction="none")
+        total += loss * (labels[0] != -100)
+        count += labels[0] != -100
+    return {(a, b): (total[a:b].sum() / count[a:b].sum()).item() for a, b in itertools.pairwise(POSITIONS)}
+
+
 def _quoted(text: str) -> str:
     return "\n".join(f"> {line}" if line else ">" for line in text.splitlines())
 
@@ -146,9 +166,13 @@ def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress:
         step_tokens=train.TOKENS_PER_STEP,
         minutes=f"{progress.elapsed_s / 60:.0f}",
         row_tokens=train.ROW_TOKENS,
+        long_row_tokens=train.LONG_ROW_TOKENS,
         long_percent=f"{100 - 100 * train.LONG_FROM:.0f}",
         heldout_loss=f"{progress.heldout_loss:.3f}",
         train_loss=f"{progress.train_loss:.3f}",
         scores="\n".join(f"| {c.name} | {c.num_right} of {c.num_asked} |" for c in checks(model, tokenizer)),
+        positions="\n".join(
+            f"| {a} to {b - 1} | {loss:.2f} |" for (a, b), loss in losses_by_position(model, tokenizer).items()
+        ),
         samples="\n\n".join(samples),
     )

@@ -88,7 +88,7 @@ def turn(writer: Writer) -> Turn:
             knowledge.unknown,
             knowledge.hello,
         ),
-        (14, 12, 16, 14, 10, 6, 5, 3, 1, 3, 3, 3),
+        (14, 12, 16, 30, 10, 6, 5, 3, 1, 3, 3, 6),
     )[0]
     asked, answer = write(writer)
     return writer.dress(asked), answer

@@ -9,11 +9,11 @@ from model_store.recipe.writer import Turn, Writer
 
 
 def arithmetic(writer: Writer) -> Turn:
-    """Small arithmetic; most operands are at most 20."""
+    """Small arithmetic; most operands are at most 12."""
     rng = writer.rng
-    big = rng.random() < 0.2
+    most = rng.choices((12, 20, 99), (65, 25, 10))[0]
     kind = rng.choices(("+", "-", "*", "word", "compare", "next", "double", "parity"), (10, 6, 6, 4, 2, 2, 1, 1))[0]
-    a, b = (rng.randint(0, 99), rng.randint(0, 99)) if big else (rng.randint(0, 20), rng.randint(0, 20))
+    a, b = rng.randint(0, most), rng.randint(0, most)
     if kind == "+":
         return writer.wording(
             f"What is {a} + {b}?|{a} + {b}|{a}+{b}=|What is {a} plus {b}?|Add {a} and {b}."

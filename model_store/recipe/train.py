@@ -1,6 +1,6 @@
 """Train paged-tiny: a small Llama, packed rows, Muon for the matrices and AdamW for the rest.
 
-The end of the training uses rows of 2048 tokens, so that the whole context length has been seen.
+The end of the training uses rows of 1024 tokens, so that long conversations have been seen.
 What is exported is a running mean of the weights.
 """
 
@@ -22,7 +22,8 @@ from model_store.recipe.tokenizer import EOS, MAX_LENGTH, PAD, VOCAB_SIZE
 
 TOKENS_PER_STEP: Final = 2048
 ROW_TOKENS: Final = 256
-LONG_FROM: Final = 0.94  # share of the training after which rows have MAX_LENGTH tokens
+LONG_ROW_TOKENS: Final = 1024
+LONG_FROM: Final = 0.9  # share of the training after which rows are long
 WARMUP_STEPS: Final = 100
 PEAK_LR: Final = 2.5e-3
 WEIGHT_DECAY: Final = 0.05
@@ -139,7 +140,7 @@ def train(folder: Path, tokenizer: PreTrainedTokenizerFast, *, steps: int, minut
             print(json.dumps(asdict(progress)), flush=True)
         if done >= 1:
             return progress
-        wanted_tokens = MAX_LENGTH if done >= LONG_FROM else ROW_TOKENS
+        wanted_tokens = LONG_ROW_TOKENS if done >= LONG_FROM else ROW_TOKENS
         if stream is None or wanted_tokens != row_tokens:
             row_tokens = wanted_tokens
             first_chunk = seed * 1_000_000 + progress.step  # a resumed training goes on with other documents

@@ -95,7 +95,7 @@ def test_key_from_the_environment(monkeypatch):
         ({"name": "x", "server": {"port": 0}}, "server.port must be in 1..65535"),
         ({"name": "x", "server": {"port": "80"}}, "server.port must be an integer"),
         ({"name": "x", "server": {"host": ""}}, "server.host"),
-        ({"name": "x", "server": {"api_key": ""}}, "server.api_key"),
+        ({"name": "x", "server": {"api_key": ""}}, "server.api_key must be a quoted string that is not empty."),
         ({"name": "x", "server": {"api_key": "a b"}}, "server.api_key"),
         ({"name": "x", "server": {"max_body_bytes": -1}}, "server.max_body_bytes"),
         ({"name": "x", "server": {"drain_timeout_s": -1}}, "server.drain_timeout_s"),
@@ -122,6 +122,12 @@ def test_refusals(data, message):
         ("name: \x00", "is not valid YAML"),
         ("name: x\nserver: {port: no}", "server.port must be an integer"),
         ("", "name is missing"),
+        ("- x", "deployment must be a mapping"),
+        ("name: x\n? [a, b]\n: 1\n", "a key must be plain text (line 2, column 3)"),
+        ("name: x\n? {a: b}\n: 1\n", "a key must be plain text"),
+        ("name: !!map [a]", "is not valid YAML"),
+        ("name: 2024-13-45", "a malformed value"),
+        ("name: " + "[" * 3000, "is not valid YAML"),
     ],
 )
 def test_file_errors_name_the_file(tmp_path, text, message):
@@ -130,6 +136,42 @@ def test_file_errors_name_the_file(tmp_path, text, message):
     with pytest.raises(ConfigError) as caught:
         Deployment.load(file, environ={})
     assert str(caught.value).startswith(str(file)) and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "'hunter2",
+        '"hunter2',
+        '"hunter2" hunter2',
+        "hunter2: x: y",
+        "*hunter2",
+        "!hunter2 x",
+        "!hunter2!x y",
+        "&hunter2",
+        "[hunter2",
+        "@hunter2",
+        "%hunter2",
+        "12345678",
+        "[12345678]",
+        "'hunter2 x'",
+        "hunter2\x00",
+        "null, hunter2: 1}",
+    ],
+)
+def test_no_message_holds_the_key(tmp_path, value):
+    file = tmp_path / "secret.yaml"
+    file.write_text(f"name: x\nserver:\n  api_key: {value}\n  host: 3\n")
+    with pytest.raises(ConfigError) as caught:
+        Deployment.load(file, environ={})
+    assert "hunter2" not in str(caught.value) and "12345678" not in str(caught.value)
+    assert caught.value.__cause__ is None or isinstance(caught.value.__cause__, ConfigError)
+
+
+def test_reading_fills_nothing_in(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("name: x\nengine: {model: ./weights}\n")
+    assert Deployment.read(file) == {"name": "x", "engine": {"model": str(tmp_path / "weights")}}
 
 
 def test_missing_file(tmp_path):

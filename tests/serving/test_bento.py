@@ -136,7 +136,7 @@ class TestErrors:
             ("/generate", {"prompt": "a", "max_tokens": "x"}, 400, "BadRequestError", "body.max_tokens"),
             ("/generate", {"prompt": "a", "temprature": 1}, 400, "BadRequestError", "temprature"),
             ("/generate", {"prompt": "a", "prompt_token_ids": [1]}, 400, "BadRequestError", "prompt_token_ids"),
-            ("/generate", {"prompt_token_ids": []}, 400, "BadRequestError", "prompt"),
+            ("/generate", {"prompt_token_ids": []}, 400, "BadRequestError", "prompt_token_ids"),
             ("/generate", {"prompt": "word " * 5000}, 400, "BadRequestError", "prompt"),
             ("/generate", {}, 400, "BadRequestError", "prompt"),
             ("/generate_stream", {"prompt": "a", "n": 0}, 400, "BadRequestError", "n"),
@@ -169,6 +169,11 @@ class TestErrors:
 
     def test_the_log_holds_no_traceback_and_no_prompt(self, host: BentoHost, client: openai.OpenAI) -> None:
         host.post("/generate", {"prompt": "my secret", "max_tokens": "x"})
+        for content_type in ("application/vnd.bentoml+pickle", "multipart/form-data; boundary=x", "text/plain"):
+            for path in ("/generate", "/generate_stream", "/abort"):
+                headers = {"Content-Type": content_type}
+                answer = httpx.post(f"{host.url}{path}", content=b"my secret", headers=headers)
+                error_of(answer, 400, "BadRequestError", "body")
         log = host.log_file.read_text()
         assert "Traceback" not in log and "my secret" not in log
 

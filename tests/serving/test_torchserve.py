@@ -186,6 +186,12 @@ class TestErrors:
         response = httpx.post(f"{host.url}/v1/completions", content=body, headers=headers)
         error_of(response, 400, "BadRequestError")
 
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_prompt_that_takes_long_to_refuse(self, host: TorchServeHost, stream: bool) -> None:
+        body = {**COMPLETION, "prompt": "word " * 18_000, "stream": stream}
+        response = httpx.post(f"{host.url}/v1/completions", json=body, timeout=60)
+        error_of(response, 400, "BadRequestError", "prompt")
+
     def test_no_such_route(self, host: TorchServeHost) -> None:
         error_of(httpx.post(f"{host.url}/v1/nothing", json={}), 404, "NotFoundError")
 
@@ -326,6 +332,25 @@ class TestEnds:
         log = host.log_file.read_text(encoding="utf-8")
         assert "Traceback" not in log, read_tail(host.log_file)
         assert "Backend received inference" not in log
+
+
+class TestDeadline:
+    def test_what_outlives_the_drain_ends_with_an_error_also_when_the_terminal_is_closed(
+        self, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        folder = tmp_path_factory.mktemp("deadline")
+        with running_torchserve({"server": {"drain_timeout_s": 0.3}}, folder) as host:
+            body = {"prompt": "Once", "stream": True, **BUSY}
+            with httpx.stream("POST", f"{host.url}/v1/completions", json=body, timeout=30) as response:
+                pieces = response.iter_text()
+                text = next(pieces)
+                host.interrupt(signal.SIGHUP)
+                text += "".join(pieces)
+            *_, error, done, rest = text.split("\n\n")
+            assert (done, rest) == ("data: [DONE]", "")
+            assert json.loads(error.removeprefix("data: "))["error"]["code"] == 503
+            assert host.wait_gone(timeout_s=30) < 30
+            assert host.process.returncode == 0
 
 
 class TestStart:

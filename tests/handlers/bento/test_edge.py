@@ -228,6 +228,11 @@ class TestKey:
         run("answer", connection, api_key="key")
         assert connection.status == 401 and connection.error["type"] == "AuthenticationError"
 
+    def test_preflights_carry_none(self) -> None:
+        connection = Connection("/generate", method="OPTIONS")
+        run("answer", connection, api_key="key")
+        assert connection.status == 200
+
     def test_the_right_one(self) -> None:
         connection = Connection("/generate", headers={"Authorization": "bearer key"})
         run("answer", connection, api_key="key")
@@ -236,4 +241,19 @@ class TestKey:
     def test_the_openai_service_asks_by_itself(self) -> None:
         connection = Connection("/v1/x")
         run("answer", connection, api_key="key")
+        assert connection.status == 200
+
+
+class TestContentType:
+    @pytest.mark.parametrize("content_type", ["application/vnd.bentoml+pickle", "text/plain", "multipart/form-data; x"])
+    def test_the_native_api_takes_json_alone(self, content_type: str) -> None:
+        connection = Connection("/generate", [b"x"], headers={"Content-Type": content_type})
+        app = run("answer", connection)
+        assert connection.status == 400 and connection.error["param"] == "body"
+        assert "application/json" in connection.error["message"] and app.body == b""
+
+    @pytest.mark.parametrize("headers", [{}, {"Content-Type": "Application/JSON; charset=utf-8"}])
+    def test_json_and_what_does_not_say(self, headers: dict[str, str]) -> None:
+        connection = Connection("/generate", headers=headers)
+        run("answer", connection)
         assert connection.status == 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import socket
 import sys
 from pathlib import Path
@@ -48,13 +47,6 @@ def test_a_home_of_the_users_own_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("BENTOML_HOME", "/theirs")
     assert launch.environment(deployment(), tmp_path / "x", home=tmp_path / "home")["BENTOML_HOME"] == "/theirs"
     assert not (tmp_path / "home").exists()
-
-
-def test_the_curl_line() -> None:
-    words = shlex.split(launch.curl_line(deployment(host="0.0.0.0", port=3001)))
-    assert words[:2] == ["curl", "http://127.0.0.1:3001/v1/chat/completions"]
-    assert "secret" not in launch.curl_line(deployment(api_key="secret"))
-    assert "Bearer $PAGED_BACKEND_API_KEY" in launch.curl_line(deployment(api_key="secret"))
 
 
 def test_a_port_in_use_is_refused() -> None:

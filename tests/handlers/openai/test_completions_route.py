@@ -296,3 +296,30 @@ def test_without_a_tokenizer(call, client):
     assert call(PATH, {"prompt": [1], "echo": True}).error["param"] == "echo"
     assert call(PATH, {"prompt": [1]}).status == 200
     assert client.submissions[-1]["params"].detokenize is False
+
+
+class TestHopelessPrompts:
+    """Refused before anything is encoded or scanned: either takes seconds."""
+
+    @pytest.mark.parametrize("prompt", ["x" * 101, ["x", "x" * 101], [None] * 101, [[None] * 101], ["x", [None] * 101]])
+    def test_refused_at_once(self, call, client, prompt, monkeypatch):
+        monkeypatch.setattr(client.tokenizer, "encode", None)
+        reply = call("/v1/completions", {"prompt": prompt})
+        assert reply.status == 400 and reply.error["param"] == "prompt"
+        assert "maximum context length is 100 tokens" in reply.error["message"]
+
+    @pytest.mark.parametrize("prompt", ["x" * 200, [7] * 200])
+    def test_truncation_gives_hope(self, call, prompt):
+        assert call("/v1/completions", {"prompt": prompt, "truncate_prompt_tokens": 5}).status == 200
+
+    def test_no_bound_no_haste(self, call, client):
+        client.tokenizer.longest_token_characters = None
+        reply = call("/v1/completions", {"prompt": "x" * 200})
+        assert "201 input tokens" in reply.error["message"]
+
+    def test_messages(self, call, client, monkeypatch):
+        monkeypatch.setattr(client.tokenizer, "encode", None)
+        for messages in ([{"role": "user", "content": "x" * 101}], [{"role": "user", "content": ""}] * 101):
+            reply = call("/v1/chat/completions", {"messages": messages})
+            assert reply.status == 400 and reply.error["param"] == "messages"
+            assert "maximum context length is 100 tokens" in reply.error["message"]

@@ -177,12 +177,27 @@ def test_body_too_large(call, client):
         "Bearer s\u00e9cret",
     ],
 )
-@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/models", "/metrics", "/version", "/tokenize", "/nowhere"])
+@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/models", "/version", "/tokenize", "/nowhere"])
 def test_no_or_wrong_key(call, locked, path, authorization):
     headers = {} if authorization is None else {"authorization": authorization}
     reply = call(path, BODY, headers=headers, service=locked)
     assert reply.status == 401 and reply.headers["WWW-Authenticate"] == "Bearer"
     assert reply.error["type"] == "AuthenticationError" and "s3cret" not in reply.error["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics"])
+def test_probes_and_scrapers_need_no_key(call, locked, path):
+    assert call(path, method="GET", service=locked).status == 200
+
+
+def test_preflights_need_no_key(call, locked):
+    reply = call(COMPLETIONS, method="OPTIONS", service=locked)
+    assert reply.status == 405 and reply.headers["Allow"] == "POST"
+
+
+def test_a_missing_body_says_how_to_send_one(call):
+    for body in (None, b""):
+        assert "Content-Type: application/json" in call(COMPLETIONS, body).error["message"]
 
 
 def test_right_key_and_its_salt(call, client, locked):

@@ -12,9 +12,9 @@ from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpRequest, HttpRes
 class ScriptedService:
     """Does what a request's body says.
 
-    With `accept` the request is accepted at once. `delay` seconds pass first. Then `status` gives a JSON error; `frames` gives a stream of so many numbered frames,
-    `gap` seconds apart, or with `step` when `self.step` is set; `bytes` gives a body of that size; `raise` breaks the
-    service's promise.
+    With `accept` the request is accepted at once. `delay` seconds pass first. Then `status` gives a JSON error;
+    `frames` gives a stream of so many numbered frames, `gap` seconds apart, or with `step` when `self.step` is set;
+    `bytes` gives a body of that size; `raise` breaks the service's promise.
     """
 
     def __init__(self) -> None:

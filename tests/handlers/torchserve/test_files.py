@@ -84,6 +84,13 @@ class TestHostFiles:
         with pytest.raises(ConfigError, match="must differ"):
             config_properties(make(server={"port": 8081}), model_store=tmp_path, metrics_config=tmp_path)
 
+    @pytest.mark.parametrize("host", ["::", "::1", "fe80::1"])
+    def test_ipv6_is_refused(self, tmp_path: Path, host: str) -> None:
+        with pytest.raises(ConfigError, match=r"server\.host must be an IPv4 address.*127\.0\.0\.1"):
+            config_properties(make(server={"host": host}), model_store=tmp_path, metrics_config=tmp_path)
+        with pytest.raises(ConfigError, match=r"server\.host"):
+            base_url(make(server={"host": host}))
+
     def test_written_files_can_be_read(self, tmp_path: Path) -> None:
         files = write_host_files(make(), tmp_path, model_store=tmp_path, java_version=25)
         assert "--sun-misc-unsafe-memory-access=allow" in files.config_properties.read_text()

@@ -120,7 +120,10 @@ def test_drain_signal_drains_once(handler: ScriptedHandler) -> None:
     os.kill(os.getpid(), DRAIN_SIGNAL)
     os.kill(os.getpid(), DRAIN_SIGNAL)
     wait_until(lambda: bool(handler.engine.drained_s), timeout_s=2, what="the drain")
+    # What outlives the drain is ended with an error, rather than cut off.
+    wait_until(lambda: handler.engine.num_shutdowns > 0, timeout_s=2, what="the end of what is left")
     assert handler.engine.drained_s == [3]
+    assert handler.engine.num_shutdowns == 1
 
 
 def test_replies_of_a_full_batch_stay_below_the_hosts_bound(deployment: Deployment) -> None:
