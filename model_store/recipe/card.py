@@ -159,6 +159,7 @@ def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress:
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
+        theta=f"{config.rope_parameters['rope_theta']:,.0f}",
         context=config.max_position_embeddings,
         vocabulary=config.vocab_size,
         tokens=f"{progress.num_tokens / 1e6:.1f}",

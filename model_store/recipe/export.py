@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -10,11 +11,18 @@ from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizer
 from model_store.recipe import card, train
 from model_store.recipe.tokenizer import EOS, PAD, TURN_END
 
+# Training rotates with the usual base of 10,000 over rows of up to 1,024 tokens. A larger base slows the rotation, so
+# that positions up to 2,047 look like those that were learned: the loss there falls from 1.65 to 0.56 nats a token,
+# and does not change below 256 (the model card has the table).
+ROPE_THETA: Final = 35_000.0
+
 
 def export(work: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write `folder` from the running mean of the weights in `work`/checkpoint.pt."""
     saved = torch.load(work / "checkpoint.pt", weights_only=True)
-    model = LlamaForCausalLM(train.architecture(tokenizer))
+    config = train.architecture(tokenizer)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": ROPE_THETA}
+    model = LlamaForCausalLM(config)
     train.load_weights(model, saved["mean"])
     model = model.to(torch.bfloat16).eval()
     end_of_turn, end, pad = tokenizer.convert_tokens_to_ids([TURN_END, EOS, PAD])
