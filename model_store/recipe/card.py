@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from model_store.recipe import batches, knowledge, tasks, train
 from model_store.recipe.tokenizer import MAX_LENGTH
-from model_store.recipe.writer import Turn, Writer
+from model_store.recipe.writer import Split, Turn, Writer
 
 PROMPTS: Final = (
     "Hello, who are you?",
@@ -38,7 +38,7 @@ POSITIONS: Final = (0, 256, 512, 768, 1024, 1536, MAX_LENGTH)
 
 @dataclass(frozen=True)
 class Check:
-    """A kind of held-out question: how many were asked, and how many answers were word for word right."""
+    """A kind of question: how many were asked, and how many answers were word for word right."""
 
     name: str
     num_asked: int
@@ -92,9 +92,11 @@ def _generate(
 
 
 @torch.inference_mode()
-def checks(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, num_each: int = 40) -> list[Check]:
-    """Ask questions in the held-out wordings, one kind after the other, and compare the greedy answers."""
-    writer = Writer(random.Random(train.HELDOUT_SEED), "heldout")
+def checks(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: Split, num_each: int = 40
+) -> list[Check]:
+    """Ask questions in the wordings of `split`, one kind after the other, and compare the greedy answers."""
+    writer = Writer(random.Random(train.HELDOUT_SEED), split)
     kinds: dict[str, Callable[[Writer], Turn]] = {
         "capitals": knowledge.capital,
         "opposites": knowledge.opposite,
@@ -171,7 +173,10 @@ def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress:
         long_percent=f"{100 - 100 * train.LONG_FROM:.0f}",
         heldout_loss=f"{progress.heldout_loss:.3f}",
         train_loss=f"{progress.train_loss:.3f}",
-        scores="\n".join(f"| {c.name} | {c.num_right} of {c.num_asked} |" for c in checks(model, tokenizer)),
+        scores="\n".join(
+            f"| {known.name} | {known.num_right} of {known.num_asked} | {new.num_right} of {new.num_asked} |"
+            for known, new in zip(checks(model, tokenizer, "train"), checks(model, tokenizer, "heldout"), strict=True)
+        ),
         positions="\n".join(
             f"| {a} to {b - 1} | {loss:.2f} |" for (a, b), loss in losses_by_position(model, tokenizer).items()
         ),
