@@ -8,7 +8,7 @@
 #include "float_types.h"
 #include "kv_cache.h"
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -25,7 +25,7 @@ inline void round_numbers(const float* from, int64_t count, Bfloat16* to) {
 
 inline void round_numbers(const float* from, int64_t count, Float16* to) {
     int64_t i = 0;
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__F16C__)
     for (; i + 16 <= count; i += 16) {
         const __m256i halves = _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
         std::memcpy(to + i, &halves, sizeof halves);
