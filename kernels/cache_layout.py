@@ -3,8 +3,9 @@
 So copying, swapping and storing blocks is copying bytes. Letters as in `interface`. A block of keys holds the numbers
 [Hkv, D, bs] (turned: one vector holds the same number of several tokens' keys), a block of values [Hkv, bs, D], both
 row-major. In an int8 cache float32 scales [Hkv, bs] follow, from the next multiple of 4 bytes on: a token's head is
-number * scale, with scale = max(abs(head)) / 127 (0 where the head is all zeros), and number = head / scale rounded to
-the nearest, ties to even. Padding fills a block to a multiple of 64 bytes.
+number * scale, with scale = max(abs(head)) / 127, and number = head / scale rounded to the nearest, ties to even. A head
+under SMALLEST_INT8_HEAD is all zeros with scale 0; one that holds NaN or infinity is zeros with scale NaN. Padding fills
+a block to a multiple of 64 bytes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ CACHE_DTYPES: MappingProxyType[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 )
 """What a cache's numbers can be held in, by name."""
+
+SMALLEST_INT8_HEAD = 127 * 2.0**-126
+"""The smallest largest number of a head whose scale in an int8 cache is a normal float32."""
 
 _ALIGNMENT_BYTES = 64
 """A cache line, and the widest vector: blocks begin on it, if their tensor does."""
