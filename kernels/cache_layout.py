@@ -3,9 +3,9 @@
 So copying, swapping and storing blocks is copying bytes. Letters as in `interface`. A block of keys holds the numbers
 [Hkv, D, bs] (turned: one vector holds the same number of several tokens' keys), a block of values [Hkv, bs, D], both
 row-major. In an int8 cache float32 scales [Hkv, bs] follow, from the next multiple of 4 bytes on: a token's head is
-number * scale, with scale = max(abs(head)) / 127, and number = head / scale rounded to the nearest, ties to even. A head
-under SMALLEST_INT8_HEAD is all zeros with scale 0; one that holds NaN or infinity is zeros with scale NaN. Padding fills
-a block to a multiple of 64 bytes.
+number * scale, with scale = max(abs(head)) / 127, and number = head / scale rounded to the nearest, ties to even. A
+head under SMALLEST_INT8_HEAD is all zeros with scale 0; one that holds NaN or infinity is zeros with scale NaN. Padding
+fills a block to a multiple of 64 bytes.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ class LayerCache:
 
     def key_numbers(self) -> Tensor:
         """A view of the keys, [B, Hkv, D, bs], in the cache's dtype."""
-        return self._numbers(self.keys).unflatten(1, (self.num_kv_heads, self.head_size, self.block_size))
+        return self._numbers(self.keys).view(-1, self.num_kv_heads, self.head_size, self.block_size)
 
     def value_numbers(self) -> Tensor:
         """A view of the values, [B, Hkv, bs, D], in the cache's dtype."""
-        return self._numbers(self.values).unflatten(1, (self.num_kv_heads, self.block_size, self.head_size))
+        return self._numbers(self.values).view(-1, self.num_kv_heads, self.block_size, self.head_size)
 
     def key_scales(self) -> Tensor:
         """A view of an int8 cache's key scales, float32 [B, Hkv, bs]."""
@@ -123,7 +123,7 @@ class LayerCache:
         assert self.dtype == "int8", "only an int8 cache has scales"
         begin = scales_offset(self.num_kv_heads, self.block_size, self.head_size)
         end = begin + 4 * self.num_kv_heads * self.block_size
-        return blocks[:, begin:end].view(torch.float32).unflatten(1, (self.num_kv_heads, self.block_size))
+        return blocks[:, begin:end].view(torch.float32).view(-1, self.num_kv_heads, self.block_size)
 
 
 def _describe(tensor: Tensor) -> str:

@@ -22,10 +22,10 @@ class ModelConfig:
         model: a local folder, a hub id, or "paged-tiny" for the bundled model.
         tokenizer: folder or hub id of the tokenizer; None means the model's own.
         skip_tokenizer_init: run on token ids alone, without text.
-        dtype: what weights are held in: "auto" (as the checkpoint has them), "float32", "bfloat16" or "float16" (rounded if
-            need be). On the CPU they are computed with in float32 whatever it is.
-        quantization: "int8" or "int4" holds the weights of linear layers in so many bits (the last one, which makes the
-            logits, in 8); None leaves them as they are.
+        dtype: what weights are held in: "auto" (as the checkpoint has them), "float32", "bfloat16" or "float16". On the
+            CPU everything is computed in float32 all the same.
+        quantization: "int8" or "int4" holds the weights of linear layers in so many bits (the one that makes the logits
+            always in 8); None leaves them as they are.
         max_model_len: most tokens of prompt plus output; None means what the model's configuration says.
         served_model_name: names that requests may use; empty means the model argument's last part.
         revision: branch, tag or commit on the hub.
@@ -76,8 +76,8 @@ class CacheConfig:
         gpu_memory_utilization: fraction of the device's free memory that the pool may take, in (0, 1]. The pool
             never takes more than max_num_seqs sequences of max_model_len tokens need.
         enable_prefix_caching: find full blocks again by their tokens.
-        kv_cache_dtype: what keys and values are held in: "auto" (float32 on the CPU), "float32", "bfloat16", "float16", or
-            "int8" (with a scale for each token's head).
+        kv_cache_dtype: what keys and values are held in: "auto" (float32 on the CPU), "float32", "bfloat16", "float16",
+            or "int8" (with a scale for each token's head).
     """
 
     block_size: int = 16

@@ -22,7 +22,7 @@ def qkv_to_cache(
 ) -> Tensor:
     """See `Kernels.qkv_to_cache`. All in float32; rounded where it is stored."""
     heads = [num_heads, cache.num_kv_heads, cache.num_kv_heads]
-    wide = qkv.float().unflatten(1, (sum(heads), cache.head_size))
+    wide = qkv.float().view(-1, sum(heads), cache.head_size)
     query, key, value = wide.split_with_sizes(heads, dim=1)
     if query_norm is not None and key_norm is not None:
         query, key = normed(query, query_norm, norm_eps), normed(key, key_norm, norm_eps)

@@ -68,7 +68,7 @@ class Attention:
         cache: LayerCache,
         rotary: tuple[Tensor, Tensor] | None,
     ) -> Rows:
-        """[T, hidden] to [T, heads * D], all but the output layer. Writes the tokens' keys and values into the cache."""
+        """[T, hidden] to [T, heads * D]: all but the output layer. Writes the tokens' keys and values."""
         query = kernels.qkv_to_cache(
             kernels.linear(x, self.qkv),
             cache,
