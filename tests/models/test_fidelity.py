@@ -131,7 +131,7 @@ def test_half_precision_checkpoint_in_float32(dtype: torch.dtype, tmp_path: Path
 def test_bfloat16_model_is_near_float32(family: str, tmp_path: Path) -> None:
     folder = make_tiny_model(family, tmp_path)
     model = load(folder, dtype="bfloat16")
-    assert model.dtype == torch.bfloat16
+    assert model.decoder.embedding.dtype == torch.bfloat16
     logits, expected = chunked_logits(model, KERNELS, TOKENS, CHUNKS), expected_logits(folder)
     assert logits.dtype == torch.float32
     # Random weights enlarge rounding from layer to layer: the direction of the logits is what must stay.
