@@ -196,9 +196,9 @@ struct Keys {
     int64_t stride;  // numbers from one number of a key to the next
 };
 
-// Dot products of some lines' queries with some vectors of keys.
+// Dot products of some lines' queries with some vectors of keys. Not inlined: its loop needs all registers.
 template <class T, int num_lines, int num_vectors>
-void score_lines(const Keys& key_vectors, int64_t first, const float* queries, int64_t head_size, float* scores) {
+__attribute__((noinline)) void score_lines(const Keys& key_vectors, int64_t first, const float* queries, int64_t head_size, float* scores) {
     const T* keys[num_vectors];
     const T* next[num_vectors];
     for (int v = 0; v < num_vectors; ++v) {
@@ -206,8 +206,13 @@ void score_lines(const Keys& key_vectors, int64_t first, const float* queries, i
         next[v] = reinterpret_cast<const T*>(key_vectors.next[first + v]);
     }
     const int64_t key_stride = key_vectors.stride;
-    Floats sums[num_lines][num_vectors] = {};
-    for (int64_t i = 0, at = 0; i < head_size; ++i, at += key_stride) {
+    Floats sums[num_lines][num_vectors];
+    for (int l = 0; l < num_lines; ++l) {
+        for (int v = 0; v < num_vectors; ++v) sums[l][v] = Floats{};
+    }
+    int64_t i = 0;
+    int64_t at = 0;
+    do {
         Floats key[num_vectors];
         for (int v = 0; v < num_vectors; ++v) {
             key[v] = widen(keys[v] + at);
@@ -217,7 +222,8 @@ void score_lines(const Keys& key_vectors, int64_t first, const float* queries, i
             const float query = queries[l * line_stride + i];
             for (int v = 0; v < num_vectors; ++v) sums[l][v] += query * key[v];
         }
-    }
+        at += key_stride;
+    } while (++i < head_size);
     for (int l = 0; l < num_lines; ++l) {
         for (int v = 0; v < num_vectors; ++v) store(sums[l][v], scores + l * weight_stride + v * lanes);
     }
@@ -237,11 +243,10 @@ void score_vectors(int64_t num_vectors, const Keys& keys, const float* queries, 
     if (v < num_vectors) score_lines<T, num_lines, 1>(keys, v, queries, head_size, scores + v * lanes);
 }
 
-// What add_columns reads: the runs, clipped to begin .. end - 1, of values that are `stride` numbers apart; and what to
-// fetch meanwhile, `ahead` runs later but before `runs_end`.
+// What add_columns reads: runs, at least one, clipped to begin .. end - 1, of values that are `stride` numbers apart; and
+// what to fetch meanwhile: the same bytes `ahead` runs later.
 struct Values {
     const Run* runs;
-    int64_t num_runs;
     const Run* runs_end;
     int64_t ahead;
     int64_t begin;
@@ -251,19 +256,20 @@ struct Values {
 
 // Adds some columns of the values, weighted, to some lines' sums.
 template <class T, int num_lines, int num_vectors>
-void add_columns(const Values& values, int64_t column, const float* weights, float* sums) {
+__attribute__((noinline)) void add_columns(const Values& values, int64_t column, const float* weights, float* sums) {
     Floats sum[num_lines][num_vectors];
     for (int l = 0; l < num_lines; ++l) {
         for (int v = 0; v < num_vectors; ++v) sum[l][v] = load(sums + l * line_stride + v * lanes);
     }
-    for (int64_t r = 0; r < values.num_runs; ++r) {
-        const Run& run = values.runs[r];
-        const int64_t begin = max_of(run.first, values.begin);
-        const int64_t end = min_of(run.end, values.end);
-        const T* from = reinterpret_cast<const T*>(run.values) + (begin - run.first) * values.stride + column;
-        const Run* later = &run + values.ahead < values.runs_end ? &run + values.ahead : &run;
-        const T* next = reinterpret_cast<const T*>(later->values) + column;
-        for (int64_t key = begin; key < end; ++key, from += values.stride, next += values.stride) {
+    const int64_t stride = values.stride;
+    const Run* run = values.runs;
+    do {
+        int64_t key = max_of(run->first, values.begin);
+        const int64_t end = min_of(run->end, values.end);
+        if (key >= end) continue;
+        const T* from = reinterpret_cast<const T*>(run->values) + (key - run->first) * stride + column;
+        const T* next = reinterpret_cast<const T*>(run[values.ahead].values) + column;
+        do {
             Floats value[num_vectors];
             for (int v = 0; v < num_vectors; ++v) {
                 value[v] = widen(from + v * lanes);
@@ -273,8 +279,10 @@ void add_columns(const Values& values, int64_t column, const float* weights, flo
                 const float weight = weights[l * weight_stride + key];
                 for (int v = 0; v < num_vectors; ++v) sum[l][v] += weight * value[v];
             }
-        }
-    }
+            from += stride;
+            next += stride;
+        } while (++key < end);
+    } while (++run < values.runs_end);
     for (int l = 0; l < num_lines; ++l) {
         for (int v = 0; v < num_vectors; ++v) store(sum[l][v], sums + l * line_stride + v * lanes);
     }
@@ -727,9 +735,9 @@ class Head {
                 const float* weights = space_.weights + line * weight_stride;
                 float* sums = space_.part_sums + line * line_stride;
                 if (head_size_ < lanes) {
-                    add<float>(count, {&packed, 1, &packed, 0, range.low, range.high, lanes}, lanes, weights, sums);
+                    add<float>(count, {&packed, &packed + 1, 0, range.low, range.high, lanes}, lanes, weights, sums);
                 } else {
-                    add<T>(count, {runs, num_runs, space_.runs + num_runs_ + values_ahead_, values_ahead_, range.low, range.high, head_size_}, head_size_, weights, sums);
+                    add<T>(count, {runs, runs + num_runs, values_ahead_, range.low, range.high, head_size_}, head_size_, weights, sums);
                 }
             });
         }
