@@ -1,0 +1,24 @@
+// One instruction set's functions. Each isa_<set>.cpp is compiled for its set, includes all *_kernel.h, and fills one table.
+#pragma once
+
+#include "linear.h"
+#include "paged_attention.h"
+#include "rows.h"
+#include "sampling.h"
+
+namespace paged_backend {
+
+struct KernelTable {
+    int lanes;                         // floats in a vector
+    LinearKernels linear;              // linear.h
+    PagedAttentionKernel paged_attention;  // paged_attention.h
+    RowKernels rows;                   // rows.h: norms, embedding, rotary and cache write, ...
+    SamplingKernels sampling;          // sampling.h
+};
+
+const KernelTable& kernel_table_portable();
+const KernelTable& kernel_table_avx2();
+const KernelTable& kernel_table_avx512();
+const KernelTable& kernel_table_avx512_vnni();
+
+}  // namespace paged_backend
