@@ -1,19 +1,17 @@
-// One instruction set's functions. Each isa_<set>.cpp is compiled for its set, includes all *_kernel.h, and fills one table.
+// One instruction set's functions. Each isa_<set>.cpp is compiled for its set, includes all *_kernel.h, and fills one
+// table (isa_table.h).
 #pragma once
 
 #include "linear.h"
 #include "paged_attention.h"
 #include "rows.h"
-#include "sampling.h"
 
 namespace paged_backend {
 
 struct KernelTable {
-    int lanes;                         // floats in a vector
-    LinearKernels linear;              // linear.h
-    PagedAttentionKernel paged_attention;  // paged_attention.h
-    RowKernels rows;                   // rows.h: norms, embedding, rotary and cache write, ...
-    SamplingKernels sampling;          // sampling.h
+    int lanes;  // floats in a vector
+    RowKernels rows;
+    PagedAttentionKernel paged_attention;
 };
 
 const KernelTable& kernel_table_portable();
