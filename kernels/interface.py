@@ -23,6 +23,7 @@ from torch import Tensor
 
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.quantized_weight import QuantizedWeight
+from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 
 Rows = Any
 """[rows, width] of activations, as an implementation holds them: a tensor, or the number of a buffer."""
@@ -256,6 +257,15 @@ class Kernels(Protocol):
         """
         ...
 
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
+        """Draws each row's tokens, each row as if it were alone. Computed at once, never recorded.
+
+        Args:
+            logits: float32 [R, V], any row stride; not changed.
+            batch: the parameters of the R rows.
+        """
+        ...
+
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """Makes a step that can be run many times with other inputs.
 
@@ -267,8 +277,8 @@ class Kernels(Protocol):
             step: computes the logits of inputs with the kernels that it is given.
 
         Returns:
-            inputs -> logits, float32 [R, width], for the caller to change; their memory may be used again by the next
-            run.
+            inputs -> logits, float32 [R, width], any row stride, for the caller to change; their memory may be used
+            again by the next run.
         """
         ...
 
@@ -283,5 +293,6 @@ OPERATIONS: tuple[str, ...] = (
     "select_rows",
     "soft_cap",
     "copy_blocks",
+    "sample",
 )
 """The names of the operations, in the order of `Kernels`."""
