@@ -1,12 +1,17 @@
 #include "thread_team.h"
 
+#include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
 
 namespace paged_backend {
 
 namespace {
 
-constexpr auto spin_time = std::chrono::microseconds(20);
+constexpr auto spin_time = std::chrono::microseconds(50);
 
 void pause_briefly() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -16,83 +21,95 @@ void pause_briefly() {
 #endif
 }
 
-// Waits for a condition that is about to come true, for spin_time at most.
 template <class Condition>
 void spin_until(const Condition& condition) {
     const auto end = std::chrono::steady_clock::now() + spin_time;
-    while (!condition() && std::chrono::steady_clock::now() < end) pause_briefly();
+    while (!condition() && std::chrono::steady_clock::now() < end) {
+        for (int i = 0; i < 16 && !condition(); ++i) pause_briefly();
+    }
 }
 
 }  // namespace
 
-ThreadTeam::ThreadTeam(int size) {
-    members_.reserve(size > 1 ? size - 1 : 0);
-    for (int thread = 1; thread < size; ++thread) {
-        members_.emplace_back([this, thread] { member_loop(thread); });
+// (stand-in) ticket: round in the high 32 bits, tasks left to claim in the low 32.
+struct ThreadTeam::State {
+    std::vector<std::thread> members;
+    std::mutex mutex;
+    std::condition_variable wake;
+    std::atomic<uint64_t> ticket{0};
+    std::atomic<uint32_t> round{0};
+    std::atomic<int64_t> done{0};
+    std::atomic<int> sleeping{0};
+    std::atomic<bool> stopping{false};
+    std::atomic<Function> function{nullptr};
+    std::atomic<const void*> context{nullptr};
+    std::atomic<uint32_t> num_tasks{0};
+
+    void take(uint32_t my_round, int thread) {
+        for (;;) {
+            uint64_t seen = ticket.load(std::memory_order_acquire);
+            for (;;) {
+                if (static_cast<uint32_t>(seen >> 32) != my_round || static_cast<uint32_t>(seen) == 0) return;
+                if (ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel)) break;
+            }
+            const uint32_t total = num_tasks.load(std::memory_order_relaxed);
+            function.load(std::memory_order_relaxed)(context.load(std::memory_order_relaxed), total - static_cast<uint32_t>(seen), thread);
+            done.fetch_add(1, std::memory_order_release);
+        }
     }
+
+    void loop(int thread) {
+        uint32_t seen = 0;
+        for (;;) {
+            spin_until([&] { return round.load(std::memory_order_acquire) != seen; });
+            if (round.load(std::memory_order_acquire) == seen) {
+                std::unique_lock<std::mutex> lock(mutex);
+                sleeping.fetch_add(1);
+                wake.wait(lock, [&] { return round.load() != seen; });
+                sleeping.fetch_sub(1);
+            }
+            if (stopping.load()) return;
+            seen = round.load(std::memory_order_acquire);
+            take(seen, thread);
+        }
+    }
+};
+
+ThreadTeam::ThreadTeam(int size) : state_(new State) {
+    for (int thread = 1; thread < size; ++thread) state_->members.emplace_back([this, thread] { state_->loop(thread); });
 }
 
 ThreadTeam::~ThreadTeam() {
     {
-        std::lock_guard<std::mutex> lock(mutex_);
-        stopping_ = true;
-        round_.fetch_add(1, std::memory_order_release);
+        std::lock_guard<std::mutex> lock(state_->mutex);
+        state_->stopping.store(true);
+        state_->round.fetch_add(1);
     }
-    wake_.notify_all();
-    for (std::thread& member : members_) member.join();
+    state_->wake.notify_all();
+    for (std::thread& member : state_->members) member.join();
 }
 
-void ThreadTeam::run(int64_t num_tasks, const std::function<void(int64_t, int)>& work) {
-    if (members_.empty() || num_tasks <= 1) {
-        for (int64_t task = 0; task < num_tasks; ++task) work(task, 0);
+int ThreadTeam::size() const { return static_cast<int>(state_->members.size()) + 1; }
+
+void ThreadTeam::run(int64_t num_tasks, Function function, const void* context) {
+    State& state = *state_;
+    if (state.members.empty() || num_tasks <= 1) {
+        for (int64_t task = 0; task < num_tasks; ++task) function(context, task, 0);
         return;
     }
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        num_tasks_ = num_tasks;
-        next_task_.store(0, std::memory_order_relaxed);
-        work_ = &work;
-        round_.fetch_add(1, std::memory_order_release);
+    state.function.store(function, std::memory_order_relaxed);
+    state.context.store(context, std::memory_order_relaxed);
+    state.num_tasks.store(static_cast<uint32_t>(num_tasks), std::memory_order_relaxed);
+    state.done.store(0, std::memory_order_relaxed);
+    const uint32_t round = state.round.load() + 1;
+    state.ticket.store(uint64_t{round} << 32 | static_cast<uint32_t>(num_tasks), std::memory_order_release);
+    state.round.store(round);
+    if (state.sleeping.load() > 0) {
+        { std::lock_guard<std::mutex> lock(state.mutex); }
+        state.wake.notify_all();
     }
-    wake_.notify_all();
-    take_tasks(work, 0);
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        work_ = nullptr;  // who has not come in by now stays out
-    }
-    spin_until([this] { return num_inside_.load(std::memory_order_acquire) == 0; });
-    std::unique_lock<std::mutex> lock(mutex_);
-    left_.wait(lock, [this] { return num_inside_.load(std::memory_order_relaxed) == 0; });
-}
-
-void ThreadTeam::take_tasks(const std::function<void(int64_t, int)>& work, int thread) {
-    for (;;) {
-        const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-        if (task >= num_tasks_) return;
-        work(task, thread);
-    }
-}
-
-void ThreadTeam::member_loop(int thread) {
-    uint64_t seen = 0;
-    for (;;) {
-        spin_until([&] { return round_.load(std::memory_order_acquire) != seen; });
-        const std::function<void(int64_t, int)>* work = nullptr;
-        {
-            std::unique_lock<std::mutex> lock(mutex_);
-            wake_.wait(lock, [&] { return round_.load(std::memory_order_relaxed) != seen; });
-            if (stopping_) return;
-            seen = round_.load(std::memory_order_relaxed);
-            work = work_;
-            if (work == nullptr) continue;
-            num_inside_.fetch_add(1, std::memory_order_relaxed);
-        }
-        take_tasks(*work, thread);
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            if (num_inside_.fetch_sub(1, std::memory_order_release) == 1) left_.notify_one();
-        }
-    }
+    state.take(round, 0);
+    while (state.done.load(std::memory_order_acquire) < num_tasks) pause_briefly();
 }
 
 }  // namespace paged_backend
