@@ -1,6 +1,7 @@
 // Where a program's buffers lie: buffers whose lives do not touch share memory.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>

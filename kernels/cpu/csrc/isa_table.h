@@ -5,8 +5,11 @@
 #pragma once
 
 #include "kernel_table.h"
+#include "limits_kernel.h"
+#include "linear_kernel.h"
 #include "paged_attention_kernel.h"
 #include "rows_kernel.h"
+#include "sampling_kernel.h"
 
 namespace paged_backend {
 namespace {
@@ -15,7 +18,10 @@ inline KernelTable table_of_this_file() {
     KernelTable table = {};
     table.lanes = PAGED_BACKEND_LANES;
     table.rows = row_kernels();
+    table.linear = linear_kernels();
     table.paged_attention = paged_attention_kernel;
+    table.sampling = sampling_kernels();
+    table.limits = limit_kernels();
     return table;
 }
 

@@ -2,16 +2,21 @@
 // table (isa_table.h).
 #pragma once
 
+#include "limits.h"
 #include "linear.h"
 #include "paged_attention.h"
 #include "rows.h"
+#include "sampling.h"
 
 namespace paged_backend {
 
 struct KernelTable {
     int lanes;  // floats in a vector
     RowKernels rows;
+    LinearKernels linear;
     PagedAttentionKernel paged_attention;
+    SamplingKernels sampling;
+    LimitKernels limits;
 };
 
 const KernelTable& kernel_table_portable();

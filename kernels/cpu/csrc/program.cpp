@@ -166,7 +166,7 @@ struct SelectRowsNode : Program::Node {
         const Rows &from = step.buffers[x], &to = step.buffers[out];
         const int64_t num_rows = step.num_rows[static_cast<int>(RowsOf::logits)];
         select_rows(step.runtime,
-                    {from.data, from.stride, step.arrays.logits_rows, to.data, to.stride, num_rows, width});
+                    {from.data, from.stride, step.arrays.has_logits_rows ? step.arrays.logits_rows : nullptr, to.data, to.stride, num_rows, width});
     }
 };
 
@@ -453,6 +453,13 @@ void Program::finish(const std::vector<int>& outputs) {
     is_finished_ = true;
 }
 
+int64_t Program::output_stride(int index) const {
+    if (!is_finished_ || index < 0 || index >= static_cast<int>(outputs_.size())) {
+        refuse("index must be of an output of a finished program.");
+    }
+    return plan_.output_stride(index);
+}
+
 void Program::check(const StepArrays& arrays, const std::vector<Rows>& inputs, const std::vector<Rows>& outputs) const {
     if (!is_finished_) refuse("the program must be finished before it is run.");
     if (inputs.size() != inputs_.size() || outputs.size() != outputs_.size()) {
@@ -461,11 +468,12 @@ void Program::check(const StepArrays& arrays, const std::vector<Rows>& inputs, c
     for (size_t i = 0; i < outputs.size(); ++i) {
         if (outputs[i].stride < output_stride(static_cast<int>(i))) refuse("outputs must have the program's stride.");
     }
-    if (arrays.num_rows < 0 || arrays.num_sequences < 0 || arrays.num_logits_rows < 0) refuse("token_ids must not be less than none.");
+    const int64_t num_outputs = arrays.has_logits_rows ? arrays.num_logits_rows : arrays.num_rows;
+    if (arrays.num_rows < 0 || arrays.num_sequences < 0 || num_outputs < 0) refuse("a step must not have less than no rows.");
     check_indices("token_ids", arrays.token_ids, arrays.num_rows, bounds_.token_ids);
     check_indices("positions", arrays.positions, arrays.num_rows, bounds_.positions);
     check_indices("slot_mapping", arrays.slots, arrays.num_rows, bounds_.slots);
-    if (selects_rows_ && arrays.logits_rows != nullptr) {
+    if (selects_rows_ && arrays.has_logits_rows) {
         check_indices("logits_rows", arrays.logits_rows, arrays.num_logits_rows, arrays.num_rows);
     }
 }
@@ -489,7 +497,7 @@ void Program::run(const StepArrays& arrays, const std::vector<Rows>& inputs, con
         plan->operation.plan(plan->args, runtime_.team().size());
     }
     Step step = {runtime_, arrays, places_.data(), {arrays.num_rows, arrays.num_rows}};
-    if (arrays.logits_rows != nullptr) step.num_rows[static_cast<int>(RowsOf::logits)] = arrays.num_logits_rows;
+    if (arrays.has_logits_rows) step.num_rows[static_cast<int>(RowsOf::logits)] = arrays.num_logits_rows;
     const auto num_bytes = plan_.num_floats(step.num_rows) * static_cast<int64_t>(sizeof(float));
     if (num_bytes > memory_.size()) {
         memory_ = AlignedMemory();
@@ -499,7 +507,7 @@ void Program::run(const StepArrays& arrays, const std::vector<Rows>& inputs, con
     for (size_t i = 0; i < inputs.size(); ++i) {
         const int buffer = inputs_[i];
         const Rows& to = places_[static_cast<size_t>(buffer)];
-        select_rows(runtime_, {inputs[i].data, inputs[i].stride, nullptr, to.data, to.stride, arrays.num_rows,
+        paged_backend::select_rows(runtime_, {inputs[i].data, inputs[i].stride, nullptr, to.data, to.stride, arrays.num_rows,
                                buffers_[static_cast<size_t>(buffer)].width});
     }
     note("plan");

@@ -29,7 +29,8 @@ struct StepArrays {
     const int32_t* block_tables = nullptr;
     const int32_t* query_start = nullptr;
     const int32_t* context_lens = nullptr;
-    const int64_t* logits_rows = nullptr;  // null: all rows
+    bool has_logits_rows = false;  // or all rows are wanted
+    const int64_t* logits_rows = nullptr;
     int64_t num_rows = 0;
     int64_t num_sequences = 0;
     int64_t max_blocks = 0;
@@ -98,7 +99,7 @@ class Program {
     int64_t width(int buffer) const { return shape_of(buffer, "buffer").width; }
     bool has_logits_rows(int buffer) const { return shape_of(buffer, "buffer").rows == RowsOf::logits; }
     // Floats between rows that an output needs, at least.
-    int64_t output_stride(int index) const { return plan_.output_stride(index); }
+    int64_t output_stride(int index) const;
 
     // Computes a step. inputs: num_rows rows each, copied; outputs: rows of the caller's memory, output_stride apart or
     // more. Takes runtime.turn(). Throws std::invalid_argument, before anything is written, for indices or tables that
