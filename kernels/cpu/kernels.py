@@ -212,7 +212,7 @@ class CpuKernels:
 def _checked_rows(name: str, x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise KernelError(f"{name} must be float32 [T, width], got {type(x).__name__}.")
-    if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] == 0 or not x.is_cpu:
+    if x.dtype != torch.float32 or x.dim() != 2 or not x.is_cpu:
         raise KernelError(f"{name} must be float32 [T, width] on the CPU, got {checks.describe(x)} on {x.device}.")
     return x.contiguous()
 

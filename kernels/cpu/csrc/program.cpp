@@ -219,7 +219,7 @@ void Program::require_recording() const {
 }
 
 int Program::add_buffer(int64_t width, RowsOf rows) {
-    if (width < 1 || width > max_width) refuse("x must have a width of 1 or more, got " + std::to_string(width) + ".");
+    if (width < 0 || width > max_width) refuse("x must have a width of 0 or more, got " + std::to_string(width) + ".");
     buffers_.push_back({width, rows});
     return static_cast<int>(buffers_.size()) - 1;
 }

@@ -17,7 +17,7 @@ constexpr int64_t tasks_per_thread = 4;
 // Calls work(first, end) for parts of the rows: one part on the calling thread, or several on the team.
 template <class Work>
 void for_rows(Runtime& runtime, int64_t num_rows, int64_t floats_in_row, const Work& work) {
-    const int64_t least = std::max<int64_t>(1, floats_in_task / floats_in_row);
+    const int64_t least = std::max<int64_t>(1, floats_in_task / std::max<int64_t>(1, floats_in_row));
     const int64_t wanted = runtime.team().size() * tasks_per_thread;
     const int64_t part = std::max(least, (num_rows + wanted - 1) / wanted);
     if (num_rows < 2 * least || runtime.team().size() == 1) return work(0, num_rows);
