@@ -4,12 +4,16 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "limits.h"
 #include "linear.h"
@@ -156,6 +160,39 @@ void run(const PackedLinear& layer, Runtime& runtime, const FloatMatrix& x, cons
     layer.run(runtime, call);
 }
 
+// Seconds of one call, in the best twentieth of calls of one layer after the other.
+double time_layers(const std::vector<const PackedLinear*>& layers, Runtime& runtime, const FloatMatrix& x, const OutMatrix& out,
+                   const std::string& activation, double seconds) {
+    require(!layers.empty(), "layers must not be empty.");
+    require(seconds > 0.0 && seconds <= 60.0, "seconds must be more than 0, and 60 at most.");
+    LinearCall call;
+    for (const PackedLinear* layer : layers) {
+        require_floats("x", x, x.shape(0), layer->num_inputs());
+        require_floats("out", out, x.shape(0), layer->num_outputs());
+    }
+    call.x = x.data();
+    call.x_stride = x.stride(0);
+    call.num_rows = static_cast<int64_t>(x.shape(0));
+    call.out = out.data();
+    call.out_stride = out.stride(0);
+    call.activation = activation_of(activation);
+    const nb::gil_scoped_release released;
+    const std::lock_guard<std::mutex> turn(runtime.turn());
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point end = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+    std::vector<double> times;
+    do {
+        for (const PackedLinear* layer : layers) {
+            const Clock::time_point begin = Clock::now();
+            layer->run(runtime, call);
+            times.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+        }
+    } while (Clock::now() < end);
+    const auto chosen = times.begin() + static_cast<int64_t>(times.size() / 20);
+    std::nth_element(times.begin(), chosen, times.end());
+    return *chosen;
+}
+
 nb::dict limits(Runtime& runtime, double seconds) {
     require(seconds > 0.0 && seconds <= 60.0, "seconds must be more than 0, and 60 at most.");
     Limits measured;
@@ -188,6 +225,8 @@ void bind_linear(nb::module_& module) {
     module.def("pack_linear", &pack_floats, "runtime"_a, "weight"_a, "bias"_a = nb::none(), "gated"_a = false);
     module.def("pack_quantized_linear", &pack_quantized, "runtime"_a, "values"_a, "scales"_a, "bits"_a, "group_size"_a,
                "bias"_a = nb::none(), "gated"_a = false, "route"_a = "auto");
+    module.def("time_linear", &time_layers, "layers"_a, "runtime"_a, "x"_a, "out"_a, "activation"_a, "seconds"_a,
+               "For benchmarks: seconds of a call, in the best twentieth of calls of one layer after the other.");
     module.def("measure_limits", &limits, "runtime"_a, "seconds"_a,
-               "What the machine can do at most, operations and bytes a second: the best of runs of `seconds` each.");
+               "What the machine can do at most, operations and bytes a second: from `seconds` of short runs each.");
 }
