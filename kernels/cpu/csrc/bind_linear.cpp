@@ -7,7 +7,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <mutex>
 #include <optional>
@@ -178,16 +177,16 @@ double time_layers(const std::vector<const PackedLinear*>& layers, Runtime& runt
     call.activation = activation_of(activation);
     const nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> turn(runtime.turn());
-    using Clock = std::chrono::steady_clock;
-    const Clock::time_point end = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+    const int num_threads = runtime.team().size();
+    const double end = benchmark_clock(num_threads) + seconds;
     std::vector<double> times;
     do {
         for (const PackedLinear* layer : layers) {
-            const Clock::time_point begin = Clock::now();
+            const double begin = benchmark_clock(num_threads);
             layer->run(runtime, call);
-            times.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+            times.push_back(benchmark_clock(num_threads) - begin);
         }
-    } while (Clock::now() < end);
+    } while (benchmark_clock(num_threads) < end);
     const auto chosen = times.begin() + static_cast<int64_t>(times.size() / 20);
     std::nth_element(times.begin(), chosen, times.end());
     return *chosen;

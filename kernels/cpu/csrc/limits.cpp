@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <ctime>
 #include <vector>
 
 #include "aligned_memory.h"
@@ -16,15 +17,15 @@ namespace {
 // The rate of rounds that last until `seconds` are over: what the best twentieth of them reach. Rounds are short, so that some
 // are not disturbed by whatever else runs. round() returns its amount of work, of all threads.
 template <class Round>
-double rate_of(double seconds, const Round& round) {
-    using Clock = std::chrono::steady_clock;
-    const Clock::time_point end = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+double rate_of(Runtime& runtime, double seconds, const Round& round) {
+    const int num_threads = runtime.team().size();
+    const double end = benchmark_clock(num_threads) + seconds;
     std::vector<double> rates;
     do {
-        const Clock::time_point begin = Clock::now();
+        const double begin = benchmark_clock(num_threads);
         const int64_t amount = round();
-        rates.push_back(static_cast<double>(amount) / std::chrono::duration<double>(Clock::now() - begin).count());
-    } while (Clock::now() < end);
+        rates.push_back(static_cast<double>(amount) / (benchmark_clock(num_threads) - begin));
+    } while (benchmark_clock(num_threads) < end);
     const auto chosen = rates.begin() + static_cast<int64_t>(rates.size() * 19 / 20);
     std::nth_element(rates.begin(), chosen, rates.end());
     return *chosen;
@@ -33,7 +34,7 @@ double rate_of(double seconds, const Round& round) {
 double product_rate(Runtime& runtime, double seconds, int64_t (*products)(int64_t)) {
     if (products == nullptr) return 0.0;
     const int64_t num_tasks = runtime.team().size();
-    return rate_of(seconds, [&] {
+    return rate_of(runtime, seconds, [&] {
         std::atomic<int64_t> done{0};
         runtime.team().run(num_tasks, [&](int64_t, int) { done.fetch_add(products(10000)); });
         return done.load();
@@ -47,7 +48,7 @@ double read_rate(Runtime& runtime, double seconds, int64_t num_bytes, int64_t pa
     std::memset(memory.data(), 1, static_cast<size_t>(num_bytes * num_threads));
     const auto read = runtime.kernels().limits.read;
     int64_t begin = 0;
-    return rate_of(seconds, [&] {
+    return rate_of(runtime, seconds, [&] {
         std::atomic<int64_t> sum{0};
         runtime.team().run(num_threads, [&](int64_t task, int) {
             for (int64_t i = 0; i < repeats; ++i) sum.fetch_add(read(memory.data() + task * num_bytes + begin, part_bytes));
@@ -58,6 +59,18 @@ double read_rate(Runtime& runtime, double seconds, int64_t num_bytes, int64_t pa
 }
 
 }  // namespace
+
+double benchmark_clock(int num_threads) {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+    if (num_threads == 1) {
+        timespec time;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+        return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+    }
+#endif
+    (void)num_threads;
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 Limits measure_limits(Runtime& runtime, double seconds) {
     const LimitKernels& kernels = runtime.kernels().limits;

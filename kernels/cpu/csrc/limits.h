@@ -26,6 +26,10 @@ struct Limits {
     double l2_bytes;      // 256 KiB a thread, likewise
 };
 
+// Seconds from some beginning. On one thread it is the processor time of the calling thread, so that other work on the
+// machine does not count; on several it is the time of day.
+double benchmark_clock(int num_threads);
+
 // The caller holds runtime.turn(). seconds: for each of the figures.
 Limits measure_limits(Runtime& runtime, double seconds);
 
