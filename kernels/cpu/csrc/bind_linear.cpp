@@ -4,12 +4,15 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "limits.h"
 #include "linear.h"
@@ -156,6 +159,39 @@ void run(const PackedLinear& layer, Runtime& runtime, const FloatMatrix& x, cons
     layer.run(runtime, call);
 }
 
+// Seconds of one call, in the best twentieth of calls of one layer after the other.
+double time_layers(const std::vector<const PackedLinear*>& layers, Runtime& runtime, const FloatMatrix& x, const OutMatrix& out,
+                   const std::string& activation, double seconds) {
+    require(!layers.empty(), "layers must not be empty.");
+    require(seconds > 0.0 && seconds <= 60.0, "seconds must be more than 0, and 60 at most.");
+    LinearCall call;
+    for (const PackedLinear* layer : layers) {
+        require_floats("x", x, x.shape(0), layer->num_inputs());
+        require_floats("out", out, x.shape(0), layer->num_outputs());
+    }
+    call.x = x.data();
+    call.x_stride = x.stride(0);
+    call.num_rows = static_cast<int64_t>(x.shape(0));
+    call.out = out.data();
+    call.out_stride = out.stride(0);
+    call.activation = activation_of(activation);
+    const nb::gil_scoped_release released;
+    const std::lock_guard<std::mutex> turn(runtime.turn());
+    const int num_threads = runtime.team().size();
+    const double end = benchmark_clock(num_threads) + seconds;
+    std::vector<double> times;
+    do {
+        for (const PackedLinear* layer : layers) {
+            const double begin = benchmark_clock(num_threads);
+            layer->run(runtime, call);
+            times.push_back(benchmark_clock(num_threads) - begin);
+        }
+    } while (benchmark_clock(num_threads) < end);
+    const auto chosen = times.begin() + static_cast<int64_t>(times.size() / 20);
+    std::nth_element(times.begin(), chosen, times.end());
+    return *chosen;
+}
+
 nb::dict limits(Runtime& runtime, double seconds) {
     require(seconds > 0.0 && seconds <= 60.0, "seconds must be more than 0, and 60 at most.");
     Limits measured;
@@ -188,6 +224,8 @@ void bind_linear(nb::module_& module) {
     module.def("pack_linear", &pack_floats, "runtime"_a, "weight"_a, "bias"_a = nb::none(), "gated"_a = false);
     module.def("pack_quantized_linear", &pack_quantized, "runtime"_a, "values"_a, "scales"_a, "bits"_a, "group_size"_a,
                "bias"_a = nb::none(), "gated"_a = false, "route"_a = "auto");
+    module.def("time_linear", &time_layers, "layers"_a, "runtime"_a, "x"_a, "out"_a, "activation"_a, "seconds"_a,
+               "For benchmarks: seconds of a call, in the best twentieth of calls of one layer after the other.");
     module.def("measure_limits", &limits, "runtime"_a, "seconds"_a,
-               "What the machine can do at most, operations and bytes a second: the best of runs of `seconds` each.");
+               "What the machine can do at most, operations and bytes a second: from `seconds` of short runs each.");
 }

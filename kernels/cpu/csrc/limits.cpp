@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <ctime>
 #include <vector>
 
 #include "aligned_memory.h"
@@ -13,57 +14,74 @@ namespace paged_backend {
 
 namespace {
 
-// The best rate of rounds that last until `seconds` are over. round() returns its amount of work, of all threads.
+// The rate of rounds that last until `seconds` are over: what the best twentieth of them reach. Rounds are short, so that some
+// are not disturbed by whatever else runs. round() returns its amount of work, of all threads.
 template <class Round>
-double best_rate(double seconds, const Round& round) {
-    using Clock = std::chrono::steady_clock;
-    const Clock::time_point end = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
-    double best = 0.0;
+double rate_of(Runtime& runtime, double seconds, const Round& round) {
+    const int num_threads = runtime.team().size();
+    const double end = benchmark_clock(num_threads) + seconds;
+    std::vector<double> rates;
     do {
-        const Clock::time_point begin = Clock::now();
+        const double begin = benchmark_clock(num_threads);
         const int64_t amount = round();
-        const double elapsed = std::chrono::duration<double>(Clock::now() - begin).count();
-        best = std::max(best, static_cast<double>(amount) / elapsed);
-    } while (Clock::now() < end);
-    return best;
+        rates.push_back(static_cast<double>(amount) / (benchmark_clock(num_threads) - begin));
+    } while (benchmark_clock(num_threads) < end);
+    const auto chosen = rates.begin() + static_cast<int64_t>(rates.size() * 19 / 20);
+    std::nth_element(rates.begin(), chosen, rates.end());
+    return *chosen;
 }
 
 double product_rate(Runtime& runtime, double seconds, int64_t (*products)(int64_t)) {
     if (products == nullptr) return 0.0;
-    const int64_t num_tasks = 4 * runtime.team().size();
-    return best_rate(seconds, [&] {
+    const int64_t num_tasks = runtime.team().size();
+    return rate_of(runtime, seconds, [&] {
         std::atomic<int64_t> done{0};
         runtime.team().run(num_tasks, [&](int64_t, int) { done.fetch_add(products(10000)); });
         return done.load();
     });
 }
 
-double read_rate(Runtime& runtime, double seconds, int64_t num_bytes, int64_t num_tasks, int64_t repeats) {
-    const AlignedMemory memory(num_bytes);
-    std::memset(memory.data(), 1, static_cast<size_t>(num_bytes));
-    const int64_t part = num_bytes / num_tasks / 4096 * 4096;
+// Rounds read one part of the memory after the other; a part is as large for each thread, and read `repeats` times.
+double read_rate(Runtime& runtime, double seconds, int64_t num_bytes, int64_t part_bytes, int64_t repeats) {
+    const int64_t num_threads = runtime.team().size();
+    const AlignedMemory memory(num_bytes * num_threads);
+    std::memset(memory.data(), 1, static_cast<size_t>(num_bytes * num_threads));
     const auto read = runtime.kernels().limits.read;
-    return best_rate(seconds, [&] {
+    int64_t begin = 0;
+    return rate_of(runtime, seconds, [&] {
         std::atomic<int64_t> sum{0};
-        runtime.team().run(num_tasks, [&](int64_t task, int) {
-            for (int64_t i = 0; i < repeats; ++i) sum.fetch_add(read(memory.data() + task * part, part));
+        runtime.team().run(num_threads, [&](int64_t task, int) {
+            for (int64_t i = 0; i < repeats; ++i) sum.fetch_add(read(memory.data() + task * num_bytes + begin, part_bytes));
         });
-        return part * num_tasks * repeats + (sum.load() & 1);
+        begin = begin + 2 * part_bytes <= num_bytes ? begin + part_bytes : 0;
+        return part_bytes * num_threads * repeats + (sum.load() & 1);
     });
 }
 
 }  // namespace
 
+double benchmark_clock(int num_threads) {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+    if (num_threads == 1) {
+        timespec time;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+        return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+    }
+#endif
+    (void)num_threads;
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 Limits measure_limits(Runtime& runtime, double seconds) {
     const LimitKernels& kernels = runtime.kernels().limits;
-    const int64_t num_threads = runtime.team().size();
+    constexpr int64_t mebibyte = 1 << 20;
     Limits limits;
     limits.float_flops = product_rate(runtime, seconds, kernels.float_products);
     limits.int8_ops = product_rate(runtime, seconds, kernels.int8_products);
     limits.int16_ops = product_rate(runtime, seconds, kernels.int16_products);
-    limits.memory_bytes = read_rate(runtime, seconds, int64_t{256} << 20, 64, 1);
-    limits.l3_bytes = read_rate(runtime, seconds, num_threads * (int64_t{4} << 20), num_threads, 4);
-    limits.l2_bytes = read_rate(runtime, seconds, num_threads * (int64_t{256} << 10), num_threads, 64);
+    limits.memory_bytes = read_rate(runtime, seconds, 96 * mebibyte, 2 * mebibyte, 1);
+    limits.l3_bytes = read_rate(runtime, seconds, 4 * mebibyte, 4 * mebibyte, 1);
+    limits.l2_bytes = read_rate(runtime, seconds, mebibyte / 4, mebibyte / 4, 16);
     return limits;
 }
 

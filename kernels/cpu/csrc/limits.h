@@ -16,15 +16,19 @@ struct LimitKernels {
     int64_t (*read)(const char* from, int64_t num_bytes);
 };
 
-// Operations and bytes a second, the best of many short runs on all of the runtime's threads; 0 where there is none.
+// Operations and bytes a second, in the best twentieth of many short runs on all of the runtime's threads; 0 where there is none.
 struct Limits {
     double float_flops;
     double int8_ops;
     double int16_ops;
-    double memory_bytes;  // of a buffer that no cache holds
+    double memory_bytes;  // of 96 MiB a thread
     double l3_bytes;      // 4 MiB a thread, read again and again
-    double l2_bytes;      // 256 KiB a thread
+    double l2_bytes;      // 256 KiB a thread, likewise
 };
+
+// Seconds from some beginning. On one thread it is the processor time of the calling thread, so that other work on the
+// machine does not count; on several it is the time of day.
+double benchmark_clock(int num_threads);
 
 // The caller holds runtime.turn(). seconds: for each of the figures.
 Limits measure_limits(Runtime& runtime, double seconds);

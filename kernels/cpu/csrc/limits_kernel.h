@@ -19,7 +19,7 @@ inline int64_t kept(Ints value) {
     return sum;
 }
 
-// The registers' content is unknown to the compiler from here on.
+// The register's content is unknown to the compiler from here on.
 #if defined(__x86_64__)
 #define PAGED_BACKEND_HIDE(value) asm volatile("" : "+v"(value))
 #elif defined(__aarch64__)
@@ -30,19 +30,25 @@ inline int64_t kept(Ints value) {
 
 template <class Vector, class Step>
 inline int64_t run_chains(int64_t count, const Step& step) {
-    Vector chains[num_chains] = {};
-    Vector a = {}, b = {};
-    PAGED_BACKEND_HIDE(a);
-    PAGED_BACKEND_HIDE(b);
-    for (int64_t round = 0; round < count; ++round) {
+    Vector chains[num_chains];
 #pragma GCC unroll 12
-        for (int chain = 0; chain < num_chains; ++chain) {
-            chains[chain] = step(chains[chain], a, b);
-            PAGED_BACKEND_HIDE(chains[chain]);
-        }
+    for (int chain = 0; chain < num_chains; ++chain) {
+        chains[chain] = Vector{};
+        PAGED_BACKEND_HIDE(chains[chain]);  // or all chains would be one
+    }
+    Vector a = {}, b = {};
+    for (int64_t round = 0; round < count; ++round) {
+        PAGED_BACKEND_HIDE(a);
+        PAGED_BACKEND_HIDE(b);
+#pragma GCC unroll 12
+        for (int chain = 0; chain < num_chains; ++chain) chains[chain] = step(chains[chain], a, b);
     }
     int64_t sum = 0;
-    for (const Vector& chain : chains) sum += static_cast<int64_t>(chain[0]);
+#pragma GCC unroll 12
+    for (int chain = 0; chain < num_chains; ++chain) {
+        PAGED_BACKEND_HIDE(chains[chain]);
+        sum += static_cast<int64_t>(chains[chain][0]);
+    }
     return sum & 1;
 }
 
@@ -69,13 +75,11 @@ inline int64_t count_int16_products(int64_t count) {
 #if defined(__AVX512VNNI__)
                return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 #elif defined(__AVX512BW__)
-               Ints product = (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-               PAGED_BACKEND_HIDE(product);
-               return sum + product;
+               PAGED_BACKEND_HIDE(a);  // each product anew
+               return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #else
-               Ints product = (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-               PAGED_BACKEND_HIDE(product);
-               return sum + product;
+               PAGED_BACKEND_HIDE(a);
+               return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #endif
            }) + count * num_chains * lanes * 4;
 }

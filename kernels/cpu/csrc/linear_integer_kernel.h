@@ -46,25 +46,29 @@ struct Int16Rows {
 
     // weights: four inputs a lane, unsigned bytes.
     template <int rows>
-    static void add4(Ints (&sums)[rows], Ints weights, const char* x) {
-        add_words<rows>(sums, weights & 0x00ff00ff, x);
-        add_words<rows>(sums, shift_halves(weights, 8), x + 4);
+    static void add4(Ints (&low)[rows], Ints (&high)[rows], Ints low_weights, Ints high_weights, const char* x) {
+        add_words<rows>(low, high, low_weights & 0x00ff00ff, high_weights & 0x00ff00ff, x);
+        add_words<rows>(low, high, shift_halves(low_weights, 8), shift_halves(high_weights, 8), x + 4);
     }
 
     // weights: eight inputs a lane, four bits each: byte j holds input j in its low half and input 4 + j in its high half.
     template <int rows>
-    static void add8(Ints (&sums)[rows], Ints weights, const char* x) {
+    static void add8(Ints (&low)[rows], Ints (&high)[rows], Ints low_weights, Ints high_weights, const char* x) {
         const char* second = x + 8 * rows;
-        add_words<rows>(sums, weights & 0x000f000f, x);
-        add_words<rows>(sums, shift_halves(weights, 8) & 0x000f000f, x + 4);
-        add_words<rows>(sums, shift_halves(weights, 4) & 0x000f000f, second);
-        add_words<rows>(sums, shift_halves(weights, 12), second + 4);
+        add_words<rows>(low, high, low_weights & 0x000f000f, high_weights & 0x000f000f, x);
+        add_words<rows>(low, high, shift_halves(low_weights, 8) & 0x000f000f, shift_halves(high_weights, 8) & 0x000f000f, x + 4);
+        add_words<rows>(low, high, shift_halves(low_weights, 4) & 0x000f000f, shift_halves(high_weights, 4) & 0x000f000f, second);
+        add_words<rows>(low, high, shift_halves(low_weights, 12), shift_halves(high_weights, 12), second + 4);
     }
 
     template <int rows>
-    static void add_words(Ints (&sums)[rows], Ints weights, const char* x) {
+    static void add_words(Ints (&low)[rows], Ints (&high)[rows], Ints low_weights, Ints high_weights, const char* x) {
 #pragma GCC unroll 16
-        for (int row = 0; row < rows; ++row) sums[row] = dot2(sums[row], weights, broadcast_word(x + 8 * row));
+        for (int row = 0; row < rows; ++row) {
+            const Ints value = broadcast_word(x + 8 * row);
+            low[row] = dot2(low[row], low_weights, value);
+            high[row] = dot2(high[row], high_weights, value);
+        }
     }
 };
 
@@ -75,17 +79,19 @@ struct Int8Rows {
     static constexpr int64_t word_count = 1;
 
     template <int rows>
-    static void add4(Ints (&sums)[rows], Ints weights, const char* x) {
+    static void add4(Ints (&low)[rows], Ints (&high)[rows], Ints low_weights, Ints high_weights, const char* x) {
 #pragma GCC unroll 16
         for (int row = 0; row < rows; ++row) {
-            sums[row] = (Ints)_mm512_dpbusd_epi32((__m512i)sums[row], (__m512i)weights, (__m512i)broadcast_word(x + 4 * row));
+            const __m512i value = (__m512i)broadcast_word(x + 4 * row);
+            low[row] = (Ints)_mm512_dpbusd_epi32((__m512i)low[row], (__m512i)low_weights, value);
+            high[row] = (Ints)_mm512_dpbusd_epi32((__m512i)high[row], (__m512i)high_weights, value);
         }
     }
 
     template <int rows>
-    static void add8(Ints (&sums)[rows], Ints weights, const char* x) {
-        add4<rows>(sums, weights & 0x0f0f0f0f, x);
-        add4<rows>(sums, (weights >> 4) & 0x0f0f0f0f, x + 4 * rows);
+    static void add8(Ints (&low)[rows], Ints (&high)[rows], Ints low_weights, Ints high_weights, const char* x) {
+        add4<rows>(low, high, low_weights & 0x0f0f0f0f, high_weights & 0x0f0f0f0f, x);
+        add4<rows>(low, high, (low_weights >> 4) & 0x0f0f0f0f, (high_weights >> 4) & 0x0f0f0f0f, x + 4 * rows);
     }
 };
 
@@ -95,17 +101,19 @@ struct Int8Rows {
 struct Int8Weights {
     static constexpr int64_t step_bytes = 256;
     template <class Rows, int rows>
-    static void add(Ints (&sums)[rows], const char* step, int64_t column, const char* x) {
-        Rows::template add4<rows>(sums, load_words(step + 4 * column), x);
-        Rows::template add4<rows>(sums, load_words(step + 128 + 4 * column), x + 4 * Rows::word_count * rows);
+    static void add(Ints (&low)[rows], Ints (&high)[rows], const char* step, int64_t column, const char* x) {
+        const char* at = step + 4 * column;
+        Rows::template add4<rows>(low, high, load_words(at), load_words(at + 64), x);
+        Rows::template add4<rows>(low, high, load_words(at + 128), load_words(at + 192), x + 4 * Rows::word_count * rows);
     }
 };
 
 struct Int4Weights {
     static constexpr int64_t step_bytes = 128;
     template <class Rows, int rows>
-    static void add(Ints (&sums)[rows], const char* step, int64_t column, const char* x) {
-        Rows::template add8<rows>(sums, load_words(step + 4 * column), x);
+    static void add(Ints (&low)[rows], Ints (&high)[rows], const char* step, int64_t column, const char* x) {
+        const char* at = step + 4 * column;
+        Rows::template add8<rows>(low, high, load_words(at), load_words(at + 64), x);
     }
 };
 
@@ -142,8 +150,7 @@ inline void integer_pass(const LinearTile& tile, int first_pair) {
 #pragma GCC unroll 4
                     for (int64_t line = 0; line < Weights::step_bytes; line += 64) prefetch_ahead(step + line);
                 }
-                Weights::template add<Rows, rows>(low[pair], step, columns[pair], x);
-                Weights::template add<Rows, rows>(high[pair], step, 16 + columns[pair], x);
+                Weights::template add<Rows, rows>(low[pair], high[pair], step, columns[pair], x);
             }
             x += 8 * Rows::word_count * rows;
         }
