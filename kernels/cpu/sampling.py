@@ -16,6 +16,8 @@ def sample(runtime: _cpu.Runtime, logits: Tensor, batch: SamplingBatch) -> Sampl
     within some 1e-7 of the distribution from the border of two tokens, or top_p's share that near to a token's sum.
     """
     check_logits(logits)
+    if logits.device.type != "cpu":
+        raise KernelError(f"logits must be on the CPU, got {logits.device}.")
     try:
         return SampledBatch(
             *_cpu.sample(

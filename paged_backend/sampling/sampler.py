@@ -28,7 +28,7 @@ def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> l
         return []
     sampled = kernels.sample(logits, build_batch(tasks))
     if len(sampled.token_ids) == len(tasks) and not sampled.logprobs and min(sampled.token_ids) >= 0:
-        return list(zip(map(SampledToken, sampled.token_ids)))  # noqa: B905 - of one iterable: tuples of one
+        return list(zip(map(SampledToken, sampled.token_ids)))  # of one iterable: tuples of one
     return _gather(sampled, tasks)
 
 

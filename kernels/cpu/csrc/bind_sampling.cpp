@@ -245,8 +245,10 @@ nb::tuple sample_batch(Runtime& runtime, const Logits& logits, nb::handle seeds,
 }  // namespace
 
 void bind_sampling(nb::module_& module) {
-    module.def("sample", &sample_batch, "runtime"_a, "logits"_a, "seeds"_a, "temperatures"_a, "positions"_a, "top_k"_a,
-               "top_p"_a, "min_p"_a, "num_logprobs"_a, "changes"_a,
+    // None is refused by name, like all else that is not a list.
+    module.def("sample", &sample_batch, "runtime"_a, "logits"_a, "seeds"_a.none(), "temperatures"_a.none(),
+               "positions"_a.none(), "top_k"_a.none(), "top_p"_a.none(), "min_p"_a.none(), "num_logprobs"_a.none(),
+               "changes"_a.none(),
                "The fields of a SampledBatch for those of a SamplingBatch. Raises ValueError, before anything is drawn, "
                "for a wrong one.");
     module.def("uniform", &uniform, "seed"_a, "position"_a, "A number in [0, 1) that is a function of both.");

@@ -34,7 +34,7 @@ class Layout {
         take<float>(fine_, blocks * sampling_columns);
         take<float>(coarse_, (blocks + sampling_columns - 1) / sampling_columns * sampling_columns);
         take<double>(sums_, blocks + 1);
-        take<double>(buckets_, sampling_buckets + 1);
+        take<double>(buckets_, (sampling_buckets + 1) * sampling_copies);
         take<float>(changed_, changes ? num_tokens : 0);
         take<int32_t>(tokens_, num_tokens);
         take<float>(values_, std::max(num_tokens, most_allowed) + sampling_block);

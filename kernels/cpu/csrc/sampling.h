@@ -12,6 +12,7 @@ class Runtime;
 // Logits are looked at in blocks. A block is 16 rows of 16 columns, for every instruction set alike.
 constexpr int64_t sampling_columns = 16;
 constexpr int64_t sampling_block = 256;
+constexpr int64_t sampling_copies = 4;
 
 inline int64_t sampling_blocks(int64_t vocab_size) { return (vocab_size + sampling_block - 1) / sampling_block; }
 
@@ -47,13 +48,14 @@ struct Buckets {
 struct SamplingKernels {
     // maxima may be null.
     Peak (*largest)(const float* logits, int64_t n, const ColumnMaxima* maxima);
-    // Sums of the weights of each block, in float64.
+    // Sums of the weights of each block.
     void (*block_sums)(const float* logits, int64_t n, const ColumnMaxima& maxima, const Softmax& softmax, double* sums);
     void (*weights)(const float* logits, int64_t count, const Softmax& softmax, float* out);
     // Tokens with low <= logit <= high in the order of their ids; returns how many.
     int64_t (*collect)(const float* logits, int64_t n, const ColumnMaxima& maxima, float low, float high, int32_t* tokens,
                        float* values);
-    // Adds weights to buckets [count + 1]; the last takes what belongs to none.
+    // Adds weights to `sums` [count + 1, sampling_copies], each bucket's in several parts; the last bucket takes what
+    // belongs to none.
     void (*bucket_sums)(const float* logits, int64_t n, const ColumnMaxima& maxima, const Softmax& softmax,
                         const Buckets& buckets, double* sums);
     int64_t (*count_above)(const float* logits, int64_t n, float value);

@@ -13,8 +13,11 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr double log2_of_e = 1.44269504088896340736;
 constexpr double ln_of_2 = 0.69314718055994530942;
 
-// Most nuclei are smaller than that; finding so few costs a fraction of what the sum over the vocabulary costs.
-constexpr int64_t first_candidates = 128;
+// Most nuclei are smaller than the first of these; finding so few costs a fraction of the sum over the vocabulary. The
+// second is tried where the first held this part of what is wanted.
+constexpr int64_t few_candidates = 128;
+constexpr int64_t more_candidates = 1024;
+constexpr double promising = 0.5;
 // What is sorted; of more, buckets find the few that matter.
 constexpr int64_t most_sorted = 256;
 // Logits so far below the peak, in powers of two of weight, are not looked at one by one: together they are below 1e-13
@@ -42,11 +45,11 @@ float bound_of_top(const RowOfLogits& row, int64_t k, const SamplingScratch& scr
 
 struct Nucleus {
     float lowest;
-    bool reached;
+    double sum;  // with the weights down to `lowest`
 };
 
-// The first of some logits, from the largest down, at which `above` and the sum of their weights reach `wanted`.
-// Reorders the logits. Where rounding lets them fall short, the least of them, and `reached` is false.
+// The first of some logits, from the largest down, at which `above` and the sum of their weights reach `wanted`; the
+// least of them where they fall short. Reorders the logits.
 Nucleus find_edge(const SamplingKernels& kernels, const Softmax& softmax, float* logits, int64_t count, double above,
                   double wanted, double* buckets) {
     float weights[most_sorted];
@@ -69,17 +72,21 @@ Nucleus find_edge(const SamplingKernels& kernels, const Softmax& softmax, float*
             if (sum >= wanted) break;
             above = sum;
         }
-        if (edge == sampling_buckets) return {low, false};
+        if (edge == sampling_buckets) return {low, above};
         count = std::remove_if(logits, logits + count, [&](float logit) { return bucket_of(logit) != edge; }) - logits;
     }
-    if (count > most_sorted) return {logits[0], true};  // all are equal
+    if (count > most_sorted) {  // all are equal
+        kernels.weights(logits, 1, softmax, weights);
+        return {logits[0], above + static_cast<double>(weights[0]) * static_cast<double>(count)};
+    }
     std::sort(logits, logits + count, std::greater<float>());
     kernels.weights(logits, count, softmax, weights);
-    for (int64_t i = 0; i < count; ++i) {
-        above += weights[i];
-        if (above >= wanted) return {logits[i], true};
+    int64_t i = 0;
+    for (; i < count; ++i) {
+        above += static_cast<double>(weights[i]);
+        if (above >= wanted) break;
     }
-    return {logits[count - 1], false};
+    return {logits[std::min(i, count - 1)], above};
 }
 
 // The least float whose bucket is `bucket` or an earlier one.
@@ -106,12 +113,18 @@ float lowest_of_nucleus(const SamplingKernels& kernels, const RowOfLogits& row, 
     for (int64_t block = 0; block < sampling_blocks(row.vocab_size); ++block) total += scratch.sums[block];
     const double wanted = params.top_p * total;
 
-    const float bound = std::max(lowest, bound_of_top(row, std::min(first_candidates, row.vocab_size), scratch));
-    int64_t count = kernels.collect(row.logits, row.vocab_size, scratch.maxima, bound, row.peak, scratch.tokens,
-                                    scratch.values);
-    Nucleus nucleus = find_edge(kernels, softmax, scratch.values, count, 0.0, wanted, scratch.buckets);
-    if (nucleus.reached) return nucleus.lowest;
-    if (bound == lowest) return lowest;
+    int64_t count;
+    double held = wanted;
+    for (const int64_t candidates : {few_candidates, more_candidates}) {
+        if (held < promising * wanted) break;
+        const int64_t k = std::min(candidates, row.vocab_size);
+        const float bound = std::max(lowest, bound_of_top(row, k, scratch));
+        count = kernels.collect(row.logits, row.vocab_size, scratch.maxima, bound, row.peak, scratch.tokens,
+                                scratch.values);
+        const Nucleus nucleus = find_edge(kernels, softmax, scratch.values, count, 0.0, wanted, scratch.buckets);
+        if (nucleus.sum >= wanted || bound == lowest) return nucleus.lowest;
+        held = nucleus.sum;
+    }
 
     Buckets buckets;
     buckets.high = row.peak;
@@ -119,13 +132,15 @@ float lowest_of_nucleus(const SamplingKernels& kernels, const RowOfLogits& row, 
     buckets.count = sampling_buckets;
     if (buckets.low >= buckets.high) return row.peak;
     buckets.factor = static_cast<float>(sampling_buckets - 1) / (buckets.high - buckets.low);
-    std::fill_n(scratch.buckets, sampling_buckets + 1, 0.0);
+    std::fill_n(scratch.buckets, (sampling_buckets + 1) * sampling_copies, 0.0);
     kernels.bucket_sums(row.logits, row.vocab_size, scratch.maxima, softmax, buckets, scratch.buckets);
     int64_t edge = 0;
     double above = 0.0;
     for (; edge < sampling_buckets; ++edge) {
-        if (above + scratch.buckets[edge] >= wanted) break;
-        above += scratch.buckets[edge];
+        const double* parts = scratch.buckets + edge * sampling_copies;
+        const double sum = above + ((parts[0] + parts[1]) + (parts[2] + parts[3]));
+        if (sum >= wanted) break;
+        above = sum;
     }
     if (edge == sampling_buckets) return lowest;
     const float low = end_of_bucket(buckets, edge);

@@ -5,13 +5,13 @@
 
 namespace paged_backend {
 
-constexpr int64_t sampling_buckets = 2048;
+constexpr int64_t sampling_buckets = 512;
 
 // A thread's memory for one row.
 struct SamplingScratch {
     ColumnMaxima maxima;
     double* sums;      // [blocks + 1]
-    double* buckets;   // [sampling_buckets + 1]
+    double* buckets;   // [sampling_buckets + 1, sampling_copies]
     float* changed;    // [vocab_size], where a row's logits are changed
     int32_t* tokens;   // [vocab_size]
     float* values;     // [vocab_size + sampling_block]

@@ -1,7 +1,7 @@
 // The passes of sampling over one row of logits, written once in vectors of PAGED_BACKEND_LANES floats.
 //
-// Blocks, columns and the order of sums are the same for every instruction set. Weights are computed in float32, four
-// of a column are summed in float32, and all else in float64.
+// Blocks, columns and the order of sums are the same for every instruction set. Weights and the sum of a block are
+// float32, all other sums float64.
 #pragma once
 
 #if defined(__AVX2__)
@@ -16,6 +16,8 @@ namespace {
 namespace sampling_passes {
 
 static_assert(sampling_columns % lanes == 0, "a row of a block is a whole number of vectors");
+
+typedef float Floats4 __attribute__((vector_size(16)));
 
 constexpr int64_t sampling_rows = sampling_block / sampling_columns;
 constexpr float minus_infinity = -__builtin_inff();
@@ -146,28 +148,34 @@ inline Floats weight_of(Floats x, const Softmax& softmax) {
     return select(x >= softmax.lowest, p * power, Floats{});
 }
 
-typedef double Doubles __attribute__((vector_size(PAGED_BACKEND_LANES * 8)));
+// Of a row of a block: columns i and i + 8 first, then i and i + 4, and so on.
+inline float sum_columns(const Floats* row) {
+    float columns[sampling_columns];
+    std::memcpy(columns, row, sizeof columns);
+    const Floats8 eight = load8(columns) + load8(columns + 8);
+    Floats4 halves[2];
+    std::memcpy(halves, &eight, sizeof halves);
+    const Floats4 four = halves[0] + halves[1];
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
 
 void block_sums(const float* logits, int64_t n, const ColumnMaxima& maxima, const Softmax& softmax, double* sums) {
     constexpr int64_t width = sampling_columns / lanes;
     for (int64_t block = 0; block < sampling_blocks(n); ++block) sums[block] = 0.0;
     for_blocks_from(logits, n, maxima, softmax.lowest, [&](const float* from, int64_t block) {
-        double columns[sampling_columns];
+        Floats columns[width];
         for (int64_t i = 0; i < width; ++i) {
-            Doubles sum = {};
-            for (int64_t row = 0; row < sampling_rows; row += 4) {
+            Floats four[4];
+            for (int64_t j = 0; j < 4; ++j) {
                 Floats w[4];
-                for (int64_t j = 0; j < 4; ++j) {
-                    w[j] = weight_of(load(from + (row + j) * sampling_columns + i * lanes), softmax);
+                for (int64_t k = 0; k < 4; ++k) {
+                    w[k] = weight_of(load(from + (4 * j + k) * sampling_columns + i * lanes), softmax);
                 }
-                sum += __builtin_convertvector((w[0] + w[1]) + (w[2] + w[3]), Doubles);
+                four[j] = (w[0] + w[1]) + (w[2] + w[3]);
             }
-            std::memcpy(columns + i * lanes, &sum, sizeof sum);
+            columns[i] = (four[0] + four[1]) + (four[2] + four[3]);
         }
-        for (int64_t half = sampling_columns / 2; half > 0; half /= 2) {
-            for (int64_t i = 0; i < half; ++i) columns[i] += columns[i + half];
-        }
-        sums[block] = columns[0];
+        sums[block] = static_cast<double>(sum_columns(columns));
     });
 }
 
@@ -202,18 +210,22 @@ int64_t collect(const float* logits, int64_t n, const ColumnMaxima& maxima, floa
 
 void bucket_sums(const float* logits, int64_t n, const ColumnMaxima& maxima, const Softmax& softmax,
                  const Buckets& buckets, double* sums) {
+    // Neighbours go to different copies of the sums: an addition to what was written just before would wait for it.
+    static_assert(sampling_copies == 4 && lanes % 4 == 0, "");
     const Floats none = broadcast(static_cast<float>(buckets.count));
+    const Ints copies = lane_numbers() & 3;
     for_blocks_from(logits, n, maxima, buckets.low, [&](const float* from, int64_t) {
         float weight[sampling_block];
-        int32_t bucket[sampling_block];
+        int32_t place[sampling_block];
         for (int64_t i = 0; i < sampling_block; i += lanes) {
             const Floats x = load(from + i);
             const Ints inside = (x >= buckets.low) & (x <= buckets.high);
             store(weight_of(x, softmax), weight + i);
-            const Ints index = __builtin_convertvector(select(inside, (buckets.high - x) * buckets.factor, none), Ints);
-            std::memcpy(bucket + i, &index, sizeof index);
+            const Ints bucket = __builtin_convertvector(select(inside, (buckets.high - x) * buckets.factor, none), Ints);
+            const Ints at = bucket * 4 + copies;
+            std::memcpy(place + i, &at, sizeof at);
         }
-        for (int64_t i = 0; i < sampling_block; ++i) sums[bucket[i]] += static_cast<double>(weight[i]);
+        for (int64_t i = 0; i < sampling_block; ++i) sums[place[i]] += static_cast<double>(weight[i]);
     });
 }
 
