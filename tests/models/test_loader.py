@@ -25,6 +25,20 @@ from tests.tiny_models import VOCAB_SIZE, make_tiny_model
 KERNELS = select_kernels("reference")
 
 
+class PackingLog(ReferenceKernels):
+    """The reference, which remembers what it packed: weights and biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed: list[tuple[torch.Tensor | QuantizedWeight, torch.Tensor | None]] = []
+
+    def pack_linear(
+        self, weight: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None = None, *, gated: bool = False
+    ) -> ReferenceLinear:
+        self.packed.append((weight, bias))
+        return super().pack_linear(weight, bias, gated=gated)
+
+
 def load(folder: Path, **arguments: Any) -> LoadedModel:
     return load_model(ModelConfig(model=str(folder), **arguments), KERNELS)
 
@@ -68,21 +82,12 @@ def test_eos_of_both_files(llama: Path) -> None:
 def test_dtypes(stored: torch.dtype, asked: str, tmp_path: Path) -> None:
     """Weights and tables as stored or as asked for; norms and biases in float32."""
     folder = make_tiny_model("qwen2", tmp_path, dtype=stored)
-    packed: list[tuple[torch.dtype, torch.dtype | None]] = []
-
-    class Packing(ReferenceKernels):
-        def pack_linear(
-            self, weight: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None = None, *, gated: bool = False
-        ) -> ReferenceLinear:
-            assert isinstance(weight, torch.Tensor)
-            packed.append((weight.dtype, None if bias is None else bias.dtype))
-            return super().pack_linear(weight, bias, gated=gated)
-
-    decoder = load_model(ModelConfig(model=str(folder), dtype=asked), Packing()).decoder
+    kernels = PackingLog()
+    decoder = load_model(ModelConfig(model=str(folder), dtype=asked), kernels).decoder
     expected = stored if asked == "auto" else getattr(torch, asked)
     assert decoder.embedding.dtype == expected
-    assert {weight for weight, _ in packed} == {expected}
-    assert {bias for _, bias in packed} == {torch.float32, None}
+    assert {weight.dtype for weight, _ in kernels.packed if isinstance(weight, torch.Tensor)} == {expected}
+    assert {bias.dtype for _, bias in kernels.packed if bias is not None} == {torch.float32}
     norm = decoder.layers[0].attention_norm
     assert norm.weight is not None and norm.weight.dtype == torch.float32
 
@@ -100,24 +105,13 @@ def test_layers_of_several_dtypes_lose_nothing(llama: Path) -> None:
 def test_quantized_layers(name: str, tmp_path: Path) -> None:
     """int4 for the layers and int8 for the head, the table as it is stored; tied or not."""
     folder = make_tiny_model(name, tmp_path)
-    packed: list[QuantizedWeight] = []
-
-    class Packing(ReferenceKernels):
-        def pack_linear(
-            self, weight: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None = None, *, gated: bool = False
-        ) -> ReferenceLinear:
-            assert isinstance(weight, QuantizedWeight)
-            packed.append(weight)
-            return super().pack_linear(weight, bias, gated=gated)
-
     for quantization, layer_bits in (("int8", 8), ("int4", 4)):
-        packed.clear()
-        config = ModelConfig(model=str(folder), quantization=quantization)
-        decoder = load_model(config, Packing()).decoder
-        bits = [weight.bits for weight in packed]
-        assert len(bits) == 1 + 3 * 4
-        assert sorted(bits) == sorted([8] + [layer_bits] * 12)
-        head = next(weight for weight in packed if weight.values.shape[0] == VOCAB_SIZE)
+        kernels = PackingLog()
+        decoder = load_model(ModelConfig(model=str(folder), quantization=quantization), kernels).decoder
+        weights = [weight for weight, _ in kernels.packed if isinstance(weight, QuantizedWeight)]
+        assert len(weights) == len(kernels.packed) == 1 + 3 * 4
+        assert sorted(weight.bits for weight in weights) == sorted([8] + [layer_bits] * 12)
+        head = next(weight for weight in weights if weight.values.shape[0] == VOCAB_SIZE)
         assert head.bits == 8
         assert decoder.embedding.dtype == torch.float32
 
