@@ -1,4 +1,4 @@
-"""A row's logits are the same bits alone, in any batch, in any chunks, in any blocks, and with any number of threads."""
+"""A row's logits are the same bits alone, in any batch, chunks and blocks, and with any number of threads."""
 
 from __future__ import annotations
 
