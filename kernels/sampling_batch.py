@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from paged_backend.errors import KernelError
 
 
 class LogitChanges(NamedTuple):
@@ -80,3 +86,49 @@ class SampledBatch:
     logprobs: list[float] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     top: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raises KernelError for logits that `Kernels.sample` does not take."""
+    if logits.dtype != torch.float32 or logits.dim() != 2 or logits.shape[1] == 0:
+        shape = list(logits.shape)
+        raise KernelError(f"logits must be float32 [R, V], got {str(logits.dtype).removeprefix('torch.')} {shape}.")
+    if logits.requires_grad:
+        raise KernelError("logits must not require gradients.")
+
+
+def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
+    """Raises KernelError, naming the argument, for what `Kernels.sample` does not take."""
+    check_logits(logits)
+    num_rows, vocab_size = logits.shape
+    draws = any(batch.temperatures)
+    for name in ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs"):
+        length = len(getattr(batch, name))
+        may_be_empty = name == "num_logprobs" or (not draws and name not in ("seeds", "temperatures"))
+        if length != num_rows and (length or not may_be_empty):
+            raise KernelError(f"{name} must have {num_rows} entries, one for each row, got {length}.")
+    _require("seeds", "hold at least one for each row", all(batch.seeds))
+    _require("temperatures", "be 0 or more, and finite", all(0.0 <= t < math.inf for t in batch.temperatures))
+    _require("positions", "be 0 or more", all(position >= 0 for position in batch.positions))
+    _require("top_k", "be 0 or -1 (all) or more", all(k >= -1 for k in batch.top_k))
+    _require("top_p", "be in (0, 1]", all(0.0 < p <= 1.0 for p in batch.top_p))
+    _require("min_p", "be in [0, 1]", all(0.0 <= p <= 1.0 for p in batch.min_p))
+    _require("num_logprobs", "be -1 (none) or more", all(count >= -1 for count in batch.num_logprobs))
+    for row, changes in batch.changes.items():
+        _require("changes", "be of rows of logits", 0 <= row < num_rows)
+        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+            _require(name, "be a finite number", math.isfinite(getattr(changes, name)))
+        _require("repetition_penalty", "be above 0", changes.repetition_penalty > 0.0)
+        _require("logit_bias", "hold finite numbers", all(map(math.isfinite, changes.logit_bias.values())))
+        for name in _TOKEN_SETS:
+            tokens = getattr(changes, name) or ()
+            held = f"hold token ids in 0..{vocab_size - 1}"
+            _require(name, held, all(0 <= token < vocab_size for token in tokens))
+
+
+_TOKEN_SETS = ("allowed_token_ids", "suppressed_token_ids", "logit_bias", "prompt_token_ids", "output_token_ids")
+
+
+def _require(name: str, what: str, holds: bool) -> None:
+    if not holds:
+        raise KernelError(f"{name} must {what}.")

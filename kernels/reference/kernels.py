@@ -20,6 +20,8 @@ from paged_backend.kernels.reference.linear import ReferenceLinear, linear, pack
 from paged_backend.kernels.reference.paged_attention import paged_attention
 from paged_backend.kernels.reference.qkv_to_cache import qkv_to_cache
 from paged_backend.kernels.reference.rms_norm import rms_norm
+from paged_backend.kernels.reference.sampling import sample
+from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 
 
 class ReferenceKernels:
@@ -139,6 +141,10 @@ class ReferenceKernels:
         """See `Kernels.copy_blocks`."""
         checks.check_copy_blocks(storage, pairs)
         copy_blocks(storage, pairs)
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
+        """See `Kernels.sample`."""
+        return sample(logits, batch)
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time."""

@@ -31,5 +31,5 @@ class Runner:
             inputs = build_inputs(plan.sequences, self._block_size)
             logits = self._step(inputs)
             drawing = [(s.seq_id, s.sampling) for s in plan.sequences if s.sampling is not None]
-            drawn: list[tuple[SampledToken, ...]] = sample(logits, [task for _, task in drawing])
+            drawn: list[tuple[SampledToken, ...]] = sample(self._kernels, logits, [task for _, task in drawing])
         return StepResult({seq_id: tokens for (seq_id, _), tokens in zip(drawing, drawn, strict=True)})

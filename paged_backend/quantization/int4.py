@@ -31,7 +31,7 @@ def quantize_int4(weight: Tensor) -> QuantizedWeight:
     num_rows = max(1, NUMBERS_AT_ONCE // num_inputs)
     for begin in range(0, num_outputs, num_rows):
         part = slice(begin, begin + num_rows)
-        rows = weight[part].float()
+        rows = weight[part].float().contiguous()
         # Zeros, which change neither the largest number nor the error.
         padded = functional.pad(rows, (0, num_groups * group_size - num_inputs))
         groups = padded.reshape(-1, group_size)

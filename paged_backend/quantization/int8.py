@@ -23,7 +23,7 @@ def quantize_int8(weight: Tensor) -> QuantizedWeight:
     num_rows = max(1, NUMBERS_AT_ONCE // num_inputs)
     for begin in range(0, num_outputs, num_rows):
         part = slice(begin, begin + num_rows)
-        rows = weight[part].float()
+        rows = weight[part].float().contiguous()
         largest = rows.abs().amax(dim=1, keepdim=True)
         values[part], scales[part] = nearest_values(rows, [largest / _LARGEST], -_LARGEST, _LARGEST)
     return QuantizedWeight(values, scales, bits=8, group_size=num_inputs)

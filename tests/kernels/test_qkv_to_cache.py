@@ -125,7 +125,7 @@ def _like(tensor: Tensor, content: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["reference", "auto"])
 def test_int8_heads_to_the_bit(name: str) -> None:
-    """All implementations round alike: to even, zeros and what is next to nothing to 0, and what is no number to NaN."""
+    """All implementations round alike: ties to even, next to nothing to 0, and what is no number to NaN."""
     kernels, _ = IMPLEMENTATIONS[name]
     cache = make_cache("int8", 3, num_kv_heads=1, head_size=8)
     heads = torch.tensor(
