@@ -167,7 +167,7 @@ class CpuKernels:
         """See `Kernels.compile`. Calls the step once, to record it."""
         recorder = Recorder(self._runtime, self.report)
         logits = step(recorder, recorder.inputs)
-        return CompiledStep(recorder.finish([logits]), logits.width)
+        return CompiledStep(recorder.finish([logits]), logits)
 
     def _normed(
         self, record: Callable[..., tuple[Buffer, Buffer]], x: Rows, residual: Rows | None

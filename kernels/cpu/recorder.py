@@ -208,19 +208,21 @@ class CompiledStep:
     The logits are a view of memory that the next run writes again.
     """
 
-    def __init__(self, program: _cpu.Program, width: int) -> None:
+    def __init__(self, program: _cpu.Program, result: Buffer) -> None:
         self._program = program
-        self._width = width
+        self._width = result.width
+        self._has_logits_rows = program.has_logits_rows(result.number)
         self._stride = program.output_stride(0)
         self._logits = torch.empty(0, self._stride)
 
     def __call__(self, inputs: StepInputs) -> Tensor:
-        """The logits of a step, float32 [R, width].
+        """The logits of a step, float32 [R, width], or [T, width] of a step that selects no rows.
 
         Raises:
             KernelError: the inputs are not as `StepInputs` says, or an index is out of range; nothing was written.
         """
-        num_rows = (inputs.token_ids if inputs.logits_rows is None else inputs.logits_rows).shape[0]
+        logits_rows = inputs.logits_rows if self._has_logits_rows else None
+        num_rows = (inputs.token_ids if logits_rows is None else logits_rows).shape[0]
         if num_rows > self._logits.shape[0]:
             # A normal tensor, so that its views may be changed within inference mode and without.
             with torch.inference_mode(False):
