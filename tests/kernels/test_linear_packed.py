@@ -27,7 +27,9 @@ from tests.kernels.linear_case import (
 # Widths that fill panels, vectors and segments, and widths that fill none of them.
 SHAPES = ((64, 256), (33, 100), (1, 1), (70, 517), (31, 8), (160, 1027))
 ROWS = (1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13, 17, 25, 40, 300)
-CASES = [(name, "float32") for name in FLOAT_FORMATS] + [(name, route) for name in QUANTIZED_FORMATS for route in ROUTES]
+CASES = [(name, "float32") for name in FLOAT_FORMATS] + [
+    (name, route) for name in QUANTIZED_FORMATS for route in ROUTES
+]
 
 
 def assert_bounded(actual: Tensor, exact: Tensor, bound: Tensor) -> None:
@@ -52,7 +54,9 @@ def test_sums(instruction_set: str, name: str, route: Any) -> None:
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-@pytest.mark.parametrize(("name", "route"), [("float32", "auto"), ("bfloat16", "auto"), ("int8/row", "auto"), ("int4/32", "float32")])
+@pytest.mark.parametrize(
+    ("name", "route"), [("float32", "auto"), ("bfloat16", "auto"), ("int8/row", "auto"), ("int4/32", "float32")]
+)
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_bias_activation_and_residual(instruction_set: str, name: str, route: Any, with_residual: bool) -> None:
     weight, bias = make_weight(name, 90, 64), torch.randn(90)
@@ -106,9 +110,19 @@ def test_activations_are_accurate(instruction_set: str, name: str) -> None:
     exponent of an exponential is rounded, they grow with that exponent."""
     layer = pack(instruction_set, torch.eye(64))
     assert layer is not None
-    x = torch.cat((torch.linspace(-12, 12, 6000), torch.logspace(-8, 4, 200), -torch.logspace(-8, 4, 200)))[:6400].view(-1, 64)
+    x = torch.cat((torch.linspace(-12, 12, 6000), torch.logspace(-8, 4, 200), -torch.logspace(-8, 4, 200)))[:6400].view(
+        -1, 64
+    )
     actual, exact = layer(x, activation=name), exact_activation(name, x.double())
-    exponent = {"silu": 1.0, "swish": 1.0, "sigmoid": 1.0, "quick_gelu": 1.702, "tanh": 0.0, "gelu": 0.0}.get(name, 0.0)
+    exponent = {
+        "silu": 1.0,
+        "swish": 1.0,
+        "sigmoid": 1.0,
+        "quick_gelu": 1.702,
+        "tanh": 0.0,
+        "gelu": 0.0,
+        "relu": 0.0,
+    }.get(name, 0.0)
     growth = x.double().abs() * exponent
     if name in ("gelu_fast", "gelu_new", "gelu_pytorch_tanh"):
         growth = 4 * (2 * 0.8 * (x.double() + 0.044715 * x.double() ** 3)).abs()
@@ -136,7 +150,9 @@ def test_infinities_and_not_a_number_stay_in_their_row_and_are_seen(instruction_
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_zeros_and_tiny_numbers(instruction_set: str) -> None:
     for name, route in CASES:
-        layer = pack(instruction_set, make_weight(name, 40, 300), torch.ones(40), route=route if "int" in name else "auto")
+        layer = pack(
+            instruction_set, make_weight(name, 40, 300), torch.ones(40), route=route if "int" in name else "auto"
+        )
         if layer is None:
             continue
         for value in (0.0, -0.0, 1e-42, 1e-35, 1e-30):
