@@ -75,10 +75,11 @@ def pack(
 class Sums:
     """x @ weight.T in float64, and a bound of a route's absolute error.
 
-    float32: a sum of K products in any order, each operation rounded once, is off by at most K * UNIT * sum |x w|; one
-    more rounding is that of a quantised weight times its scale. int16 and int8: rounding an activation is off by at most
-    half a step of its segment, largest / (127 or 32767), and what the weights make of that adds up. Summing the scaled
-    segments then rounds at most four times a segment (both scales' product, the whole sum, its product, the total).
+    float32: a sum of K products in any order, each operation rounded once, is off by at most K * UNIT * sum |x w|;
+    one more rounding is that of a quantised weight times its scale. int16 and int8: rounding an activation is off by
+    at most half a step of its segment, largest / (127 or 32767), and what the weights make of that adds up. Summing the
+    scaled segments then rounds at most four times a segment (both scales' product, the whole sum, its product, the
+    total).
     """
 
     exact: Tensor

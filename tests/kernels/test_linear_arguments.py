@@ -55,18 +55,18 @@ def test_shared_memory_is_refused() -> None:
     layer = pack("auto", torch.randn(8, 8))
     assert layer is not None
     memory = torch.zeros(10, 8)
-    with pytest.raises(KernelError, match="^out must not share memory with x"):
+    with pytest.raises(KernelError, match=r"^out must not share memory with x"):
         layer(memory[:5], out=memory[4:9])
-    with pytest.raises(KernelError, match="^out must be residual itself"):
+    with pytest.raises(KernelError, match=r"^out must be residual itself"):
         layer(torch.zeros(5, 8), out=memory[:5], residual=memory[1:6])
 
 
 def test_gated_layers() -> None:
-    with pytest.raises(KernelError, match="^a gated weight must have as many gates as ups, got 7 rows"):
+    with pytest.raises(KernelError, match=r"^a gated weight must have as many gates as ups, got 7 rows"):
         pack("auto", torch.randn(7, 8), gated=True)
     layer = pack("auto", torch.randn(8, 8), gated=True)
     assert layer is not None
-    with pytest.raises(KernelError, match="^a gated layer takes no residual"):
+    with pytest.raises(KernelError, match=r"^a gated layer takes no residual"):
         layer(torch.zeros(2, 8), residual=torch.zeros(2, 4))
 
 
@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit(weight: Any, options: dict[str, Any], message: 
 
 
 def test_a_route_that_is_not_there_says_so() -> None:
-    with pytest.raises(KernelError, match="^route int8 is not there with instruction set portable"):
+    with pytest.raises(KernelError, match=r"^route int8 is not there with instruction set portable"):
         PackedLinear(runtime("portable"), make_weight("int8/row", 4, 8), route="int8")
 
 
