@@ -181,8 +181,11 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
 
 
 def test_routes_errors() -> None:
-    """What each route's rounding costs, against float64 of the same quantised weights, beside the loss of quantising
-    the weights at all: root mean squares relative to the results; MEASURED"""
+    """What each route's rounding costs, against float64 of the same quantised weights and beside the loss of quantising
+    the weights at all: root mean squares relative to the results. Normally distributed weights and activations, K =
+    1024, give float32 6e-7, int16 3e-5 and int8 6.5e-3; int8 weights lose 8e-3 themselves (one scale a row), int4
+    weights 0.12 (128 a group). Where a hundredth of the inputs are 20 times the others: int16 1e-4, int8 2e-2. So int16
+    is negligible for both; int8 for int4 weights, while beside int8 weights it is a loss like their own."""
     weight, x = torch.randn(256, 1024), torch.randn(64, 1024)
     for bits, group_size, own_at_least in ((8, 1024, 5e-3), (4, 128, 5e-2)):
         quantized = quantize(weight, bits, group_size)
