@@ -13,7 +13,7 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
-from paged_backend.kernels.cpu.linear import CpuLinear
+from paged_backend.kernels.cpu.linear import PackedLinear
 from paged_backend.kernels.interface import Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
@@ -47,6 +47,7 @@ class Recorder:
     def __init__(self, runtime: _cpu.Runtime, report: Mapping[str, OperationChoice]) -> None:
         self.report = report
         self.inputs = _no_tokens()
+        self._runtime = runtime
         self._program = _cpu.Program(runtime)
 
     def input(self, width: int) -> Buffer:
@@ -64,9 +65,13 @@ class Recorder:
     ) -> Buffer:
         """See `Kernels.linear`."""
         number = self._number("x", x)
-        if not isinstance(weight, CpuLinear):
+        if not isinstance(weight, PackedLinear):
             raise KernelError(f"weight must be of these kernels' pack_linear, got {type(weight).__name__}.")
-        checks.check_linear(x.width, weight, weight.gated, activation, residual is not None)
+        if weight.runtime.instruction_set != self._runtime.instruction_set:
+            raise KernelError(
+                f"weight must be packed for {self._runtime.instruction_set}, got {weight.runtime.instruction_set}."
+            )
+        checks.check_linear(x.width, weight, weight.packed.gated, activation, residual is not None)
         added = self._optional("residual", residual, weight.num_outputs)
         return self._recorded(lambda: self._program.linear(number, weight.packed, activation or "", added))
 

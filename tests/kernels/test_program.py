@@ -298,6 +298,9 @@ def test_rows_of_tokens_and_of_logits_do_not_mix() -> None:
 def test_weights_of_another_implementation_are_refused() -> None:
     with pytest.raises(KernelError, match="weight must be of these kernels"):
         KERNELS.linear(torch.zeros(1, 4), object())  # type: ignore[arg-type]
+    if KERNELS.instruction_set != "portable":
+        with pytest.raises(KernelError, match="weight must be packed for"):
+            KERNELS.linear(torch.zeros(1, 4), CpuKernels(1, "portable").pack_linear(torch.zeros(3, 4)))
 
 
 def test_head_sizes_have_a_bound() -> None:
