@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import torch
 
-from paged_backend.models.layers import StepInputs
+from paged_backend.kernels.interface import StepInputs
 from paged_backend.scheduler.plan import ScheduledSequence
 
 

@@ -16,7 +16,7 @@ class Runner:
     """Computes plans on the model and its cache. One thread at a time."""
 
     def __init__(self, decoder: Decoder, storage: KVStorage, kernels: Kernels, block_size: int) -> None:
-        self._decoder = decoder
+        self._step = kernels.compile(lambda kernels, inputs: decoder(kernels, inputs, storage.layers))
         self._storage = storage
         self._kernels = kernels
         self._block_size = block_size
@@ -25,11 +25,11 @@ class Runner:
         """Copies blocks, computes every sequence's tokens, and draws where the plan asks for it."""
         with torch.inference_mode():
             if plan.block_copies:
-                self._kernels.copy_blocks(self._storage.cache, torch.tensor(plan.block_copies, dtype=torch.int64))
+                self._kernels.copy_blocks(self._storage.blocks, torch.tensor(plan.block_copies, dtype=torch.int64))
             if not plan.sequences:
                 return StepResult({})
             inputs = build_inputs(plan.sequences, self._block_size)
-            logits = self._decoder(inputs, self._storage.layers)
+            logits = self._step(inputs)
             drawing = [(s.seq_id, s.sampling) for s in plan.sequences if s.sampling is not None]
-            drawn: list[tuple[SampledToken, ...]] = sample(logits, [task for _, task in drawing])
+            drawn: list[tuple[SampledToken, ...]] = sample(self._kernels, logits, [task for _, task in drawing])
         return StepResult({seq_id: tokens for (seq_id, _), tokens in zip(drawing, drawn, strict=True)})

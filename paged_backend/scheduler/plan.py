@@ -68,7 +68,7 @@ class StepPlan:
         return sum(len(sequence.token_ids) for sequence in self.sequences)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SampledToken:
     """One drawn token.
 

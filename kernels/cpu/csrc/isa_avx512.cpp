@@ -1,12 +1,11 @@
+// Kernels for AVX-512 F, BW, DQ and VL.
 #define PAGED_BACKEND_LANES 16
-#include "kernel_table.h"
-#include "limits_kernel.h"
-#include "linear_kernel.h"
+#include "isa_table.h"
 
 namespace paged_backend {
 
 const KernelTable& kernel_table_avx512() {
-    static const KernelTable table = {PAGED_BACKEND_LANES, linear_kernels(), limit_kernels()};
+    static const KernelTable table = table_of_this_file();
     return table;
 }
 

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t max_rows_at_once = 960;       // of a call: bounds the scratch memory
 constexpr int64_t max_sums = 64 << 10;          // floats of a task's sums
-constexpr int64_t block_bytes = 64 << 10;       // of a panel's K block, which all rows of a task use before the next
+constexpr int64_t panel_block_bytes = 64 << 10;       // of a panel's K block, which all rows of a task use before the next
 constexpr int64_t float_segment = 128;          // inputs that the float32 route widens at a time
 constexpr int64_t int8_segment = 128;           // inputs that share an activation's scale
 constexpr int64_t int16_segment = 256;          // 32767 * 255 * 256 < 2^31
@@ -274,7 +274,7 @@ void PackedLinear::run_task(const Plan& plan, int64_t task, int thread) const {
     // A K block is as long as all rows of the task can use it from the caches; with one block of rows it is everything.
     const bool is_one = end_block - first_block == 1 && !is_widened;
     const int64_t input_bytes = std::max<int64_t>(1, panel_stride_ / num_inputs_);
-    const int64_t block_inputs = is_one ? num_inputs_ : is_widened ? float_segment : std::max<int64_t>(int16_segment, std::min<int64_t>(block_bytes / input_bytes, is_quantized ? 2048 : 512));
+    const int64_t block_inputs = is_one ? num_inputs_ : is_widened ? float_segment : std::max<int64_t>(int16_segment, std::min<int64_t>(panel_block_bytes / input_bytes, is_quantized ? 2048 : 512));
     int64_t first_segment = 0;
     for (int64_t first = 0; first < num_inputs_;) {
         int64_t end = std::min(num_inputs_, first + block_inputs);

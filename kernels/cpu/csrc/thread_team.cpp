@@ -1,17 +1,17 @@
 #include "thread_team.h"
 
-#include <atomic>
+#include <cassert>
 #include <chrono>
-#include <condition_variable>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 namespace paged_backend {
 
 namespace {
 
-constexpr auto spin_time = std::chrono::microseconds(50);
+// Longer than what lies between two rounds of a program; shorter than what another process would miss.
+constexpr auto member_spin_time = std::chrono::microseconds(50);
+// A caller that waits longer than most tasks take waits for a member that the system has put aside: asleep it leaves
+// its core to that member.
+constexpr auto caller_spin_time = std::chrono::microseconds(50);
 
 void pause_briefly() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -21,95 +21,116 @@ void pause_briefly() {
 #endif
 }
 
+// Waits for a condition for `time` at most, and returns whether it came true.
 template <class Condition>
-void spin_until(const Condition& condition) {
-    const auto end = std::chrono::steady_clock::now() + spin_time;
-    while (!condition() && std::chrono::steady_clock::now() < end) {
-        for (int i = 0; i < 16 && !condition(); ++i) pause_briefly();
+bool spin_until(std::chrono::nanoseconds time, const Condition& condition) {
+    // Reading the clock costs more than looking again.
+    constexpr int looks_per_clock = 16;
+    for (int look = 0; look < looks_per_clock; ++look) {
+        if (condition()) return true;
+        pause_briefly();
     }
+    const auto end = std::chrono::steady_clock::now() + time;
+    do {
+        for (int look = 0; look < looks_per_clock; ++look) {
+            if (condition()) return true;
+            pause_briefly();
+        }
+    } while (std::chrono::steady_clock::now() < end);
+    return condition();
 }
+
+constexpr uint64_t next_mask = 0xffffffff;
+
+bool has_tasks(uint64_t ticket) { return (ticket & next_mask) < (ticket >> 32); }
 
 }  // namespace
 
-// (stand-in) ticket: round in the high 32 bits, tasks left to claim in the low 32.
-struct ThreadTeam::State {
-    std::vector<std::thread> members;
-    std::mutex mutex;
-    std::condition_variable wake;
-    std::atomic<uint64_t> ticket{0};
-    std::atomic<uint32_t> round{0};
-    std::atomic<int64_t> done{0};
-    std::atomic<int> sleeping{0};
-    std::atomic<bool> stopping{false};
-    std::atomic<Function> function{nullptr};
-    std::atomic<const void*> context{nullptr};
-    std::atomic<uint32_t> num_tasks{0};
-
-    void take(uint32_t my_round, int thread) {
-        for (;;) {
-            uint64_t seen = ticket.load(std::memory_order_acquire);
-            for (;;) {
-                if (static_cast<uint32_t>(seen >> 32) != my_round || static_cast<uint32_t>(seen) == 0) return;
-                if (ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel)) break;
-            }
-            const uint32_t total = num_tasks.load(std::memory_order_relaxed);
-            function.load(std::memory_order_relaxed)(context.load(std::memory_order_relaxed), total - static_cast<uint32_t>(seen), thread);
-            done.fetch_add(1, std::memory_order_release);
-        }
+ThreadTeam::ThreadTeam(int size) {
+    members_.reserve(size > 1 ? static_cast<size_t>(size) - 1 : 0);
+    for (int thread = 1; thread < size; ++thread) {
+        members_.emplace_back([this, thread] { member_loop(thread); });
     }
-
-    void loop(int thread) {
-        uint32_t seen = 0;
-        for (;;) {
-            spin_until([&] { return round.load(std::memory_order_acquire) != seen; });
-            if (round.load(std::memory_order_acquire) == seen) {
-                std::unique_lock<std::mutex> lock(mutex);
-                sleeping.fetch_add(1);
-                wake.wait(lock, [&] { return round.load() != seen; });
-                sleeping.fetch_sub(1);
-            }
-            if (stopping.load()) return;
-            seen = round.load(std::memory_order_acquire);
-            take(seen, thread);
-        }
-    }
-};
-
-ThreadTeam::ThreadTeam(int size) : state_(new State) {
-    for (int thread = 1; thread < size; ++thread) state_->members.emplace_back([this, thread] { state_->loop(thread); });
 }
 
 ThreadTeam::~ThreadTeam() {
     {
-        std::lock_guard<std::mutex> lock(state_->mutex);
-        state_->stopping.store(true);
-        state_->round.fetch_add(1);
+        const std::lock_guard<std::mutex> lock(mutex_);
+        stopping_.store(true);
     }
-    state_->wake.notify_all();
-    for (std::thread& member : state_->members) member.join();
+    called_.notify_all();
+    for (std::thread& member : members_) member.join();
 }
 
-int ThreadTeam::size() const { return static_cast<int>(state_->members.size()) + 1; }
+void ThreadTeam::share(int64_t num_tasks, Function function, const void* context) {
+    assert(num_tasks < int64_t{1} << 31);  // what is claimed too much, once by each thread, must not overflow
+    function_ = function;
+    context_ = context;
+    num_done_.store(0, std::memory_order_relaxed);
+    // A member that goes to sleep counts itself, then looks at the ticket once more: one of us sees the other.
+    ticket_.store(static_cast<uint64_t>(num_tasks) << 32, std::memory_order_seq_cst);
+    if (num_sleeping_.load(std::memory_order_seq_cst) > 0) wake(num_tasks - 1);
+    const auto missing = static_cast<uint32_t>(num_tasks - take_tasks(0));
+    const auto is_done = [&] { return num_done_.load(std::memory_order_acquire) == missing; };
+    if (spin_until(caller_spin_time, is_done)) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    caller_sleeps_.store(true, std::memory_order_seq_cst);
+    finished_.wait(lock, [&] { return num_done_.load(std::memory_order_seq_cst) == missing; });
+    caller_sleeps_.store(false, std::memory_order_relaxed);
+}
 
-void ThreadTeam::run(int64_t num_tasks, Function function, const void* context) {
-    State& state = *state_;
-    if (state.members.empty() || num_tasks <= 1) {
-        for (int64_t task = 0; task < num_tasks; ++task) function(context, task, 0);
-        return;
+void ThreadTeam::rouse() {
+    if (num_sleeping_.load(std::memory_order_relaxed) == 0) return;
+    num_calls_.fetch_add(1, std::memory_order_relaxed);
+    wake(size());
+}
+
+void ThreadTeam::wake(int64_t most) {
+    // Who has counted itself sleeps, or holds the mutex until it does.
+    { const std::lock_guard<std::mutex> lock(mutex_); }
+    if (most >= static_cast<int64_t>(members_.size())) {
+        called_.notify_all();
+    } else {
+        for (int64_t i = 0; i < most; ++i) called_.notify_one();
     }
-    state.function.store(function, std::memory_order_relaxed);
-    state.context.store(context, std::memory_order_relaxed);
-    state.num_tasks.store(static_cast<uint32_t>(num_tasks), std::memory_order_relaxed);
-    state.done.store(0, std::memory_order_relaxed);
-    const uint32_t round = state.round.load() + 1;
-    state.ticket.store(uint64_t{round} << 32 | static_cast<uint32_t>(num_tasks), std::memory_order_release);
-    state.round.store(round);
-    if (state.sleeping.load() > 0) {
-        { std::lock_guard<std::mutex> lock(state.mutex); }
-        state.wake.notify_all();
+}
+
+int64_t ThreadTeam::take_tasks(int thread) {
+    int64_t num_taken = 0;
+    for (;;) {
+        const uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
+        if (!has_tasks(ticket)) return num_taken;
+        function_(context_, static_cast<int64_t>(ticket & next_mask), thread);
+        ++num_taken;
+        if (thread == 0) continue;
+        num_done_.fetch_add(1, std::memory_order_seq_cst);
+        if (caller_sleeps_.load(std::memory_order_seq_cst)) {
+            { const std::lock_guard<std::mutex> lock(mutex_); }
+            finished_.notify_one();
+        }
     }
-    state.take(round, 0);
-    while (state.done.load(std::memory_order_acquire) < num_tasks) pause_briefly();
+}
+
+// False when the team stops.
+bool ThreadTeam::wait_for_tasks(uint32_t& calls_seen) {
+    const auto is_called = [&] {
+        return has_tasks(ticket_.load(std::memory_order_seq_cst)) || stopping_.load(std::memory_order_relaxed);
+    };
+    if (!spin_until(member_spin_time, is_called)) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        num_sleeping_.fetch_add(1, std::memory_order_seq_cst);
+        called_.wait(lock, [&] { return is_called() || num_calls_.load(std::memory_order_relaxed) != calls_seen; });
+        num_sleeping_.fetch_sub(1, std::memory_order_relaxed);
+    }
+    calls_seen = num_calls_.load(std::memory_order_relaxed);
+    return !stopping_.load(std::memory_order_relaxed);
+}
+
+void ThreadTeam::member_loop(int thread) {
+    uint32_t calls_seen = 0;
+    while (wait_for_tasks(calls_seen)) {
+        if (has_tasks(ticket_.load(std::memory_order_relaxed))) take_tasks(thread);
+    }
 }
 
 }  // namespace paged_backend

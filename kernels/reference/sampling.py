@@ -1,0 +1,134 @@
+"""`Kernels.sample` in plain torch, a row at a time, all sums in float64."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from paged_backend.kernels.reference.random_bits import uniform
+from paged_backend.kernels.sampling_batch import LogitChanges, SampledBatch, SamplingBatch, check_sampling
+
+
+def sample(logits: Tensor, batch: SamplingBatch) -> SampledBatch:
+    """See `Kernels.sample`. On any device."""
+    check_sampling(logits, batch)
+    sampled = SampledBatch([])
+    peaks, best = _largest(logits)
+    for row, seeds in enumerate(batch.seeds):
+        raw = changed = logits[row]
+        # The largest logit tells of any that is not a number: NaN and +inf win every comparison.
+        sound, token = math.isfinite(peaks[row]), best[row]
+        if row in batch.changes and sound:
+            changed = change_logits(raw, batch.changes[row])
+            (peak,), (token,) = _largest(changed[None])
+            sound = math.isfinite(peak)
+        if not sound:
+            tokens = [-1] * len(seeds)
+        elif batch.temperatures[row] == 0.0:
+            tokens = [token] * len(seeds)
+        else:
+            tokens = _draw(changed, batch, row)
+        sampled.token_ids += tokens
+        if batch.num_logprobs:
+            _describe(raw, tokens, row, batch.num_logprobs[row], sampled)
+    return sampled
+
+
+def _largest(logits: Tensor) -> tuple[list[float], list[int]]:
+    """Each row's largest logit, NaN if it has one, and the first token that has it."""
+    values = logits.cpu().numpy()
+    best = values.argmax(axis=-1).tolist()  # of equals, torch's takes any
+    return [float(values[row, token]) for row, token in enumerate(best)], best
+
+
+def change_logits(logits: Tensor, changes: LogitChanges) -> Tensor:
+    """What `LogitChanges` says, in float32.
+
+    Args:
+        logits: float32 [V].
+
+    Returns:
+        A new tensor like it.
+    """
+    result = logits.clone()
+    if changes.allowed_token_ids is not None:
+        allowed = _indices(changes.allowed_token_ids, logits)
+        result.fill_(-torch.inf)
+        result[allowed] = logits[allowed]
+    result[_indices(changes.suppressed_token_ids, logits)] = -torch.inf
+    for token, bias in changes.logit_bias.items():
+        result[token] += bias
+    if changes.repetition_penalty != 1.0:
+        seen = _indices((*changes.prompt_token_ids, *changes.output_token_ids), logits).unique()
+        values = result[seen]
+        penalty = torch.tensor(changes.repetition_penalty, dtype=torch.float32, device=logits.device)
+        result[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    tokens, counts = _indices(changes.output_token_ids, logits).unique(return_counts=True)
+    result[tokens] -= changes.frequency_penalty * counts.float()
+    result[tokens] -= changes.presence_penalty
+    return result
+
+
+def _indices(token_ids: object, like: Tensor) -> Tensor:
+    return torch.tensor(token_ids, dtype=torch.int64, device=like.device)
+
+
+def _draw(logits: Tensor, batch: SamplingBatch, row: int) -> list[int]:
+    """Inverts the cumulative distribution, in the order of token ids, at the numbers that the seeds give."""
+    peak = float(logits.max())
+    lowest = _lowest_kept_logit(logits, peak, batch, row)
+    weights = _weights(logits, peak, batch.temperatures[row]).masked_fill_(logits < lowest, 0.0)
+    sums = weights.cumsum(dim=0)
+    points = [uniform(seed, batch.positions[row]) for seed in batch.seeds[row]]
+    # The first token whose sum exceeds the point: never one of weight 0; and as the points are below 1 by at least
+    # 2 ** -53, their product with the total is below the total, so there always is one.
+    total = sums[-1]
+    drawn: list[int] = torch.searchsorted(
+        sums, torch.tensor(points, dtype=torch.float64, device=logits.device) * total, right=True
+    ).tolist()
+    return drawn
+
+
+def _weights(logits: Tensor, peak: float, temperature: float) -> Tensor:
+    """float64: probabilities in multiples of the largest."""
+    # Shifted first: a temperature near 0 then gives 0 and -inf, never a difference of infinities.
+    return (logits.double() - peak).div_(temperature).exp_()
+
+
+def _lowest_kept_logit(logits: Tensor, peak: float, batch: SamplingBatch, row: int) -> float:
+    """The logit that a token needs to be drawn: min_p, then top_k, then top_p of what they left."""
+    top_k, top_p, min_p = batch.top_k[row], batch.top_p[row], batch.min_p[row]
+    if min_p == 0.0 and top_p == 1.0 and not 0 < top_k < len(logits):
+        return -math.inf
+    negated = (-logits).cpu().numpy()
+    negated.sort()  # several times as fast as torch's
+    falling = -torch.from_numpy(negated)
+    weights = _weights(falling, peak, batch.temperatures[row])
+    num_left = int((weights >= min_p).sum())
+    if 0 < top_k < num_left:
+        num_left = int((falling >= falling[top_k - 1]).sum())  # equals of the last one stay in with it
+    if top_p < 1.0:
+        sums = weights[:num_left].cumsum(dim=0)
+        # The first token at which the sum reaches the share.
+        num_left = min(num_left, int((sums < top_p * sums[-1]).sum()) + 1)
+    return float(falling[num_left - 1])
+
+
+def _describe(logits: Tensor, tokens: list[int], row: int, num_logprobs: int, sampled: SampledBatch) -> None:
+    """Adds log-probabilities, ranks and the most likely tokens of a row."""
+    if num_logprobs < 0 or tokens[0] < 0:
+        sampled.logprobs += [math.nan] * len(tokens)
+        sampled.ranks += [0] * len(tokens)
+        return
+    logprobs = torch.log_softmax(logits.double(), dim=-1).float()
+    sampled.logprobs += logprobs[tokens].tolist()
+    sampled.ranks += [int((logits > logits[token]).sum()) + 1 for token in tokens]
+    if num_logprobs == 0:
+        sampled.top[row] = ()
+        return
+    num_top = min(num_logprobs, len(logits))
+    likely = (logits >= logits.topk(num_top).values[-1]).nonzero()[:, 0]  # by id, and with all equals of the last
+    top = likely[logits[likely].sort(descending=True, stable=True).indices[:num_top]]
+    sampled.top[row] = tuple(zip(top.tolist(), logprobs[top].tolist(), strict=True))
