@@ -17,7 +17,7 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
-from paged_backend.kernels.cpu.linear import PackedLinear
+from paged_backend.kernels.cpu.linear import CpuLinear
 from paged_backend.kernels.cpu.recorder import Buffer, CompiledStep, Recorder, run
 from paged_backend.kernels.cpu.sampling import sample
 from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
@@ -51,10 +51,10 @@ class CpuKernels:
 
     def pack_linear(
         self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, gated: bool = False
-    ) -> PackedLinear:
+    ) -> CpuLinear:
         """See `Kernels.pack_linear`."""
         checks.check_pack_linear(weight, bias, gated)
-        return PackedLinear(self._runtime, weight, bias, gated=gated)
+        return CpuLinear(self._runtime, weight, bias, gated=gated)
 
     def linear(
         self, x: Rows, weight: LinearWeight, *, activation: str | None = None, residual: Rows | None = None
@@ -167,7 +167,7 @@ class CpuKernels:
         """See `Kernels.compile`. Calls the step once, to record it."""
         recorder = Recorder(self._runtime, self.report)
         logits = step(recorder, recorder.inputs)
-        return CompiledStep(recorder.finish([logits]), logits)
+        return CompiledStep(recorder.finish([logits]), logits.width)
 
     def _normed(
         self, record: Callable[..., tuple[Buffer, Buffer]], x: Rows, residual: Rows | None

@@ -20,13 +20,14 @@ instructions for: int8 with VNNI, int16 with AVX2, float32 elsewhere."""
 WEIGHT_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
 
-class PackedLinear:
+class CpuLinear:
     """A linear layer's weight as one runtime's instruction set reads it. A row of its result has the same bits
     whatever rows come with it, and on any number of threads.
 
     Attributes:
         packed: the C++ layer.
         runtime: the threads that it packs and runs with.
+        gated: whether it computes activation(gate) * up.
         num_inputs, num_outputs: widths of the rows that go in and come out.
         num_bytes: memory that it holds.
         route: the arithmetic, never "auto".
@@ -52,6 +53,7 @@ class PackedLinear:
         except ValueError as error:
             raise KernelError(str(error)) from None
         self.runtime = runtime
+        self.gated: bool = self.packed.gated
         self.num_inputs: int = self.packed.num_inputs
         self.num_outputs: int = self.packed.num_outputs
         self.num_bytes: int = self.packed.num_bytes

@@ -13,7 +13,7 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
-from paged_backend.kernels.cpu.linear import PackedLinear
+from paged_backend.kernels.cpu.linear import CpuLinear
 from paged_backend.kernels.interface import Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
@@ -65,7 +65,7 @@ class Recorder:
     ) -> Buffer:
         """See `Kernels.linear`."""
         number = self._number("x", x)
-        if not isinstance(weight, PackedLinear):
+        if not isinstance(weight, CpuLinear):
             raise KernelError(f"weight must be of these kernels' pack_linear, got {type(weight).__name__}.")
         if weight.runtime.instruction_set != self._runtime.instruction_set:
             raise KernelError(

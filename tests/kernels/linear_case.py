@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.cpu import _cpu
-from paged_backend.kernels.cpu.linear import PackedLinear, Route
+from paged_backend.kernels.cpu.linear import CpuLinear, Route
 from paged_backend.kernels.quantized_weight import VALUE_RANGES, QuantizedWeight
 
 INSTRUCTION_SETS = tuple(_cpu.available_instruction_sets())
@@ -60,11 +60,11 @@ def exact_weight(weight: Tensor | QuantizedWeight) -> Tensor:
 
 def pack(
     instruction_set: str, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, **options: object
-) -> PackedLinear | None:
+) -> CpuLinear | None:
     """The packed layer, or None where the instruction set does not have the route."""
     num_threads = options.pop("num_threads", 1)
     try:
-        return PackedLinear(runtime(instruction_set, num_threads), weight, bias, **options)  # type: ignore[arg-type]
+        return CpuLinear(runtime(instruction_set, num_threads), weight, bias, **options)  # type: ignore[arg-type]
     except KernelError as error:
         if "is not there with instruction set" in str(error):
             return None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.cpu import _cpu
-from paged_backend.kernels.cpu.linear import PackedLinear
+from paged_backend.kernels.cpu.linear import CpuLinear
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from tests.kernels.linear_case import INSTRUCTION_SETS, make_weight, pack, runtime
 
@@ -95,7 +95,7 @@ def test_weights_that_do_not_fit(weight: Any, options: dict[str, Any], message: 
 
 def test_a_route_that_is_not_there_says_so() -> None:
     with pytest.raises(KernelError, match=r"^route int8 is not there with instruction set portable"):
-        PackedLinear(runtime("portable"), make_weight("int8/row", 4, 8), route="int8")
+        CpuLinear(runtime("portable"), make_weight("int8/row", 4, 8), route="int8")
 
 
 def test_automatic_routes() -> None:
