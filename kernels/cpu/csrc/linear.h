@@ -60,7 +60,6 @@ struct LinearCall {
 
 constexpr int64_t panel_width = 32;
 constexpr int64_t max_tile_rows = 12;
-constexpr int64_t max_tile_panels = 4;
 constexpr int64_t max_segment = 256;
 
 // Inputs that share both scales: part of a weight's group.
@@ -116,8 +115,10 @@ struct LinearFinish {
 
 struct LinearKernels {
     int64_t max_rows;  // of a tile
-    // By format, rows - 1, and log2 of the panels; null where there is none.
-    TileFunction tiles[num_tile_formats][max_tile_rows][3];
+    // By format and rows - 1; null where there is none.
+    TileFunction tiles[num_tile_formats][max_tile_rows];
+    // The same for one row and two panels: their four chains hide the latency of an addition.
+    TileFunction double_tiles[num_tile_formats];
     // Row `row` of `num_rows` in `to`. offset: what the packed weights are too large by.
     void (*quantize_int8)(const float* x, const LinearSegment* segments, int64_t num_segments, int64_t row,
                           int64_t num_rows, int32_t offset, const QuantizedRows& to);
@@ -147,15 +148,10 @@ class PackedLinear {
     void run(Runtime& runtime, const LinearCall& call) const;
 
   private:
-    friend class LinearPacker;
-    struct Plan;
+    friend class LinearRun;
 
     void choose_route(const Runtime& runtime, LinearRoute route);
     void check(const Runtime& runtime, const LinearCall& call) const;
-    void run_task(const Plan& plan, int64_t task, int thread) const;
-    void run_float_block(const Plan& plan, int64_t first_row_block, int64_t end_row_block, int64_t panel,
-                         int64_t num_panels, int64_t first, int64_t end, float* sums, float* wide) const;
-    void quantize_rows(const Plan& plan, int64_t row_block) const;
 
     WeightFormat format_;
     LinearRoute route_ = LinearRoute::float32;
@@ -164,10 +160,10 @@ class PackedLinear {
     int64_t num_inputs_;
     int64_t num_outputs_;
     int64_t num_panels_;
-    int64_t panel_stride_ = 0;   // bytes
-    int64_t padded_inputs_ = 0;  // of quantised rows
-    std::vector<LinearSegment> segments_;
-    std::vector<float> bias_;  // [num_panels][32]
+    int64_t panel_stride_ = 0;             // bytes
+    int64_t padded_inputs_ = 0;            // of quantised rows
+    std::vector<LinearSegment> segments_;  // of quantised weights
+    std::vector<float> bias_;              // [num_panels][32]
     AlignedMemory panels_;
 };
 

@@ -56,41 +56,34 @@ struct FinishPanel {
 inline void finish_panel(const LinearFinish& panel) { with_activation(panel.activation, FinishPanel{panel}); }
 
 template <class Weights, int rows = 1>
-inline void list_float_tiles(TileFunction (&tiles)[max_tile_rows][3]) {
-    tiles[rows - 1][0] = float_tile<Weights, rows, 1>;
-    if constexpr (2 * rows * 2 * pairs_in_panel <= max_tile_vectors) tiles[rows - 1][1] = float_tile<Weights, rows, 2>;
-    if constexpr (2 * rows * 4 * pairs_in_panel <= max_tile_vectors) tiles[rows - 1][2] = float_tile<Weights, rows, 4>;
-    if constexpr (rows < max_rows_here) list_float_tiles<Weights, rows + 1>(tiles);
+inline void list_float_tiles(LinearKernels& kernels, TileFormat format) {
+    kernels.tiles[static_cast<int>(format)][rows - 1] = float_tile<Weights, rows, 1>;
+    if constexpr (rows == 1) kernels.double_tiles[static_cast<int>(format)] = float_tile<Weights, rows, 2>;
+    if constexpr (rows < max_rows_here) list_float_tiles<Weights, rows + 1>(kernels, format);
 }
 
 #if defined(__AVX2__)
 template <class Weights, class Rows, int rows = 1>
-inline void list_integer_tiles(TileFunction (&tiles)[max_tile_rows][3]) {
-    tiles[rows - 1][0] = integer_tile<Weights, Rows, rows, 1>;
-    if constexpr (2 * rows * 2 * pairs_in_panel <= max_tile_vectors) {
-        tiles[rows - 1][1] = integer_tile<Weights, Rows, rows, 2>;
-    }
-    if constexpr (2 * rows * 4 * pairs_in_panel <= max_tile_vectors) {
-        tiles[rows - 1][2] = integer_tile<Weights, Rows, rows, 4>;
-    }
-    if constexpr (rows < max_rows_here) list_integer_tiles<Weights, Rows, rows + 1>(tiles);
+inline void list_integer_tiles(LinearKernels& kernels, TileFormat format) {
+    kernels.tiles[static_cast<int>(format)][rows - 1] = integer_tile<Weights, Rows, rows, 1>;
+    if constexpr (rows == 1) kernels.double_tiles[static_cast<int>(format)] = integer_tile<Weights, Rows, rows, 2>;
+    if constexpr (rows < max_rows_here) list_integer_tiles<Weights, Rows, rows + 1>(kernels, format);
 }
 #endif
 
 inline LinearKernels linear_kernels() {
     LinearKernels kernels = {};
-    const auto tiles_of = [&](TileFormat format) -> auto& { return kernels.tiles[static_cast<int>(format)]; };
     kernels.max_rows = max_rows_here;
-    list_float_tiles<Float32Weights>(tiles_of(TileFormat::float32));
-    list_float_tiles<Bfloat16Weights>(tiles_of(TileFormat::bfloat16));
-    list_float_tiles<Float16Weights>(tiles_of(TileFormat::float16));
+    list_float_tiles<Float32Weights>(kernels, TileFormat::float32);
+    list_float_tiles<Bfloat16Weights>(kernels, TileFormat::bfloat16);
+    list_float_tiles<Float16Weights>(kernels, TileFormat::float16);
 #if defined(__AVX2__)
-    list_integer_tiles<Int8Weights, Int16Rows>(tiles_of(TileFormat::int8_int16));
-    list_integer_tiles<Int4Weights, Int16Rows>(tiles_of(TileFormat::int4_int16));
+    list_integer_tiles<Int8Weights, Int16Rows>(kernels, TileFormat::int8_int16);
+    list_integer_tiles<Int4Weights, Int16Rows>(kernels, TileFormat::int4_int16);
 #endif
 #if defined(__AVX512VNNI__)
-    list_integer_tiles<Int8Weights, Int8Rows>(tiles_of(TileFormat::int8_int8));
-    list_integer_tiles<Int4Weights, Int8Rows>(tiles_of(TileFormat::int4_int8));
+    list_integer_tiles<Int8Weights, Int8Rows>(kernels, TileFormat::int8_int8);
+    list_integer_tiles<Int4Weights, Int8Rows>(kernels, TileFormat::int4_int8);
 #endif
     kernels.quantize_int8 = quantize_row<int8_t, 127>;
     kernels.quantize_int16 = quantize_row<int16_t, 32767>;

@@ -26,6 +26,9 @@ class Runtime {
     // call. Grows, never shrinks. Called by an operation's caller before team().run(). Throws std::bad_alloc.
     char* const* scratch(int64_t bytes);
 
+    // Where weights are packed; used under turn().
+    MemoryArena& weights() { return weights_; }
+
     // Operations and programs hold it while they run: calls from several threads take turns.
     std::mutex& turn() { return turn_; }
 
@@ -36,6 +39,7 @@ class Runtime {
     AlignedMemory scratch_memory_;
     std::vector<char*> scratch_;
     int64_t scratch_bytes_ = 0;
+    MemoryArena weights_;
     std::mutex turn_;
 };
 
