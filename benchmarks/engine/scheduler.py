@@ -19,7 +19,7 @@ from pathlib import Path
 from paged_backend.config import SchedulerConfig
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import SampledToken, StepPlan, StepResult
+from paged_backend.scheduler.plan import StepPlan, StepResult
 from paged_backend.scheduler.scheduler import Scheduler
 
 BLOCK_SIZE = 16
@@ -106,8 +106,7 @@ def measure_admission(num_tokens: int, repeats: int = 50) -> dict[str, float]:
 
 def drawn(plan: StepPlan) -> StepResult:
     """What an executor would give back: one token for each seed."""
-    token = SampledToken(7)
-    return StepResult({s.seq_id: (token,) * len(s.sampling.seeds) for s in plan.sequences if s.sampling})
+    return StepResult([[7] * len(s.sampling.seeds) for s in plan.sequences if s.sampling])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.kernels.interface import Kernels
 from paged_backend.models.decoder import Decoder
 from paged_backend.sampling.sampler import sample
-from paged_backend.scheduler.plan import SampledToken, StepPlan, StepResult
+from paged_backend.scheduler.plan import StepPlan, StepResult
 
 
 class Runner:
@@ -27,9 +27,7 @@ class Runner:
             if plan.block_copies:
                 self._kernels.copy_blocks(self._storage.cache, torch.tensor(plan.block_copies, dtype=torch.int64))
             if not plan.sequences:
-                return StepResult({})
+                return StepResult(())
             inputs = build_inputs(plan.sequences, self._block_size)
             logits = self._decoder(inputs, self._storage.layers)
-            drawing = [(s.seq_id, s.sampling) for s in plan.sequences if s.sampling is not None]
-            drawn: list[tuple[SampledToken, ...]] = sample(logits, [task for _, task in drawing])
-        return StepResult({seq_id: tokens for (seq_id, _), tokens in zip(drawing, drawn, strict=True)})
+            return StepResult.of(sample(logits, [s.sampling for s in plan.sequences if s.sampling is not None]))
