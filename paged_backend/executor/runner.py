@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from paged_backend.executor.batch import build_inputs
+from paged_backend.executor.batch import BatchInputs
 from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.kernels.interface import Kernels
 from paged_backend.models.decoder import Decoder
@@ -19,7 +19,7 @@ class Runner:
         self._decoder = decoder
         self._storage = storage
         self._kernels = kernels
-        self._block_size = block_size
+        self._inputs = BatchInputs(block_size)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Copies blocks, computes every sequence's tokens, and draws where the plan asks for it."""
@@ -28,6 +28,6 @@ class Runner:
                 self._kernels.copy_blocks(self._storage.cache, torch.tensor(plan.block_copies, dtype=torch.int64))
             if not plan.sequences:
                 return StepResult(())
-            inputs = build_inputs(plan.sequences, self._block_size)
+            inputs = self._inputs.build(plan)
             logits = self._decoder(inputs, self._storage.layers)
             return StepResult.of(sample(logits, [s.sampling for s in plan.sequences if s.sampling is not None]))
