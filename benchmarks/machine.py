@@ -17,7 +17,16 @@ _INSTRUCTION_SETS: Final = (
 )
 """Names in /proc/cpuinfo, x86 and arm64, that kernels may care about."""
 
-_PACKAGES: Final = ("torch", "transformers", "numpy", "bentoml", "torchserve", "openai", "openvino-genai", "llama-cpp-python")
+_PACKAGES: Final = (
+    "torch",
+    "transformers",
+    "numpy",
+    "bentoml",
+    "torchserve",
+    "openai",
+    "openvino-genai",
+    "llama-cpp-python",
+)
 
 
 def describe_machine() -> dict[str, Any]:
