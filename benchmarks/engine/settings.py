@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.models import SHAPES, ensure_model
-from paged_backend.config import BUNDLED_MODEL, engine_argument_names
+from paged_backend.config import BUNDLED_MODEL
 
 PRECISIONS: Final[dict[str, dict[str, Any]]] = {
     "float32": {"dtype": "float32"},
@@ -15,12 +15,10 @@ PRECISIONS: Final[dict[str, dict[str, Any]]] = {
     "int8": {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"},
     "int4": {"dtype": "bfloat16", "quantization": "int4", "kv_cache_dtype": "int8"},
 }
-"""Engine arguments of each precision. bf16 is lossless for a bfloat16 checkpoint, whose weights it keeps as they are."""
+"""Engine arguments of each precision. bf16 keeps a bfloat16 checkpoint's weights as they are: nothing is lost."""
 
-
-def is_known(precision: str) -> bool:
-    """Whether this engine has all arguments of a precision."""
-    return set(PRECISIONS[precision]) <= set(engine_argument_names())
+WEIGHT_BITS: Final = {"float32": 32, "bf16": 16, "int8": 8, "int4": 4}
+"""Of a linear layer's weight. The layer that makes the logits has 8 at least."""
 
 
 def model_folder(name: str) -> str:

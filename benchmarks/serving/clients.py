@@ -1,7 +1,7 @@
 """Clients that time streams: of the bare engine, of a host through the `openai` package, of a host at little cost.
 
-All three ask for the same: one greedy completion of a given length, end of sequence ignored. The `openai` client is what
-users have; it takes longer for a chunk than the hosts do, so on a machine that server and client share it measures
+All three ask for the same: one greedy completion of a given length, end of sequence ignored. The `openai` client is
+what users have; it takes longer for a chunk than the hosts do, so on a machine that server and client share it measures
 itself. `PlainStreams` reads the bytes as they come, and looks into them after the stream has ended.
 """
 

@@ -64,7 +64,7 @@ class HttpResponse:
 
 
 def encode_json(value: Any) -> bytes:
-    """Compact UTF-8 JSON. A lone surrogate, which UTF-8 cannot hold, becomes a question mark; an infinite number null."""
+    """Compact UTF-8 JSON. A lone surrogate, which UTF-8 cannot hold, becomes "?"; an infinite number becomes null."""
     try:
         return to_json(value, inf_nan_mode="null")
     except ValueError:
