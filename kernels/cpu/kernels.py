@@ -17,7 +17,7 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
-from paged_backend.kernels.cpu.linear import CpuLinear, pack_linear
+from paged_backend.kernels.cpu.linear import CpuLinear
 from paged_backend.kernels.cpu.recorder import Buffer, CompiledStep, Recorder, run
 from paged_backend.kernels.cpu.sampling import sample
 from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
@@ -54,7 +54,7 @@ class CpuKernels:
     ) -> CpuLinear:
         """See `Kernels.pack_linear`."""
         checks.check_pack_linear(weight, bias, gated)
-        return pack_linear(self._runtime, weight, bias, gated)
+        return CpuLinear(self._runtime, weight, bias, gated=gated)
 
     def linear(
         self, x: Rows, weight: LinearWeight, *, activation: str | None = None, residual: Rows | None = None

@@ -47,6 +47,7 @@ class Recorder:
     def __init__(self, runtime: _cpu.Runtime, report: Mapping[str, OperationChoice]) -> None:
         self.report = report
         self.inputs = _no_tokens()
+        self._runtime = runtime
         self._program = _cpu.Program(runtime)
 
     def input(self, width: int) -> Buffer:
@@ -66,7 +67,11 @@ class Recorder:
         number = self._number("x", x)
         if not isinstance(weight, CpuLinear):
             raise KernelError(f"weight must be of these kernels' pack_linear, got {type(weight).__name__}.")
-        checks.check_linear(x.width, weight, weight.gated, activation, residual is not None)
+        if weight.runtime.instruction_set != self._runtime.instruction_set:
+            raise KernelError(
+                f"weight must be packed for {self._runtime.instruction_set}, got {weight.runtime.instruction_set}."
+            )
+        checks.check_linear(x.width, weight, weight.packed.gated, activation, residual is not None)
         added = self._optional("residual", residual, weight.num_outputs)
         return self._recorded(lambda: self._program.linear(number, weight.packed, activation or "", added))
 
@@ -208,19 +213,21 @@ class CompiledStep:
     The logits are a view of memory that the next run writes again.
     """
 
-    def __init__(self, program: _cpu.Program, width: int) -> None:
+    def __init__(self, program: _cpu.Program, result: Buffer) -> None:
         self._program = program
-        self._width = width
+        self._width = result.width
+        self._has_logits_rows = program.has_logits_rows(result.number)
         self._stride = program.output_stride(0)
         self._logits = torch.empty(0, self._stride)
 
     def __call__(self, inputs: StepInputs) -> Tensor:
-        """The logits of a step, float32 [R, width].
+        """The logits of a step, float32 [R, width], or [T, width] of a step that selects no rows.
 
         Raises:
             KernelError: the inputs are not as `StepInputs` says, or an index is out of range; nothing was written.
         """
-        num_rows = (inputs.token_ids if inputs.logits_rows is None else inputs.logits_rows).shape[0]
+        logits_rows = inputs.logits_rows if self._has_logits_rows else None
+        num_rows = (inputs.token_ids if logits_rows is None else logits_rows).shape[0]
         if num_rows > self._logits.shape[0]:
             # A normal tensor, so that its views may be changed within inference mode and without.
             with torch.inference_mode(False):

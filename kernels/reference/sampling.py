@@ -15,16 +15,32 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledBatch:
     """See `Kernels.sample`. On any device."""
     check_sampling(logits, batch)
     sampled = SampledBatch([])
-    for row in range(len(batch.seeds)):
-        raw = logits[row]
-        changes = batch.changes.get(row)
-        changed = raw if changes is None else change_logits(raw, changes)
-        num_samples = len(batch.seeds[row])
-        tokens = _draw(changed, batch, row) if _are_numbers(raw) and _are_numbers(changed) else [-1] * num_samples
+    peaks, best = _largest(logits)
+    for row, seeds in enumerate(batch.seeds):
+        raw = changed = logits[row]
+        # The largest logit tells of any that is not a number: NaN and +inf win every comparison.
+        sound, token = math.isfinite(peaks[row]), best[row]
+        if row in batch.changes and sound:
+            changed = change_logits(raw, batch.changes[row])
+            (peak,), (token,) = _largest(changed[None])
+            sound = math.isfinite(peak)
+        if not sound:
+            tokens = [-1] * len(seeds)
+        elif batch.temperatures[row] == 0.0:
+            tokens = [token] * len(seeds)
+        else:
+            tokens = _draw(changed, batch, row)
         sampled.token_ids += tokens
         if batch.num_logprobs:
             _describe(raw, tokens, row, batch.num_logprobs[row], sampled)
     return sampled
+
+
+def _largest(logits: Tensor) -> tuple[list[float], list[int]]:
+    """Each row's largest logit, NaN if it has one, and the first token that has it."""
+    values = logits.cpu().numpy()
+    best = values.argmax(axis=-1).tolist()  # of equals, torch's takes any
+    return [float(values[row, token]) for row, token in enumerate(best)], best
 
 
 def change_logits(logits: Tensor, changes: LogitChanges) -> Tensor:
@@ -59,20 +75,12 @@ def _indices(token_ids: object, like: Tensor) -> Tensor:
     return torch.tensor(token_ids, dtype=torch.int64, device=like.device)
 
 
-def _are_numbers(logits: Tensor) -> bool:
-    """No NaN, no +inf, and something above -inf: NaN and +inf win every comparison."""
-    return math.isfinite(float(logits.max()))
-
-
 def _draw(logits: Tensor, batch: SamplingBatch, row: int) -> list[int]:
-    temperature = batch.temperatures[row]
-    if temperature == 0.0:
-        first = int((logits == logits.max()).nonzero()[0, 0])
-        return [first] * len(batch.seeds[row])
-    # Shifted first: a temperature near 0 then gives 0 and -inf, never a difference of infinities.
-    weights = (logits.double() - float(logits.max())).div_(temperature).exp_()
-    lowest = _lowest_kept_logit(logits, weights, batch.top_k[row], batch.top_p[row], batch.min_p[row])
-    sums = weights.masked_fill_(logits < lowest, 0.0).cumsum(dim=0)
+    """Inverts the cumulative distribution, in the order of token ids, at the numbers that the seeds give."""
+    peak = float(logits.max())
+    lowest = _lowest_kept_logit(logits, peak, batch, row)
+    weights = _weights(logits, peak, batch.temperatures[row]).masked_fill_(logits < lowest, 0.0)
+    sums = weights.cumsum(dim=0)
     points = [uniform(seed, batch.positions[row]) for seed in batch.seeds[row]]
     # The first token whose sum exceeds the point: never one of weight 0; and as the points are below 1 by at least
     # 2 ** -53, their product with the total is below the total, so there always is one.
@@ -83,17 +91,21 @@ def _draw(logits: Tensor, batch: SamplingBatch, row: int) -> list[int]:
     return drawn
 
 
-def _lowest_kept_logit(logits: Tensor, weights: Tensor, top_k: int, top_p: float, min_p: float) -> float:
-    """The logit that a token needs to be drawn: min_p, then top_k, then top_p of what they left.
+def _weights(logits: Tensor, peak: float, temperature: float) -> Tensor:
+    """float64: probabilities in multiples of the largest."""
+    # Shifted first: a temperature near 0 then gives 0 and -inf, never a difference of infinities.
+    return (logits.double() - peak).div_(temperature).exp_()
 
-    Args:
-        logits: float32 [V].
-        weights: float64 [V], the most likely token's being 1.
-    """
+
+def _lowest_kept_logit(logits: Tensor, peak: float, batch: SamplingBatch, row: int) -> float:
+    """The logit that a token needs to be drawn: min_p, then top_k, then top_p of what they left."""
+    top_k, top_p, min_p = batch.top_k[row], batch.top_p[row], batch.min_p[row]
     if min_p == 0.0 and top_p == 1.0 and not 0 < top_k < len(logits):
         return -math.inf
-    falling, order = logits.sort(descending=True)
-    weights = weights[order]
+    negated = (-logits).cpu().numpy()
+    negated.sort()  # several times as fast as torch's
+    falling = -torch.from_numpy(negated)
+    weights = _weights(falling, peak, batch.temperatures[row])
     num_left = int((weights >= min_p).sum())
     if 0 < top_k < num_left:
         num_left = int((falling >= falling[top_k - 1]).sum())  # equals of the last one stay in with it
@@ -113,6 +125,10 @@ def _describe(logits: Tensor, tokens: list[int], row: int, num_logprobs: int, sa
     logprobs = torch.log_softmax(logits.double(), dim=-1).float()
     sampled.logprobs += logprobs[tokens].tolist()
     sampled.ranks += [int((logits > logits[token]).sum()) + 1 for token in tokens]
-    _, order = logits.sort(descending=True, stable=True)
-    top = order[:num_logprobs]
+    if num_logprobs == 0:
+        sampled.top[row] = ()
+        return
+    num_top = min(num_logprobs, len(logits))
+    likely = (logits >= logits.topk(num_top).values[-1]).nonzero()[:, 0]  # by id, and with all equals of the last
+    top = likely[logits[likely].sort(descending=True, stable=True).indices[:num_top]]
     sampled.top[row] = tuple(zip(top.tolist(), logprobs[top].tolist(), strict=True))

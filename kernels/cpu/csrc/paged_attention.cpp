@@ -129,7 +129,7 @@ void PagedAttention::plan(const PagedAttentionArgs& args, int num_threads) {
         PagedAttentionTask task = {narrow(sequence),          narrow(first_row), narrow(num_rows), 0, 1,
                                    narrow(seen.first_part()), narrow(num_parts), -1};
         if (num_parts == 1 || work <= largest_work) {
-            const int64_t heads = std::max<int64_t>(1, std::min(least_work, largest_work) / work);
+            const int64_t heads = std::max<int64_t>(1, std::min(num_heads, largest_work / work));
             for (int64_t head = 0; head < num_heads; head += heads) {
                 task.first_head = narrow(head);
                 task.num_heads = narrow(std::min(heads, num_heads - head));
@@ -191,15 +191,18 @@ void PagedAttention::run(Runtime& runtime, const PagedAttentionArgs& args) {
     const PagedAttentionKernel& kernel = runtime.kernels().paged_attention;
     char* const* scratch = runtime.scratch(kernel.scratch_bytes(max_lines_));
     for (size_t i = 0; i < splits_.size(); ++i) open_[i].store(splits_[i].num_tasks, std::memory_order_relaxed);
-    runtime.team().run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int thread) {
+    const auto num_tasks = static_cast<int64_t>(tasks_.size());
+    const int64_t num_threads = runtime.team().size();
+    runtime.team().run(num_tasks, [&](int64_t index, int thread) {
         const PagedAttentionTask& task = tasks_[static_cast<size_t>(index)];
-        if (task.split < 0) return kernel.attend(args, task, scratch[thread], nullptr);
+        const PagedAttentionTask& next = tasks_[static_cast<size_t>(std::min(index + num_threads, num_tasks - 1))];
+        if (task.split < 0) return kernel.attend(args, task, next, scratch[thread], nullptr);
         const auto split = static_cast<size_t>(task.split);
         const PagedAttentionTask& whole = splits_[split].whole;
         float* results = results_.data() + splits_[split].offset;
         const int64_t lines = whole.num_rows * (args.num_query_heads / args.cache.num_kv_heads);
         const int64_t before = (task.first_part - whole.first_part) * lines * split_line_floats;
-        kernel.attend(args, task, scratch[thread], results + before);
+        kernel.attend(args, task, next, scratch[thread], results + before);
         // Who ends last puts the parts together.
         if (open_[split].fetch_sub(1, std::memory_order_acq_rel) == 1) kernel.merge(args, whole, results);
     });

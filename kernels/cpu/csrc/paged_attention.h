@@ -73,8 +73,10 @@ constexpr int64_t split_line_floats = line_stride + 16;
 struct PagedAttentionKernel {
     // Of scratch memory for a task of so many lines.
     int64_t (*scratch_bytes)(int64_t num_lines);
-    // Computes a task: to args.out, or to `results`, those of the split that it belongs to.
-    void (*attend)(const PagedAttentionArgs& args, const PagedAttentionTask& task, char* scratch, float* results);
+    // Computes a task: to args.out, or to `results`, its place in those of the split that it belongs to. Asks for the
+    // first keys of next_task meanwhile, which is likely to come next.
+    void (*attend)(const PagedAttentionArgs& args, const PagedAttentionTask& task, const PagedAttentionTask& next_task,
+                   char* scratch, float* results);
     // Puts all parts of a split together, to args.out.
     void (*merge)(const PagedAttentionArgs& args, const PagedAttentionTask& whole, const float* results);
 };

@@ -33,6 +33,8 @@ constexpr int64_t lines_at_once = 6;
 constexpr int64_t vectors_at_once = 4;                        // of scores
 constexpr int64_t columns_at_once = num_registers == 32 ? 8 : 4;  // vectors of sums
 constexpr int64_t tile_size = vectors_at_once * lanes;        // positions whose scores are computed at once
+constexpr int64_t bytes_ahead = 16384;                        // that are fetched before they are read
+constexpr int64_t max_ahead = 16;                             // the same in vectors of keys or runs of values, at most
 constexpr int64_t stripe_size = 64;                           // positions whose values stay in the fastest cache
 constexpr int64_t weight_stride = part_size + 16;             // between lines; see line_stride
 
@@ -122,12 +124,14 @@ inline Floats exp2_not_positive(Floats x) {
 
 // Positions of a part that follow each other in one block, and in one stripe. `first` counts from the part's begin.
 struct Run {
-    const char* values;
     int64_t first;
     int64_t end;
+    const char* values;
+    const char* key_scales;  // int8 only, as value_scales
+    const char* value_scales;
 };
 
-constexpr int64_t max_runs = part_size + 1;
+constexpr int64_t max_runs = part_size + 1 + max_ahead;
 constexpr int64_t num_stripes = part_size / stripe_size;
 
 // A thread's memory for one task. Arrays over lines are line_stride or weight_stride apart.
@@ -144,7 +148,7 @@ struct Workspace {
     float* value_scales;        // per position of a part
     float* packed_keys;         // [head_size, tile_size], for block sizes that are no multiple of a vector
     float* packed_values;       // [stripe_size, lanes], for heads smaller than a vector
-    const char** key_vectors;   // where each vector of a part's keys begins
+    const char** key_vectors;   // where each vector of a part's keys begins, and then some values
     Run* runs;
 };
 
@@ -169,7 +173,8 @@ inline uintptr_t lay_out(uintptr_t scratch, int64_t num_lines, Workspace* space)
     space->value_scales = floats(part_size);
     space->packed_keys = floats(max_head_size * tile_size);
     space->packed_values = floats(stripe_size * lanes);
-    space->key_vectors = reinterpret_cast<const char**>(take(part_size / lanes * static_cast<int64_t>(sizeof(char*))));
+    space->key_vectors = reinterpret_cast<const char**>(
+        take((part_size / lanes + max_ahead) * static_cast<int64_t>(sizeof(char*))));
     space->runs = reinterpret_cast<Run*>(take(max_runs * static_cast<int64_t>(sizeof(Run))));
     return end;
 }
@@ -181,47 +186,69 @@ inline int64_t scratch_bytes(int64_t num_lines) {
 
 // --- The two products -------------------------------------------------------------------------------------------------
 
-// Dot products of some lines' queries with some vectors of keys.
+// Asks for a cache line that will be read soon: the processor does not foresee which block comes next.
+inline void fetch(const void* address) { __builtin_prefetch(address, 0, 2); }
+
+// Where some vectors of keys begin, and what to fetch as they are read: the same bytes from other places.
+struct Keys {
+    const char* const* vectors;
+    const char* const* next;
+    int64_t stride;  // numbers from one number of a key to the next
+};
+
+// Dot products of some lines' queries with some vectors of keys. Not inlined: its loop needs all registers.
 template <class T, int num_lines, int num_vectors>
-void score_lines(const char* const* key_vectors, int64_t key_stride, const float* queries, int64_t head_size,
-                 float* scores) {
+__attribute__((noinline)) void score_lines(const Keys& key_vectors, int64_t first, const float* queries, int64_t head_size, float* scores) {
     const T* keys[num_vectors];
-    for (int v = 0; v < num_vectors; ++v) keys[v] = reinterpret_cast<const T*>(key_vectors[v]);
-    Floats sums[num_lines][num_vectors] = {};
-    for (int64_t i = 0, at = 0; i < head_size; ++i, at += key_stride) {
+    const T* next[num_vectors];
+    for (int v = 0; v < num_vectors; ++v) {
+        keys[v] = reinterpret_cast<const T*>(key_vectors.vectors[first + v]);
+        next[v] = reinterpret_cast<const T*>(key_vectors.next[first + v]);
+    }
+    const int64_t key_stride = key_vectors.stride;
+    Floats sums[num_lines][num_vectors];
+    for (int l = 0; l < num_lines; ++l) {
+        for (int v = 0; v < num_vectors; ++v) sums[l][v] = Floats{};
+    }
+    int64_t i = 0;
+    int64_t at = 0;
+    do {
         Floats key[num_vectors];
-        for (int v = 0; v < num_vectors; ++v) key[v] = widen(keys[v] + at);
+        for (int v = 0; v < num_vectors; ++v) {
+            key[v] = widen(keys[v] + at);
+            fetch(next[v] + at);
+        }
         for (int l = 0; l < num_lines; ++l) {
             const float query = queries[l * line_stride + i];
             for (int v = 0; v < num_vectors; ++v) sums[l][v] += query * key[v];
         }
-    }
+        at += key_stride;
+    } while (++i < head_size);
     for (int l = 0; l < num_lines; ++l) {
         for (int v = 0; v < num_vectors; ++v) store(sums[l][v], scores + l * weight_stride + v * lanes);
     }
 }
 
 template <class T, int num_lines>
-void score_vectors(int64_t num_vectors, const char* const* key_vectors, int64_t key_stride, const float* queries,
-                   int64_t head_size, float* scores) {
+void score_vectors(int64_t num_vectors, const Keys& keys, const float* queries, int64_t head_size, float* scores) {
     constexpr int most = num_registers == 32 || num_lines <= 3 ? 4 : 2;
     int64_t v = 0;
     for (; v + most <= num_vectors; v += most) {
-        score_lines<T, num_lines, most>(key_vectors + v, key_stride, queries, head_size, scores + v * lanes);
+        score_lines<T, num_lines, most>(keys, v, queries, head_size, scores + v * lanes);
     }
     if (v + 2 <= num_vectors) {
-        score_lines<T, num_lines, 2>(key_vectors + v, key_stride, queries, head_size, scores + v * lanes);
+        score_lines<T, num_lines, 2>(keys, v, queries, head_size, scores + v * lanes);
         v += 2;
     }
-    if (v < num_vectors) {
-        score_lines<T, num_lines, 1>(key_vectors + v, key_stride, queries, head_size, scores + v * lanes);
-    }
+    if (v < num_vectors) score_lines<T, num_lines, 1>(keys, v, queries, head_size, scores + v * lanes);
 }
 
-// What add_columns reads: the runs, clipped to begin .. end - 1, of values that are `stride` numbers apart.
+// What add_columns reads: runs, at least one, clipped to begin .. end - 1, of values that are `stride` numbers apart; and
+// what to fetch meanwhile: the same bytes `ahead` runs later.
 struct Values {
     const Run* runs;
-    int64_t num_runs;
+    const Run* runs_end;
+    int64_t ahead;
     int64_t begin;
     int64_t end;
     int64_t stride;
@@ -229,25 +256,33 @@ struct Values {
 
 // Adds some columns of the values, weighted, to some lines' sums.
 template <class T, int num_lines, int num_vectors>
-void add_columns(const Values& values, int64_t column, const float* weights, float* sums) {
+__attribute__((noinline)) void add_columns(const Values& values, int64_t column, const float* weights, float* sums) {
     Floats sum[num_lines][num_vectors];
     for (int l = 0; l < num_lines; ++l) {
         for (int v = 0; v < num_vectors; ++v) sum[l][v] = load(sums + l * line_stride + v * lanes);
     }
-    for (int64_t r = 0; r < values.num_runs; ++r) {
-        const Run& run = values.runs[r];
-        const int64_t begin = max_of(run.first, values.begin);
-        const int64_t end = min_of(run.end, values.end);
-        const T* from = reinterpret_cast<const T*>(run.values) + (begin - run.first) * values.stride + column;
-        for (int64_t key = begin; key < end; ++key, from += values.stride) {
+    const int64_t stride = values.stride;
+    const Run* run = values.runs;
+    do {
+        int64_t key = max_of(run->first, values.begin);
+        const int64_t end = min_of(run->end, values.end);
+        if (key >= end) continue;
+        const T* from = reinterpret_cast<const T*>(run->values) + (key - run->first) * stride + column;
+        const T* next = reinterpret_cast<const T*>(run[values.ahead].values) + column;
+        do {
             Floats value[num_vectors];
-            for (int v = 0; v < num_vectors; ++v) value[v] = widen(from + v * lanes);
+            for (int v = 0; v < num_vectors; ++v) {
+                value[v] = widen(from + v * lanes);
+                if (v * lanes * sizeof(T) % 64 == 0) fetch(next + v * lanes);
+            }
             for (int l = 0; l < num_lines; ++l) {
                 const float weight = weights[l * weight_stride + key];
                 for (int v = 0; v < num_vectors; ++v) sum[l][v] += weight * value[v];
             }
-        }
-    }
+            from += stride;
+            next += stride;
+        } while (++key < end);
+    } while (++run < values.runs_end);
     for (int l = 0; l < num_lines; ++l) {
         for (int v = 0; v < num_vectors; ++v) store(sum[l][v], sums + l * line_stride + v * lanes);
     }
@@ -299,9 +334,8 @@ void for_lines(int64_t num_lines, const Step& step) {
     }
 
 template <class T>
-void score(int64_t count, int64_t num_vectors, const char* const* key_vectors, int64_t key_stride, const float* queries,
-           int64_t head_size, float* scores) {
-#define PAGED_BACKEND_CALL(lines) score_vectors<T, lines>(num_vectors, key_vectors, key_stride, queries, head_size, scores)
+void score(int64_t count, int64_t num_vectors, const Keys& keys, const float* queries, int64_t head_size, float* scores) {
+#define PAGED_BACKEND_CALL(lines) score_vectors<T, lines>(num_vectors, keys, queries, head_size, scores)
     PAGED_BACKEND_FOR_LINE_COUNT(count, PAGED_BACKEND_CALL)
 #undef PAGED_BACKEND_CALL
 }
@@ -421,13 +455,40 @@ inline void store_line(const float* sums, float weight_sum, int64_t head_size, f
 
 // --- A task -----------------------------------------------------------------------------------------------------------
 
+// The position of a task's first row.
+inline int64_t first_position_of(const PagedAttentionArgs& args, const PagedAttentionTask& task) {
+    const int64_t num_rows = args.query_start[task.sequence + 1] - args.query_start[task.sequence];
+    return args.context_lens[task.sequence] - num_rows + task.first_row;
+}
+
+// Goes through a sequence's blocks.
+class Walk {
+  public:
+    Walk(const int32_t* table, int64_t position, int64_t block_size)
+        : table_(table + position / block_size), offset_(position % block_size), block_size_(block_size) {}
+
+    int64_t block() const { return *table_; }
+    int64_t offset() const { return offset_; }  // in the block
+
+    void advance(int64_t count) {
+        for (offset_ += count; offset_ >= block_size_; offset_ -= block_size_) ++table_;
+    }
+
+  private:
+    const int32_t* table_;
+    int64_t offset_;
+    const int64_t block_size_;
+};
+
 // A task's rows for one key/value head.
 template <class T>
 class Head {
   public:
-    Head(const PagedAttentionArgs& args, const PagedAttentionTask& task, int64_t head, const Workspace& space)
+    Head(const PagedAttentionArgs& args, const PagedAttentionTask& task, const PagedAttentionTask& next_task, int64_t head,
+         const Workspace& space)
         : args_(args),
           task_(task),
+          next_task_(next_task),
           space_(space),
           head_(head),
           group_(args.num_query_heads / args.cache.num_kv_heads),
@@ -435,8 +496,9 @@ class Head {
           head_size_(args.cache.head_size),
           block_size_(args.cache.block_size),
           width_(max_of(head_size_, lanes)),
-          first_position_(args.context_lens[task.sequence] -
-                          (args.query_start[task.sequence + 1] - args.query_start[task.sequence]) + task.first_row) {}
+          first_position_(first_position_of(args, task)),
+          keys_ahead_(ahead(head_size_ * lanes)),
+          values_ahead_(ahead(head_size_ * min_of(block_size_, stripe_size))) {}
 
     void load_queries() {
         const double log2_e = 1.4426950408889634;
@@ -458,6 +520,7 @@ class Head {
         seen_ = seen_by(0, num_lines_);
         find_keys_and_values();
         score_part();
+        if (has_scales()) load_scales();
         for_lines(num_lines_, [&](int64_t count, int64_t line) { weigh_lines(count, line); });
         add_part();
     }
@@ -503,6 +566,11 @@ class Head {
     int64_t num_lines() const { return num_lines_; }
 
   private:
+    static constexpr int64_t number_bytes = static_cast<int64_t>(sizeof(T));
+
+    // How many pieces of so many numbers to fetch before they are read.
+    static int64_t ahead(int64_t numbers) { return max_of(1, min_of(bytes_ahead / (numbers * number_bytes), max_ahead)); }
+
     int64_t first_place(int64_t row, int64_t stride) const {
         return (args_.query_start[task_.sequence] + task_.first_row + row) * stride + head_ * group_ * head_size_;
     }
@@ -515,59 +583,99 @@ class Head {
     }
 
     bool has_whole_vectors() const { return block_size_ % lanes == 0; }
+    bool has_scales() const { return args_.cache.dtype == CacheDtype::int8; }
 
-    const char* block(const char* blocks, int64_t stride, int64_t position) const {
-        return blocks + args_.block_tables[task_.sequence * args_.max_blocks + position / block_size_] * stride;
+    const int32_t* table_of(const PagedAttentionTask& task) const {
+        return args_.block_tables + task.sequence * args_.max_blocks;
     }
 
-    const char* key_block(int64_t position) const { return block(args_.keys, args_.key_block_stride, position); }
+    const char* key_block(int64_t number) const { return args_.keys + number * args_.key_block_stride; }
+    const char* value_block(int64_t number) const { return args_.values + number * args_.value_block_stride; }
 
     void find_keys_and_values() {
-        const int64_t head_bytes = head_ * block_size_ * head_size_ * static_cast<int64_t>(sizeof(T));
+        const int64_t head_numbers = head_ * block_size_ * head_size_;
         if (has_whole_vectors()) {
-            for (int64_t v = seen_.first_vector(); v < seen_.end_vector(); ++v) {
-                const int64_t position = part_begin_ + v * lanes;
-                space_.key_vectors[v] =
-                    key_block(position) + head_bytes + position % block_size_ * static_cast<int64_t>(sizeof(T));
+            Walk walk(table_of(task_), part_begin_ + seen_.first_vector() * lanes, block_size_);
+            for (int64_t v = seen_.first_vector(); v < seen_.end_vector(); ++v, walk.advance(lanes)) {
+                space_.key_vectors[v] = key_block(walk.block()) + (head_numbers + walk.offset()) * number_bytes;
             }
         }
+        const int64_t scales = scales_offset(args_.cache) + head_ * block_size_ * 4;
         num_runs_ = 0;
         int64_t place = seen_.low;
+        Walk walk(table_of(task_), part_begin_ + place, block_size_);
         for (int64_t stripe = 0; stripe < num_stripes; ++stripe) {
             stripe_runs_[stripe] = num_runs_;
             const int64_t stripe_end = min_of((stripe + 1) * stripe_size, seen_.high);
             while (place < stripe_end) {
-                const int64_t position = part_begin_ + place;
-                const int64_t offset = position % block_size_;
-                const int64_t end = min_of(place + block_size_ - offset, stripe_end);
-                const char* values = block(args_.values, args_.value_block_stride, position);
-                space_.runs[num_runs_++] = {
-                    values + head_bytes + offset * head_size_ * static_cast<int64_t>(sizeof(T)), place, end};
-                if (args_.cache.dtype == CacheDtype::int8) {
-                    const int64_t scales = scales_offset(args_.cache) + (head_ * block_size_ + offset) * 4;
-                    const auto bytes = static_cast<size_t>(end - place) * 4;
-                    std::memcpy(space_.key_scales + place, key_block(position) + scales, bytes);
-                    std::memcpy(space_.value_scales + place, values + scales, bytes);
+                const int64_t length = min_of(block_size_ - walk.offset(), stripe_end - place);
+                Run& run = space_.runs[num_runs_++];
+                run.first = place;
+                run.end = place + length;
+                run.values = value_block(walk.block()) + (head_numbers + walk.offset() * head_size_) * number_bytes;
+                if (has_scales()) {
+                    run.key_scales = key_block(walk.block()) + scales + walk.offset() * 4;
+                    run.value_scales = value_block(walk.block()) + scales + walk.offset() * 4;
+                    fetch(run.key_scales);
+                    fetch(run.value_scales);
                 }
-                place = end;
+                place += length;
+                walk.advance(length);
             }
         }
         stripe_runs_[num_stripes] = num_runs_;
+        find_what_comes_next();
+    }
+
+    // After the last keys come the first values; after the last values the keys of the next part, head or task.
+    void find_what_comes_next() {
+        for (int64_t v = 0; v < keys_ahead_; ++v) {
+            space_.key_vectors[seen_.end_vector() + v] = space_.runs[min_of(v, num_runs_ - 1)].values;
+        }
+        const PagedAttentionTask* task = &task_;
+        int64_t head = head_;
+        int64_t part = part_begin_ / part_size + 1;
+        if (part == task->first_part + task->num_parts) {
+            if (++head == task->first_head + task->num_heads) {
+                task = &next_task_;
+                head = task->first_head;
+            }
+            part = task->first_part;
+        }
+        const int64_t last = args_.context_lens[task->sequence] - 1;
+        const int64_t seen = first_position_of(args_, *task) - args_.sliding_window + 1;
+        int64_t position = max_of(part * part_size, args_.sliding_window ? seen : 0) / lanes * lanes;
+        Walk walk(table_of(*task), position, block_size_);
+        for (int64_t v = 0; v < values_ahead_; ++v) {
+            space_.runs[num_runs_ + v].values =
+                key_block(walk.block()) + (head * block_size_ * head_size_ + walk.offset()) * number_bytes;
+            position += lanes;
+            if (position <= last) walk.advance(lanes);
+        }
+    }
+
+    void load_scales() {
+        for (int64_t r = 0; r < num_runs_; ++r) {
+            const Run& run = space_.runs[r];
+            const auto bytes = static_cast<size_t>(run.end - run.first) * 4;
+            std::memcpy(space_.key_scales + run.first, run.key_scales, bytes);
+            std::memcpy(space_.value_scales + run.first, run.value_scales, bytes);
+        }
     }
 
     // Keys of a tile as floats, [head_size, tile_size]. What is not seen stays anything.
     void pack_keys(int64_t tile) {
-        const int64_t head_numbers = head_ * block_size_ * head_size_;
         const int64_t end = min_of(tile + tile_size, seen_.high);
-        for (int64_t place = max_of(tile, seen_.low); place < end;) {
-            const int64_t offset = (part_begin_ + place) % block_size_;
-            const int64_t length = min_of(block_size_ - offset, end - place);
-            const T* from = reinterpret_cast<const T*>(key_block(part_begin_ + place)) + head_numbers + offset;
+        int64_t place = max_of(tile, seen_.low);
+        for (Walk walk(table_of(task_), part_begin_ + place, block_size_); place < end;) {
+            const int64_t length = min_of(block_size_ - walk.offset(), end - place);
+            const T* from = reinterpret_cast<const T*>(key_block(walk.block())) + head_ * block_size_ * head_size_ + walk.offset();
             float* to = space_.packed_keys + place - tile;
             for (int64_t i = 0; i < head_size_; ++i, from += block_size_, to += tile_size) {
                 for (int64_t key = 0; key < length; ++key) to[key] = widen_one(from[key]);
             }
             place += length;
+            walk.advance(length);
         }
     }
 
@@ -588,10 +696,11 @@ class Head {
                 const float* queries = space_.queries + line * line_stride;
                 float* scores = space_.weights + line * weight_stride + first * lanes;
                 if (has_whole_vectors()) {
-                    score<T>(count, end - first, space_.key_vectors + first, block_size_, queries, head_size_, scores);
+                    const Keys keys = {space_.key_vectors + first, space_.key_vectors + first + keys_ahead_, block_size_};
+                    score<T>(count, end - first, keys, queries, head_size_, scores);
                 } else {
-                    score<float>(count, end - first, packed + (first - tile / lanes), tile_size, queries, head_size_,
-                                 scores);
+                    const char* const* vectors = packed + (first - tile / lanes);
+                    score<float>(count, end - first, {vectors, vectors, tile_size}, queries, head_size_, scores);
                 }
             });
         }
@@ -599,10 +708,9 @@ class Head {
 
     void weigh_lines(int64_t count, int64_t line) {
         const Range filled = seen_by(line, count);
-        const bool has_scales = args_.cache.dtype == CacheDtype::int8;
         const bool has_soft_cap = args_.soft_cap > 0.0f;
         const Weighing weighing = {space_.key_scales, space_.value_scales, args_.soft_cap * 1.44269504088896341f};
-        const auto function = has_scales ? (has_soft_cap ? weigh<true, true> : weigh<true, false>)
+        const auto function = has_scales() ? (has_soft_cap ? weigh<true, true> : weigh<true, false>)
                                          : (has_soft_cap ? weigh<false, true> : weigh<false, false>);
         for (int64_t l = line; l < line + count; ++l) {
             function(weighing, seen_by(l, 1), filled, space_.weights + l * weight_stride, space_.part_largest + l,
@@ -627,9 +735,9 @@ class Head {
                 const float* weights = space_.weights + line * weight_stride;
                 float* sums = space_.part_sums + line * line_stride;
                 if (head_size_ < lanes) {
-                    add<float>(count, {&packed, 1, range.low, range.high, lanes}, lanes, weights, sums);
+                    add<float>(count, {&packed, &packed + 1, 0, range.low, range.high, lanes}, lanes, weights, sums);
                 } else {
-                    add<T>(count, {runs, num_runs, range.low, range.high, head_size_}, head_size_, weights, sums);
+                    add<T>(count, {runs, runs + num_runs, values_ahead_, range.low, range.high, head_size_}, head_size_, weights, sums);
                 }
             });
         }
@@ -646,11 +754,12 @@ class Head {
                 for (int64_t i = 0; i < head_size_; ++i) to[i] = widen_one(from[i]);
             }
         }
-        return {reinterpret_cast<const char*>(space_.packed_values), first, runs[num_runs - 1].end};
+        return {first, runs[num_runs - 1].end, reinterpret_cast<const char*>(space_.packed_values), nullptr, nullptr};
     }
 
     const PagedAttentionArgs& args_;
     const PagedAttentionTask& task_;
+    const PagedAttentionTask& next_task_;
     const Workspace& space_;
     const int64_t head_;
     const int64_t group_;  // query heads of the key/value head
@@ -659,6 +768,8 @@ class Head {
     const int64_t block_size_;
     const int64_t width_;  // of a line's sums
     const int64_t first_position_;
+    const int64_t keys_ahead_;    // vectors
+    const int64_t values_ahead_;  // runs
     // Of the present part:
     int64_t part_begin_ = 0;
     Range seen_ = {0, 0};  // by any line
@@ -667,9 +778,10 @@ class Head {
 };
 
 template <class T>
-void attend_task(const PagedAttentionArgs& args, const PagedAttentionTask& task, const Workspace& space, float* results) {
+void attend_task(const PagedAttentionArgs& args, const PagedAttentionTask& task, const PagedAttentionTask& next_task,
+                 const Workspace& space, float* results) {
     for (int64_t head = task.first_head; head < task.first_head + task.num_heads; ++head) {
-        Head<T> rows(args, task, head, space);
+        Head<T> rows(args, task, next_task, head, space);
         rows.load_queries();
         for (int64_t part = task.first_part; part < task.first_part + task.num_parts; ++part) {
             rows.attend(part);
@@ -684,19 +796,20 @@ void attend_task(const PagedAttentionArgs& args, const PagedAttentionTask& task,
     }
 }
 
-inline void run_task(const PagedAttentionArgs& args, const PagedAttentionTask& task, char* scratch, float* results) {
+inline void run_task(const PagedAttentionArgs& args, const PagedAttentionTask& task, const PagedAttentionTask& next_task,
+                     char* scratch, float* results) {
     Workspace space;
     lay_out(reinterpret_cast<uintptr_t>(scratch), task.num_rows * (args.num_query_heads / args.cache.num_kv_heads), &space);
     switch (args.cache.dtype) {
-        case CacheDtype::float32: return attend_task<float>(args, task, space, results);
-        case CacheDtype::bfloat16: return attend_task<Bfloat16>(args, task, space, results);
-        case CacheDtype::float16: return attend_task<Float16>(args, task, space, results);
-        case CacheDtype::int8: return attend_task<int8_t>(args, task, space, results);
+        case CacheDtype::float32: return attend_task<float>(args, task, next_task, space, results);
+        case CacheDtype::bfloat16: return attend_task<Bfloat16>(args, task, next_task, space, results);
+        case CacheDtype::float16: return attend_task<Float16>(args, task, next_task, space, results);
+        case CacheDtype::int8: return attend_task<int8_t>(args, task, next_task, space, results);
     }
 }
 
 inline void merge_results(const PagedAttentionArgs& args, const PagedAttentionTask& whole, const float* results) {
-    Head<float>(args, whole, whole.first_head, Workspace()).merge_results(results);
+    Head<float>(args, whole, whole, whole.first_head, Workspace()).merge_results(results);
 }
 
 }  // namespace attention
