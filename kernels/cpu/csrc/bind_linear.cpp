@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "limits.h"
+#include "machine_limits.h"
 #include "linear.h"
 #include "runtime.h"
 
