@@ -30,4 +30,5 @@ class Runner:
                 return StepResult(())
             inputs = self._inputs.build(plan)
             logits = self._decoder(inputs, self._storage.layers)
-            return StepResult.of(sample(logits, [s.sampling for s in plan.sequences if s.sampling is not None]))
+            drawn = sample(logits, [line.sampling for line in plan.sequences if line.sampling is not None])
+        return StepResult.of(plan, drawn)

@@ -12,13 +12,9 @@ from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.limits import resolve_max_tokens
-from paged_backend.scheduler.plan import SampledToken, StepPlan, StepResult
+from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
 from paged_backend.scheduler.policy import WaitingQueue, order_key
 from paged_backend.scheduler.sequence import Sequence, SequenceStatus, sample_seed
-
-StepEvent = tuple[Sequence, TokenIds[int], "TokenIds[SampledToken] | None"]
-"""A sequence, the tokens that it gained in a step, and these in full where logprobs were asked for.
-`sequence.finished` tells whether they end it."""
 
 _ORDER = attrgetter("order")
 
@@ -206,49 +202,47 @@ class Scheduler:
         self._in_flight = in_flight, plan
         return plan
 
-    def commit(self, result: StepResult) -> list[StepEvent]:
+    def commit(self, result: StepResult) -> list[Sequence]:
         """Books a step that was computed.
 
         Returns:
-            What each sequence gained, in the plan's order. Sequences that this ended are out of the
-            scheduler, their blocks given back, with finish_reason and stop_reason set. The samples of an
-            n > 1 request come as n events, in order of index, in the step that computes its last prompt
-            token: sample 0 is the sequence that `add` returned, the others appear here for the first time.
-            A sequence for which the executor could draw nothing comes with no tokens: the caller must end it
-            with `finish_sequence` before the next plan.
+            Whose each of the result's tokens is. Sequences that this ended are out of the scheduler, their blocks
+            given back, with finish_reason and stop_reason set. The samples of an n > 1 request part in the step that
+            computes its last prompt token: sample 0 is the sequence that `add` returned, the others appear here for
+            the first time. A sequence for which nothing could be drawn stays as it was: the caller must end it with
+            `finish_sequence` before the next plan.
         """
         assert self._in_flight is not None, "commit without a plan"
         (in_flight, plan), self._in_flight = self._in_flight, None
         lines = plan.sequences
         ends = [line.num_computed_tokens + len(line.token_ids) for line in lines]
         self.kv.commit_all([sequence.table for sequence in in_flight], ends)
-        rows = iter(result.samples)
-        described = result.described
-        events: list[StepEvent] = []
-        num_ended = num_rows = 0
+        token_ids = result.token_ids
+        owners: list[Sequence] = []
+        ended = False
         for sequence, line, end in zip(in_flight, lines, ends, strict=True):
             line.num_computed_tokens = end
             if line.sampling is None:
                 continue
-            drawn = next(rows)
-            full = described.get(num_rows) if described else None
-            num_rows += 1
-            if len(drawn) > 1:
-                num_ended += self._part_ways(sequence, drawn, full, events)
+            token_id = token_ids[len(owners)]
+            if token_id == NOT_DRAWN:
+                owners.extend([sequence] * sequence.num_samples)
                 continue
-            events.append((sequence, drawn, full))
-            if not drawn:  # nothing could be drawn: whoever commits must end the request
+            if len(line.sampling.seeds) > 1:
+                family = self._part_ways(sequence)
+                ended |= self._take_first_tokens(family, token_ids[len(owners) : len(owners) + len(family)])
+                owners.extend(family)
                 continue
-            assert sequence.num_samples == 1, sequence
-            line.token_ids = drawn
+            owners.append(sequence)
+            line.token_ids = [token_id]
             sequence.ready = end < sequence.table.num_writable
-            if sequence.append(drawn[0]):
+            if sequence.append(token_id):
                 self._end(sequence)
-                num_ended += 1
-        assert num_rows == len(result.samples), "the result is another plan's"
-        if num_ended:
+                ended = True
+        assert len(owners) == len(token_ids), "the result is another plan's"
+        if ended:
             self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
-        return events
+        return owners
 
     def fail(self) -> list[Sequence]:
         """Drops the requests whose sequences were in the plan, after the executor raised; others go on.
@@ -334,18 +328,11 @@ class Scheduler:
         self.num_preemptions += 1
         self._waiting.push(sequence)
 
-    def _part_ways(
-        self,
-        parent: Sequence,
-        drawn: TokenIds[int],
-        full: TokenIds[SampledToken] | None,
-        events: list[StepEvent],
-    ) -> int:
-        """Splits a request into its samples, each with its first token; returns how many that ended."""
+    def _part_ways(self, parent: Sequence) -> list[Sequence]:
+        """Splits a request, whose prompt is computed, into its samples."""
         seeds = parent.task.seeds
-        assert len(drawn) == len(seeds), parent
         family = [parent]
-        for index in range(1, len(drawn)):
+        for index in range(1, len(seeds)):
             token_ids = list(parent.prompt_token_ids)
             child = Sequence(
                 seq_id=self._new_seq_id(),
@@ -364,18 +351,18 @@ class Scheduler:
             )
             child.admit()
             child.num_cached_tokens = parent.num_cached_tokens
+            insort(self._running, child, key=_ORDER)
             family.append(child)
         parent.task.seeds = seeds[:1]
         self._requests[parent.request_id] = list(family)
-        num_ended = 0
-        for place, sequence in enumerate(family):
-            events.append((sequence, drawn[place : place + 1], full and full[place : place + 1]))
-            if sequence is not parent:
-                insort(self._running, sequence, key=_ORDER)
-            if sequence.append(drawn[place]):
+        return family
+
+    def _take_first_tokens(self, family: list[Sequence], token_ids: TokenIds[int]) -> bool:
+        """Gives each sample the token that it drew; whether that ended any."""
+        for sequence, token_id in zip(family, token_ids, strict=True):
+            if sequence.append(token_id):
                 self._end(sequence)
-                num_ended += 1
-        return num_ended
+        return any(sequence.finished for sequence in family)
 
     def _end(self, sequence: Sequence) -> None:
         """Gives the blocks back and forgets the sequence; whoever calls takes it out of its list."""
