@@ -108,13 +108,13 @@ class EngineCore:
             logger.exception("a step failed; its requests end, the others go on")
             return self._fail_step()
         self._num_steps += 1
-        self._metrics.iteration_tokens.observe(plan.num_tokens)
+        self._metrics.iteration_tokens.observe(self._scheduler.num_step_tokens)
         return self._take_tokens(self._scheduler.commit(result), result)
 
     def stats(self) -> EngineStats:
-        """A snapshot; also brings the gauges up to date."""
+        """A snapshot."""
         cache = self._kv.stats()
-        stats = EngineStats(
+        self.last_stats = EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
             num_total_blocks=cache.num_blocks,
@@ -128,9 +128,7 @@ class EngineCore:
             prefix_cache_queries=cache.prefix_queries,
             prefix_cache_hits=cache.prefix_hits,
         )
-        self._metrics.observe_stats(self.last_stats, stats)
-        self.last_stats = stats
-        return stats
+        return self.last_stats
 
     def end_all(self, reason: str) -> list[RequestState]:
         """Ends every live request with EngineUnavailableError: nothing can be computed any more.
@@ -141,7 +139,7 @@ class EngineCore:
         for state in states:
             state.fail(EngineUnavailableError(reason))
             self._forget(state, "error")
-        idle = dataclasses.replace(
+        self.last_stats = dataclasses.replace(
             self.last_stats,
             num_running=0,
             num_waiting=0,
@@ -149,8 +147,6 @@ class EngineCore:
             num_used_blocks=0,
             kv_cache_usage=0.0,
         )
-        self._metrics.observe_stats(self.last_stats, idle)
-        self.last_stats = idle
         return states
 
     def close(self) -> None:

@@ -76,14 +76,18 @@ class BatchInputs:
         stale = np.flatnonzero(needed > self._num_blocks).tolist()
         if not stale:
             return
-        width = max([len(lines[row].block_table) for row in stale])
+        lengths = [len(lines[row].block_table) for row in stale]
+        width = max(lengths)
         if width > self._tables.shape[1]:
             self._tables = _widened(self._tables, width)
-        for row in stale:
-            table = lines[row].block_table
-            have = int(self._num_blocks[row])
-            self._tables[row, have : len(table)] = table[have:]
-            self._num_blocks[row] = len(table)
+        rows, columns, blocks = [], [], []
+        for row, have in zip(stale, self._num_blocks[stale].tolist(), strict=True):
+            new = lines[row].block_table[have:]
+            rows += [row] * len(new)
+            columns += range(have, have + len(new))
+            blocks += new
+        self._tables[rows, columns] = blocks
+        self._num_blocks[stale] = lengths
 
     def _rearrange(self, lines: tuple[ScheduledSequence, ...]) -> None:
         """Moves the rows of sequences that stay to where they are in the new plan; the others' count as empty."""

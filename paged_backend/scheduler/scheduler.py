@@ -60,6 +60,8 @@ class Scheduler:
         self._next_arrival = 0
         self.num_preemptions = 0
         """Preemptions so far."""
+        self.num_step_tokens = 0
+        """Tokens of the latest plan."""
 
     # Questions
 
@@ -196,7 +198,8 @@ class Scheduler:
                 spare += 1
         in_flight = running.copy()
         if self.num_preemptions == num_preemptions:
-            self._admit(spare, in_flight)
+            spare = self._admit(spare, in_flight)
+        self.num_step_tokens = self.config.max_num_batched_tokens - spare
         assert in_flight or not self.has_work, "a step without progress"
         plan = StepPlan(tuple([sequence.line for sequence in in_flight]), self.kv.take_copies())
         self._in_flight = in_flight, plan
@@ -289,23 +292,23 @@ class Scheduler:
             assert list(line.token_ids) == known[table.num_computed :] and line.sampling is sequence.task, sequence
             assert len(known) <= table.num_writable, sequence
 
-    def _admit(self, budget: int, in_flight: list[Sequence]) -> None:
-        """Starts waiting sequences, in order, until one does not fit."""
+    def _admit(self, budget: int, in_flight: list[Sequence]) -> int:
+        """Starts waiting sequences, in order, until one does not fit; returns what is left of the budget."""
         kv = self.kv
         max_num_seqs = self.config.max_num_seqs
         if not len(self._waiting) or len(in_flight) >= max_num_seqs:
-            return
+            return budget
         num_samples = sum([sequence.num_samples for sequence in in_flight])
         while budget > 0 and len(self._waiting):
             sequence = self._waiting.peek()
             if num_samples + sequence.num_samples > max_num_seqs:
-                return
+                break
             table = sequence.table
             prefix = kv.cached_prefix(table)
             # None of the free blocks is spoken for: a prompt still computed in chunks uses the budget up.
             num_wanted = min(len(sequence.token_ids) + 1, sequence.max_cached_tokens)
             if kv.missing_to_start(prefix, num_wanted) > kv.num_free_blocks:
-                return
+                break
             self._waiting.pop()
             is_new = sequence.num_preemptions == 0
             kv.start(table, prefix, count=is_new)
@@ -320,6 +323,7 @@ class Scheduler:
             in_flight.append(sequence)
             budget -= num_new
             num_samples += sequence.num_samples
+        return budget
 
     def _preempt(self, sequence: Sequence) -> None:
         self.kv.free(sequence.table)
