@@ -108,7 +108,7 @@ class EngineCore:
             logger.exception("a step failed; its requests end, the others go on")
             return self._fail_step()
         self._num_steps += 1
-        self._metrics.iteration_tokens.observe(self._scheduler.num_step_tokens)
+        self._metrics.iteration_tokens.observe(plan.num_tokens)
         return self._take_tokens(self._scheduler.commit(result), result)
 
     def stats(self) -> EngineStats:

@@ -40,13 +40,14 @@ class BatchInputs:
         lines = plan.sequences
         num_seqs = len(lines)
         computed = np.array([line.num_computed_tokens for line in lines], np.int64)
-        token_ids = np.array(list(chain.from_iterable([line.token_ids for line in lines])), np.int64)
-        num_tokens = len(token_ids)
+        num_tokens = plan.num_tokens
         owners = np.arange(num_seqs)
         if num_tokens == num_seqs:
+            known = [line.token_ids[0] for line in lines]
             query_start = np.arange(num_seqs + 1, dtype=np.int64)
             positions, ends = computed, computed + 1
         else:
+            known = list(chain.from_iterable([line.token_ids for line in lines]))
             num_new = np.array([len(line.token_ids) for line in lines], np.int64)
             query_start = np.zeros(num_seqs + 1, np.int64)
             np.cumsum(num_new, out=query_start[1:])
@@ -57,7 +58,7 @@ class BatchInputs:
         blocks = positions // self._block_size
         slots = (self._tables[owners, blocks] - blocks) * np.int64(self._block_size) + positions
         return StepInputs(
-            token_ids=torch.from_numpy(token_ids),
+            token_ids=torch.from_numpy(np.array(known, np.int64)),
             positions=torch.from_numpy(positions),
             slot_mapping=torch.from_numpy(slots),
             block_tables=torch.from_numpy(self._tables),

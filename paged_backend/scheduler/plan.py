@@ -61,15 +61,16 @@ class StepPlan:
     Attributes:
         block_copies: (source, destination) block ids, to be copied in every layer before anything is
             computed.
+        num_tokens: tokens computed in this step; counted where they are not given.
     """
 
     sequences: tuple[ScheduledSequence, ...]
     block_copies: tuple[tuple[int, int], ...] = ()
+    num_tokens: int = -1
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens computed in this step."""
-        return sum([len(sequence.token_ids) for sequence in self.sequences])
+    def __post_init__(self) -> None:
+        if self.num_tokens < 0:
+            object.__setattr__(self, "num_tokens", sum(len(sequence.token_ids) for sequence in self.sequences))
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,6 @@ class Scheduler:
         self._next_arrival = 0
         self.num_preemptions = 0
         """Preemptions so far."""
-        self.num_step_tokens = 0
-        """Tokens of the latest plan."""
 
     # Questions
 
@@ -199,9 +197,9 @@ class Scheduler:
         in_flight = running.copy()
         if self.num_preemptions == num_preemptions:
             spare = self._admit(spare, in_flight)
-        self.num_step_tokens = self.config.max_num_batched_tokens - spare
         assert in_flight or not self.has_work, "a step without progress"
-        plan = StepPlan(tuple([sequence.line for sequence in in_flight]), self.kv.take_copies())
+        lines = tuple([sequence.line for sequence in in_flight])
+        plan = StepPlan(lines, self.kv.take_copies(), self.config.max_num_batched_tokens - spare)
         self._in_flight = in_flight, plan
         return plan
 

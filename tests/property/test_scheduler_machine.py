@@ -166,6 +166,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def one_step(self) -> None:
         plan = self.scheduler.plan()
         assert plan.sequences, "a step without progress"
+        assert plan.num_tokens == sum(len(line.token_ids) for line in plan.sequences)
         assert plan.num_tokens <= self.config.max_num_batched_tokens
         assert len(plan.sequences) == self.scheduler.num_running <= self.config.max_num_seqs
         result = self.executor.run(plan)
