@@ -81,7 +81,9 @@ class BatchInputs:
         width = max(lengths)
         if width > self._tables.shape[1]:
             self._tables = _widened(self._tables, width)
-        rows, columns, blocks = [], [], []
+        rows: list[int] = []
+        columns: list[int] = []
+        blocks: list[int] = []
         for row, have in zip(stale, self._num_blocks[stale].tolist(), strict=True):
             new = lines[row].block_table[have:]
             rows += [row] * len(new)
