@@ -3,8 +3,8 @@
     python -m benchmarks.engine.kv_waste [--workload lognormal-48] [--block-sizes 1 8 16 32] [--output FILE]
 
 After each step: waste = slots of held blocks without a token / slots of held blocks, as in arXiv:2309.06180 (figure
-2). A sequence's last block is half empty on the average, so (block_size - 1) / 2 slots over the mean length is what to
-expect. Also run with a pool that holds half of what the workload holds at its height (preemption), and with prompts that
+2). A last block is half empty on the average, so (block_size - 1) / 2 slots over the mean length is what to
+expect. Also with a pool that holds half of what the workload holds at its height (preemption), and with prompts that
 share their first 64 tokens. `mean` is over steps, `weighted` is all empty slots over all reserved ones.
 """
 
