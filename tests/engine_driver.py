@@ -9,11 +9,10 @@ from typing import Any
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.assembler import DeltaAssembler
-from paged_backend.engine.core import EngineCore, Items
+from paged_backend.engine.core import EngineCore
 from paged_backend.engine.metrics import EngineMetrics
-from paged_backend.engine.request import EngineRequest
+from paged_backend.engine.request import EngineRequest, RequestState
 from paged_backend.engine.tokenizer import Tokenizer
-from paged_backend.errors import PagedBackendError
 from paged_backend.executor.executor import Executor
 from paged_backend.outputs import RequestOutput
 from paged_backend.sampling_params import SamplingParams
@@ -56,17 +55,18 @@ class Collector:
         )
         self._assemblers[request.request_id] = DeltaAssembler(request, self._tokenizer)
 
-    def take(self, items: Items) -> None:
-        for request_id, item, is_last in items:
+    def take(self, states: Sequence[RequestState]) -> None:
+        for state in states:
+            request_id = state.request.request_id
             assert request_id not in self.finished, "a request got something after its last item"
-            if isinstance(item, PagedBackendError):
-                self.errors[request_id] = item
-                assert is_last
+            if state.error is not None:
+                self.errors[request_id] = state.error
             else:
-                delta = self._assemblers[request_id].assemble(item)
+                delta = self._assemblers[request_id].assemble(state.gains)
                 self.outputs[request_id].extend(delta)
-                assert delta.finished == is_last
-            if is_last:
+                assert delta.finished == state.over
+                state.gains.clear()
+            if state.over:
                 self.finished.append(request_id)
 
 

@@ -111,7 +111,7 @@ class EngineClient:
 
     def metrics_text(self) -> str:
         """Prometheus exposition text, under vLLM's names."""
-        return self._metrics.text()
+        return self._metrics.text(self.stats)
 
     def check_health(self, stall_timeout_s: float | None = None) -> None:
         """Raises EngineUnavailableError when the engine is dead or draining, or has work but makes no step.

@@ -106,11 +106,22 @@ class Finish:
 class SampleText:
     """The text of one sample: detokenised, searched for stop strings, held back while it may become one."""
 
-    __slots__ = ("_detokenizer", "_held", "_include_stop", "_min_tokens", "_num_tokens", "_stops")
+    __slots__ = (
+        "_beginnings",
+        "_detokenizer",
+        "_held",
+        "_include_stop",
+        "_min_tokens",
+        "_most_held",
+        "_num_tokens",
+        "_stops",
+    )
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         self._detokenizer = IncrementalDetokenizer.after_prompt(tokenizer, prompt_token_ids, params.skip_special_tokens)
         self._stops = tuple(params.stop or ())
+        self._beginnings = frozenset(stop[0] for stop in self._stops)
+        self._most_held = max(map(len, self._stops), default=1) - 1
         self._include_stop = params.include_stop_str_in_output
         self._min_tokens = params.min_tokens
         self._num_tokens = 0
@@ -172,7 +183,9 @@ class SampleText:
         return min(hits, default=None, key=lambda hit: hit[0])
 
     def _num_held_characters(self, text: str) -> int:
-        longest = min(len(text), max(map(len, self._stops)) - 1)
+        longest = min(len(text), self._most_held)
+        if self._beginnings.isdisjoint(text[len(text) - longest :]):
+            return 0
         for size in range(longest, 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._stops):
                 return size

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -70,6 +71,8 @@ class EngineMetrics:
     def __init__(self, model_name: str, max_model_len: int, engine_index: int = 0) -> None:
         self.registry = CollectorRegistry()
         self._label_values = (model_name, str(engine_index))
+        self._stats = EngineStats()
+        self._told = threading.Lock()
         token_buckets = _one_two_five(max_model_len)
 
         self.num_requests_running = self._gauge("num_requests_running", "Sequences that run (n for a request of n).")
@@ -125,11 +128,15 @@ class EngineMetrics:
             for reason, finished_reason in zip(reasons, reasons, strict=True)
         }
 
-    def text(self) -> str:
-        """The exposition format."""
-        return generate_latest(self.registry).decode()
+    def text(self, snapshot: Callable[[], EngineStats]) -> str:
+        """The exposition format, gauges and counters as of a snapshot taken now. For any thread."""
+        with self._told:
+            stats = snapshot()
+            self._observe_stats(self._stats, stats)
+            self._stats = stats
+            return generate_latest(self.registry).decode()
 
-    def observe_stats(self, previous: EngineStats, stats: EngineStats) -> None:
+    def _observe_stats(self, previous: EngineStats, stats: EngineStats) -> None:
         """Sets the gauges from a snapshot, and moves the counters on by what came since the one before."""
         self.num_requests_running.set(stats.num_running)
         self.num_requests_waiting.set(stats.num_waiting)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from paged_backend.engine.detokenizer import Finish, SampleText
 from paged_backend.engine.metrics import RequestTimes
 from paged_backend.engine.tokenizer import Tokenizer
+from paged_backend.errors import PagedBackendError
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import SampledToken
@@ -41,19 +41,32 @@ class RequestState:
     """One live request: gathers what its samples gain and knows when it is over.
 
     Attributes:
-        gains: what came together since `take_gains`.
-        over: whether every sample has ended.
+        gains: what came together and has not been handed over.
+        error: what ended it, if it ended so.
+        over: whether every sample has ended, or an error ended all of them.
         reason: why the sample that ended last did.
         samples: those that have a token, by index.
     """
 
-    __slots__ = ("_texts", "_unfinished", "gains", "num_cached_tokens", "over", "reason", "request", "samples", "times")
+    __slots__ = (
+        "_texts",
+        "_unfinished",
+        "error",
+        "gains",
+        "num_cached_tokens",
+        "over",
+        "reason",
+        "request",
+        "samples",
+        "times",
+    )
 
     def __init__(self, request: EngineRequest, tokenizer: Tokenizer | None) -> None:
         params = request.params
         self.request = request
         self.times = RequestTimes(request.arrival_s)
         self.num_cached_tokens = 0
+        self.error: PagedBackendError | None = None
         self.over = False
         self.reason: FinishReason = "stop"
         self.gains: list[Gain] = []
@@ -74,35 +87,25 @@ class RequestState:
         sample = self.samples[sequence.index] = SampleState(self, sequence, text, now_s)
         return sample
 
-    def take_tokens(
-        self,
-        sample: SampleState,
-        token_ids: Items[int],
-        described: Items[SampledToken] | None,
-        finish: Finish | None,
+    def take_token(
+        self, sample: SampleState, token_id: int, described: SampledToken | None, finish: Finish | None
     ) -> Finish | None:
-        """Adds sampled tokens of one step to the gains.
+        """Adds a sampled token to the gains.
 
         Args:
-            described: the tokens in full, where logprobs were asked for.
-            finish: set where the last token itself ends the sample (EOS, a stop token, or the length).
+            described: the token in full, where logprobs were asked for.
+            finish: set where the token itself ends the sample (EOS, a stop token, or the length).
 
         Returns:
-            Why the sample ends, if it does: `finish`, or a stop string that its text has reached; it has nothing of
-            the tokens after that.
+            Why the sample ends, if it does: `finish`, or a stop string that its text has reached.
         """
-        index, num_cached_tokens = sample.sequence.index, self.num_cached_tokens
-        for place, token_id in enumerate(token_ids):
-            full = described[place] if described is not None else None
-            end = finish if place == len(token_ids) - 1 else None
-            text = None
-            if sample.text is not None:
-                text, end = sample.text.take(token_id, end)
-            self.gains.append((index, token_id, text, full, end, num_cached_tokens))
-            if end is not None:
-                self._end(index, end)
-                return end
-        return None
+        text = None
+        if sample.text is not None:
+            text, finish = sample.text.take(token_id, finish)
+        self.gains.append((sample.index, token_id, text, described, finish, self.num_cached_tokens))
+        if finish is not None:
+            self._end(sample.index, finish)
+        return finish
 
     def end(self, reason: FinishReason) -> None:
         """Ends every sample that has not ended, with the text held back so far."""
@@ -112,10 +115,11 @@ class RequestState:
             self.gains.append((index, None, text, None, finish, self.num_cached_tokens))
             self._end(index, finish)
 
-    def take_gains(self) -> list[Gain]:
-        """What has come together since the last call."""
-        gains, self.gains = self.gains, []
-        return gains
+    def fail(self, error: PagedBackendError) -> None:
+        """Ends the request with an error; what it gained and nobody has seen is lost."""
+        self.gains.clear()
+        self.error = error
+        self.over = True
 
     def _end(self, index: int, finish: Finish) -> None:
         self._unfinished.remove(index)

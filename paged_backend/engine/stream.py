@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from paged_backend.engine.assembler import DeltaAssembler
 from paged_backend.engine.request import EngineRequest, Gain
@@ -13,8 +13,8 @@ from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import PagedBackendError
 from paged_backend.outputs import RequestDelta, RequestOutput
 
-StreamItem = list[Gain] | PagedBackendError
-"""What a stream carries: what a step gave, or an error, which is always the last."""
+StreamItem = Gain | PagedBackendError
+"""What a stream carries: gains, or an error, which is always the last."""
 
 Waiter = threading.Event | tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 """Whom to wake: a thread, or a future of an event loop."""
@@ -59,13 +59,19 @@ class RequestStream:
         """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time."""
         self._abort(self)
 
-    def put(self, item: StreamItem, is_last: bool) -> Waiter | None:
-        """Adds an item (engine's thread); returns whom to wake, so that wake-ups can be batched."""
-        self._items.append(item)
+    def put(self, gains: Sequence[Gain], is_last: bool) -> Waiter | None:
+        """Adds what a step gave (engine's thread); returns whom to wake, so that wake-ups can be batched."""
+        self._items.extend(gains)
         if is_last:
             self._closed = True
         elif self._waits_for_end:
             return None
+        return self._waiter
+
+    def put_error(self, error: PagedBackendError) -> Waiter | None:
+        """Ends the stream with an error; see `put`."""
+        self._items.append(error)
+        self._closed = True
         return self._waiter
 
     def __iter__(self) -> Iterator[RequestDelta]:
@@ -119,12 +125,16 @@ class RequestStream:
         self._waiter = None
 
     def _take(self) -> RequestDelta:
-        """The next item as a delta."""
+        """The next step's gains as a delta: a step gives each sample one, in order of index."""
         item = self._items.popleft()
         if isinstance(item, PagedBackendError):
             self._ended = True
             raise item
-        delta = self._assembler.assemble(item)
+        gains = [item]
+        while self._items and isinstance(following := self._items[0], tuple) and following[0] > gains[-1][0]:
+            gains.append(following)
+            self._items.popleft()
+        delta = self._assembler.assemble(gains)
         self._ended = delta.finished
         return delta
 
@@ -135,7 +145,7 @@ class RequestStream:
         for item in self._items:
             if isinstance(item, PagedBackendError):
                 raise item
-            gains += item
+            gains.append(item)
         self._items.clear()
         output = RequestOutput.empty(self.request_id, self.prompt, self.prompt_token_ids, self.n)
         if gains:

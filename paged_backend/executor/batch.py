@@ -40,13 +40,14 @@ class BatchInputs:
         lines = plan.sequences
         num_seqs = len(lines)
         computed = np.array([line.num_computed_tokens for line in lines], np.int64)
-        token_ids = np.array(list(chain.from_iterable([line.token_ids for line in lines])), np.int64)
-        num_tokens = len(token_ids)
+        num_tokens = plan.num_tokens
         owners = np.arange(num_seqs)
         if num_tokens == num_seqs:
+            known = [line.token_ids[0] for line in lines]
             query_start = np.arange(num_seqs + 1, dtype=np.int64)
             positions, ends = computed, computed + 1
         else:
+            known = list(chain.from_iterable([line.token_ids for line in lines]))
             num_new = np.array([len(line.token_ids) for line in lines], np.int64)
             query_start = np.zeros(num_seqs + 1, np.int64)
             np.cumsum(num_new, out=query_start[1:])
@@ -57,7 +58,7 @@ class BatchInputs:
         blocks = positions // self._block_size
         slots = (self._tables[owners, blocks] - blocks) * np.int64(self._block_size) + positions
         return StepInputs(
-            token_ids=torch.from_numpy(token_ids),
+            token_ids=torch.from_numpy(np.array(known, np.int64)),
             positions=torch.from_numpy(positions),
             slot_mapping=torch.from_numpy(slots),
             block_tables=torch.from_numpy(self._tables),
@@ -76,14 +77,20 @@ class BatchInputs:
         stale = np.flatnonzero(needed > self._num_blocks).tolist()
         if not stale:
             return
-        width = max([len(lines[row].block_table) for row in stale])
+        lengths = [len(lines[row].block_table) for row in stale]
+        width = max(lengths)
         if width > self._tables.shape[1]:
             self._tables = _widened(self._tables, width)
-        for row in stale:
-            table = lines[row].block_table
-            have = int(self._num_blocks[row])
-            self._tables[row, have : len(table)] = table[have:]
-            self._num_blocks[row] = len(table)
+        rows: list[int] = []
+        columns: list[int] = []
+        blocks: list[int] = []
+        for row, have in zip(stale, self._num_blocks[stale].tolist(), strict=True):
+            new = lines[row].block_table[have:]
+            rows += [row] * len(new)
+            columns += range(have, have + len(new))
+            blocks += new
+        self._tables[rows, columns] = blocks
+        self._num_blocks[stale] = lengths
 
     def _rearrange(self, lines: tuple[ScheduledSequence, ...]) -> None:
         """Moves the rows of sequences that stay to where they are in the new plan; the others' count as empty."""

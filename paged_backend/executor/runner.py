@@ -29,5 +29,5 @@ class Runner:
             if not plan.sequences:
                 return StepResult(())
             logits = self._step(self._inputs.build(plan))
-            tasks = [s.sampling for s in plan.sequences if s.sampling is not None]
-            return StepResult.of(sample(self._kernels, logits, tasks))
+            drawn = sample(self._kernels, logits, [line.sampling for line in plan.sequences if line.sampling is not None])
+        return StepResult.of(plan, drawn)

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from paged_backend.sampling_params import SamplingParams
 
+NOT_DRAWN = -1
+"""In the place of a token: logits were not numbers, or the parameters left no token."""
+
 
 @dataclass(slots=True, eq=False)
 class SamplingTask:
@@ -58,15 +61,16 @@ class StepPlan:
     Attributes:
         block_copies: (source, destination) block ids, to be copied in every layer before anything is
             computed.
+        num_tokens: tokens computed in this step; counted where they are not given.
     """
 
     sequences: tuple[ScheduledSequence, ...]
     block_copies: tuple[tuple[int, int], ...] = ()
+    num_tokens: int = -1
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens computed in this step."""
-        return sum([len(sequence.token_ids) for sequence in self.sequences])
+    def __post_init__(self) -> None:
+        if self.num_tokens < 0:
+            object.__setattr__(self, "num_tokens", sum(len(sequence.token_ids) for sequence in self.sequences))
 
 
 @dataclass(slots=True)
@@ -89,16 +93,22 @@ class StepResult:
     """What a step drew.
 
     Attributes:
-        samples: token ids for each line of the plan that asked for some, in the plan's order: one per seed of its
-            sampling task, or none where nothing could be drawn.
-        described: the same tokens in full, by place in `samples`, where logprobs were asked for.
+        token_ids: one for each seed of each sampling task, in the plan's order; NOT_DRAWN for all seeds of a task that
+            left nothing to draw.
+        described: the same tokens in full, by place in `token_ids`, where logprobs were asked for.
     """
 
-    samples: Sequence[Sequence[int]]
-    described: Mapping[int, Sequence[SampledToken]] = field(default_factory=dict)
+    token_ids: Sequence[int]
+    described: Mapping[int, SampledToken] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[SampledToken]]) -> StepResult:
-        """A result of tokens in full, of which only those with a logprob need to be kept so."""
-        described = {place: row for place, row in enumerate(rows) if row and row[0].logprob is not None}
-        return cls([[token.token_id for token in row] for row in rows], described)
+    def of(cls, plan: StepPlan, rows: Sequence[Sequence[SampledToken]]) -> StepResult:
+        """A result of tokens in full, a row for each sampling task, empty where nothing could be drawn."""
+        tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
+        token_ids: list[int] = []
+        described: dict[int, SampledToken] = {}
+        for task, row in zip(tasks, rows, strict=True):
+            if row and row[0].logprob is not None:
+                described.update(enumerate(row, len(token_ids)))
+            token_ids.extend([token.token_id for token in row] if row else [NOT_DRAWN] * len(task.seeds))
+        return cls(token_ids, described)

@@ -12,13 +12,9 @@ from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.limits import resolve_max_tokens
-from paged_backend.scheduler.plan import SampledToken, StepPlan, StepResult
+from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
 from paged_backend.scheduler.policy import WaitingQueue, order_key
 from paged_backend.scheduler.sequence import Sequence, SequenceStatus, sample_seed
-
-StepEvent = tuple[Sequence, TokenIds[int], "TokenIds[SampledToken] | None"]
-"""A sequence, the tokens that it gained in a step, and these in full where logprobs were asked for.
-`sequence.finished` tells whether they end it."""
 
 _ORDER = attrgetter("order")
 
@@ -200,55 +196,54 @@ class Scheduler:
                 spare += 1
         in_flight = running.copy()
         if self.num_preemptions == num_preemptions:
-            self._admit(spare, in_flight)
+            spare = self._admit(spare, in_flight)
         assert in_flight or not self.has_work, "a step without progress"
-        plan = StepPlan(tuple([sequence.line for sequence in in_flight]), self.kv.take_copies())
+        lines = tuple([sequence.line for sequence in in_flight])
+        plan = StepPlan(lines, self.kv.take_copies(), self.config.max_num_batched_tokens - spare)
         self._in_flight = in_flight, plan
         return plan
 
-    def commit(self, result: StepResult) -> list[StepEvent]:
+    def commit(self, result: StepResult) -> list[Sequence]:
         """Books a step that was computed.
 
         Returns:
-            What each sequence gained, in the plan's order. Sequences that this ended are out of the
-            scheduler, their blocks given back, with finish_reason and stop_reason set. The samples of an
-            n > 1 request come as n events, in order of index, in the step that computes its last prompt
-            token: sample 0 is the sequence that `add` returned, the others appear here for the first time.
-            A sequence for which the executor could draw nothing comes with no tokens: the caller must end it
-            with `finish_sequence` before the next plan.
+            Whose each of the result's tokens is. Sequences that this ended are out of the scheduler, their blocks
+            given back, with finish_reason and stop_reason set. The samples of an n > 1 request part in the step that
+            computes its last prompt token: sample 0 is the sequence that `add` returned, the others appear here for
+            the first time. A sequence for which nothing could be drawn stays as it was: the caller must end it with
+            `finish_sequence` before the next plan.
         """
         assert self._in_flight is not None, "commit without a plan"
         (in_flight, plan), self._in_flight = self._in_flight, None
         lines = plan.sequences
         ends = [line.num_computed_tokens + len(line.token_ids) for line in lines]
         self.kv.commit_all([sequence.table for sequence in in_flight], ends)
-        rows = iter(result.samples)
-        described = result.described
-        events: list[StepEvent] = []
-        num_ended = num_rows = 0
+        token_ids = result.token_ids
+        owners: list[Sequence] = []
+        ended = False
         for sequence, line, end in zip(in_flight, lines, ends, strict=True):
             line.num_computed_tokens = end
             if line.sampling is None:
                 continue
-            drawn = next(rows)
-            full = described.get(num_rows) if described else None
-            num_rows += 1
-            if len(drawn) > 1:
-                num_ended += self._part_ways(sequence, drawn, full, events)
+            token_id = token_ids[len(owners)]
+            if token_id == NOT_DRAWN:
+                owners.extend([sequence] * sequence.num_samples)
                 continue
-            events.append((sequence, drawn, full))
-            if not drawn:  # nothing could be drawn: whoever commits must end the request
+            if len(line.sampling.seeds) > 1:
+                family = self._part_ways(sequence)
+                ended |= self._take_first_tokens(family, token_ids[len(owners) : len(owners) + len(family)])
+                owners.extend(family)
                 continue
-            assert sequence.num_samples == 1, sequence
-            line.token_ids = drawn
+            owners.append(sequence)
+            line.token_ids = [token_id]
             sequence.ready = end < sequence.table.num_writable
-            if sequence.append(drawn[0]):
+            if sequence.append(token_id):
                 self._end(sequence)
-                num_ended += 1
-        assert num_rows == len(result.samples), "the result is another plan's"
-        if num_ended:
+                ended = True
+        assert len(owners) == len(token_ids), "the result is another plan's"
+        if ended:
             self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
-        return events
+        return owners
 
     def fail(self) -> list[Sequence]:
         """Drops the requests whose sequences were in the plan, after the executor raised; others go on.
@@ -295,23 +290,23 @@ class Scheduler:
             assert list(line.token_ids) == known[table.num_computed :] and line.sampling is sequence.task, sequence
             assert len(known) <= table.num_writable, sequence
 
-    def _admit(self, budget: int, in_flight: list[Sequence]) -> None:
-        """Starts waiting sequences, in order, until one does not fit."""
+    def _admit(self, budget: int, in_flight: list[Sequence]) -> int:
+        """Starts waiting sequences, in order, until one does not fit; returns what is left of the budget."""
         kv = self.kv
         max_num_seqs = self.config.max_num_seqs
         if not len(self._waiting) or len(in_flight) >= max_num_seqs:
-            return
+            return budget
         num_samples = sum([sequence.num_samples for sequence in in_flight])
         while budget > 0 and len(self._waiting):
             sequence = self._waiting.peek()
             if num_samples + sequence.num_samples > max_num_seqs:
-                return
+                break
             table = sequence.table
             prefix = kv.cached_prefix(table)
             # None of the free blocks is spoken for: a prompt still computed in chunks uses the budget up.
             num_wanted = min(len(sequence.token_ids) + 1, sequence.max_cached_tokens)
             if kv.missing_to_start(prefix, num_wanted) > kv.num_free_blocks:
-                return
+                break
             self._waiting.pop()
             is_new = sequence.num_preemptions == 0
             kv.start(table, prefix, count=is_new)
@@ -326,6 +321,7 @@ class Scheduler:
             in_flight.append(sequence)
             budget -= num_new
             num_samples += sequence.num_samples
+        return budget
 
     def _preempt(self, sequence: Sequence) -> None:
         self.kv.free(sequence.table)
@@ -334,18 +330,11 @@ class Scheduler:
         self.num_preemptions += 1
         self._waiting.push(sequence)
 
-    def _part_ways(
-        self,
-        parent: Sequence,
-        drawn: TokenIds[int],
-        full: TokenIds[SampledToken] | None,
-        events: list[StepEvent],
-    ) -> int:
-        """Splits a request into its samples, each with its first token; returns how many that ended."""
+    def _part_ways(self, parent: Sequence) -> list[Sequence]:
+        """Splits a request, whose prompt is computed, into its samples."""
         seeds = parent.task.seeds
-        assert len(drawn) == len(seeds), parent
         family = [parent]
-        for index in range(1, len(drawn)):
+        for index in range(1, len(seeds)):
             token_ids = list(parent.prompt_token_ids)
             child = Sequence(
                 seq_id=self._new_seq_id(),
@@ -364,18 +353,18 @@ class Scheduler:
             )
             child.admit()
             child.num_cached_tokens = parent.num_cached_tokens
+            insort(self._running, child, key=_ORDER)
             family.append(child)
         parent.task.seeds = seeds[:1]
         self._requests[parent.request_id] = list(family)
-        num_ended = 0
-        for place, sequence in enumerate(family):
-            events.append((sequence, drawn[place : place + 1], full and full[place : place + 1]))
-            if sequence is not parent:
-                insort(self._running, sequence, key=_ORDER)
-            if sequence.append(drawn[place]):
+        return family
+
+    def _take_first_tokens(self, family: list[Sequence], token_ids: TokenIds[int]) -> bool:
+        """Gives each sample the token that it drew; whether that ended any."""
+        for sequence, token_id in zip(family, token_ids, strict=True):
+            if sequence.append(token_id):
                 self._end(sequence)
-                num_ended += 1
-        return num_ended
+        return any(sequence.finished for sequence in family)
 
     def _end(self, sequence: Sequence) -> None:
         """Gives the blocks back and forgets the sequence; whoever calls takes it out of its list."""

@@ -38,7 +38,7 @@ class FakeExecutor:
             if sequence.sampling is not None:
                 task = sequence.sampling
                 known = (*task.prompt_token_ids, *task.output_token_ids)
-                samples.append([next_token(known, seed) for seed in task.seeds])
+                samples += [next_token(known, seed) for seed in task.seeds]
         return StepResult(samples)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from paged_backend.config import SchedulerConfig
 from paged_backend.errors import InvalidRequestError
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import SampledToken, StepPlan, StepResult
+from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
 from paged_backend.scheduler.scheduler import Scheduler
 from paged_backend.scheduler.sequence import Sequence
 
@@ -47,23 +47,23 @@ class Bench:
         prompt = list(range(first, first + num_prompt))
         return self.scheduler.add(name, prompt, SamplingParams(**params), **{"seed": 0, **options})
 
-    def step(self) -> list[tuple[Sequence, list[int]]]:
+    def step(self) -> list[tuple[Sequence, int]]:
         plan = self.scheduler.plan()
         self.plans.append(snapshot(plan))
         samples = []
         for s in plan.sequences:
             if s.sampling is not None:
                 default = [100 + s.sampling.position]
-                samples.append([(self.draws.get(seed) or list(default)).pop(0) for seed in s.sampling.seeds])
-        events = self.scheduler.commit(StepResult(samples))
+                samples += [(self.draws.get(seed) or list(default)).pop(0) for seed in s.sampling.seeds]
+        owners = self.scheduler.commit(StepResult(samples))
         self.scheduler.check_invariants()
-        return [(sequence, list(tokens)) for sequence, tokens, _ in events]
+        return list(zip(owners, samples, strict=True))
 
     def shape(self) -> list[tuple[int, int]]:
         """(seq_id, number of tokens) of the last plan."""
         return [(s.seq_id, len(s.token_ids)) for s in self.plans[-1].sequences]
 
-    def run(self, limit: int = 1000) -> list[tuple[Sequence, list[int]]]:
+    def run(self, limit: int = 1000) -> list[tuple[Sequence, int]]:
         events = []
         while self.scheduler.has_work:
             events += self.step()
@@ -77,7 +77,7 @@ def test_a_request_runs_to_its_end() -> None:
     sequence = bench.add("a", 6, max_tokens=3, seed=11)
     assert (bench.scheduler.num_waiting, bench.scheduler.num_running) == (1, 0)
     events = bench.step()
-    assert events == [(sequence, [106])]
+    assert events == [(sequence, 106)]
     (scheduled,) = bench.plans[0].sequences
     assert list(scheduled.token_ids) == list(range(1000, 1006)) and scheduled.num_computed_tokens == 0
     assert scheduled.sampling is not None
@@ -323,9 +323,8 @@ def test_a_sequence_without_a_drawable_token_is_handed_back() -> None:
     bench = Bench()
     first, second = bench.add("a", 6), bench.add("b", 6, first=2000)
     bench.scheduler.plan()
-    described = [SampledToken(9, -0.5, 1)]
-    events = bench.scheduler.commit(StepResult([[], [9]], {1: described}))
-    assert events == [(first, [], None), (second, [9], described)]
+    assert bench.scheduler.commit(StepResult([NOT_DRAWN, 9])) == [first, second]
+    assert first.output_token_ids == [] and second.output_token_ids == [9]
     bench.scheduler.finish_sequence(first, "error")
     bench.scheduler.check_invariants()
     assert {s.request_id for s, _ in bench.run()} == {"b"}
