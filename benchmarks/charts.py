@@ -73,7 +73,7 @@ def draw_throughput(reports: Reports) -> Figure | None:
     if not results:
         return None
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(_WIDTH, _HEIGHT), layout="constrained")
-    labels = [f"{one['model']}\n{one['precision']}" for one in results]
+    labels = [f"{one['model'].replace('-', chr(10), 1)}\n{one['precision']}" for one in results]
     workloads = list(results[0]["throughput"])
     for number, workload in enumerate(workloads):
         values = [one["throughput"].get(workload, {}).get("output_tokens_per_s", 0.0) for one in results]
