@@ -1,7 +1,8 @@
 """The one place that looks at arguments before an implementation does. Cheap: it runs at every call.
 
 Shapes, dtypes and layouts are checked for every device. Values (slots) are checked where reading them costs
-microseconds, on the CPU; block tables are checked by the implementations while they read them.
+microseconds, on the CPU; block tables are checked by the implementations while they read them. Rows appear here by
+their width alone, so that a recorder can use the same checks before there is a tensor.
 """
 
 from __future__ import annotations
@@ -10,164 +11,157 @@ import torch
 from torch import Tensor
 
 from paged_backend.errors import KernelError
+from paged_backend.kernels.cache_layout import LayerCache
+from paged_backend.kernels.interface import LinearWeight, StepInputs
+from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.reference.activation import ACTIVATIONS
 
 FLOAT_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
-"""What activations, weights and caches may be held in."""
+"""What weights, tables and activations may be held in."""
 
 
-def check_write_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
-    """Raises KernelError for arguments that `Kernels.write_kv` does not take."""
-    _check_caches(key_cache, value_cache)
-    _check_float("key", key)
-    _check_float("value", value)
-    num_blocks, num_kv_heads, block_size, head_size = key_cache.shape
-    shape = (slot_mapping.shape[0] if slot_mapping.dim() == 1 else -1, num_kv_heads, head_size)
-    if slot_mapping.dtype != torch.int64 or slot_mapping.dim() != 1:
-        raise KernelError(f"slot_mapping must be int64 [T], got {_describe(slot_mapping)}.")
-    if key.shape != shape:
-        raise KernelError(f"key must be {list(shape)} for this cache and slot_mapping, got {_describe(key)}.")
-    if value.shape != shape:
-        raise KernelError(f"value must be {list(shape)} for this cache and slot_mapping, got {_describe(value)}.")
-    _check_indices("slot_mapping", slot_mapping, num_blocks * block_size)
-
-
-def check_paged_attention(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_tables: Tensor,
-    query_start: Tensor,
-    context_lens: Tensor,
-    scale: float,
-    sliding_window: int,
-    soft_cap: float,
-) -> None:
-    """Raises KernelError for arguments that `Kernels.paged_attention` does not take, the tables' values
-    aside."""
-    _check_caches(key_cache, value_cache)
-    _check_float("query", query)
-    _, num_kv_heads, _, head_size = key_cache.shape
-    if query.dim() != 3 or query.shape[2] != head_size:
-        raise KernelError(f"query must be [T, Hq, {head_size}] for this cache, got {_describe(query)}.")
-    if query.shape[1] == 0 or query.shape[1] % num_kv_heads:
-        raise KernelError(f"query's heads must be a multiple of the cache's {num_kv_heads}, got {_describe(query)}.")
-    if query.stride(2) != 1 or query.stride(1) != head_size:
-        raise KernelError("query's last two dimensions must be contiguous; call contiguous() on it first.")
-    num_sequences = context_lens.shape[0] if context_lens.dim() == 1 else -1
-    for name, tensor, dims in (
-        ("context_lens", context_lens, 1),
-        ("query_start", query_start, 1),
-        ("block_tables", block_tables, 2),
+def check_inputs(inputs: StepInputs) -> None:
+    """Raises KernelError for tensors that do not make one step, their values aside."""
+    num_rows = inputs.token_ids.shape[0] if inputs.token_ids.dim() == 1 else -1
+    num_sequences = inputs.context_lens.shape[0] if inputs.context_lens.dim() == 1 else -1
+    for name, tensor, dtype, size in (
+        ("token_ids", inputs.token_ids, torch.int64, num_rows),
+        ("positions", inputs.positions, torch.int64, num_rows),
+        ("slot_mapping", inputs.slot_mapping, torch.int64, num_rows),
+        ("context_lens", inputs.context_lens, torch.int32, num_sequences),
+        ("query_start", inputs.query_start, torch.int32, num_sequences + 1),
+        ("block_tables", inputs.block_tables, torch.int32, num_sequences),
+        ("logits_rows", inputs.logits_rows, torch.int64, None),
     ):
-        if tensor.dtype != torch.int32 or tensor.dim() != dims or not tensor.is_contiguous():
-            raise KernelError(f"{name} must be contiguous int32 with {dims} dimensions, got {_describe(tensor)}.")
-    if query_start.shape[0] != num_sequences + 1:
+        if tensor is None:
+            continue
+        dims = 2 if name == "block_tables" else 1
+        if tensor.dtype != dtype or tensor.dim() != dims or not tensor.is_contiguous():
+            raise KernelError(
+                f"{name} must be contiguous {str(dtype).removeprefix('torch.')} with {dims} dimensions, "
+                f"got {describe(tensor)}."
+            )
+        if size is not None and tensor.shape[0] != size:
+            other = "token_ids" if dtype == torch.int64 else "context_lens"
+            raise KernelError(f"{name} must have {size} entries as {other} says, got {describe(tensor)}.")
+
+
+def check_pack_linear(weight: Tensor | QuantizedWeight, bias: Tensor | None, gated: bool) -> None:
+    """Raises KernelError for arguments that `Kernels.pack_linear` does not take."""
+    values = weight.values if isinstance(weight, QuantizedWeight) else weight
+    if not isinstance(weight, QuantizedWeight):
+        _check_float("weight", weight)
+    if values.dim() != 2 or 0 in values.shape or values.stride(1) != 1:
+        raise KernelError(f"weight must be [N, K], neither of them 0, rows contiguous, got {describe(values)}.")
+    if gated and values.shape[0] % 2:
+        raise KernelError(f"weight of a gated layer must have an even number of rows, got {describe(values)}.")
+    check_vector("bias", bias, values.shape[0])
+
+
+def check_linear(width: int, weight: LinearWeight, gated: bool, activation: str | None, has_residual: bool) -> None:
+    """Raises KernelError for arguments that `Kernels.linear` does not take; width is x's."""
+    if width != weight.num_inputs:
+        raise KernelError(f"x must be [T, {weight.num_inputs}] as the weight's inputs say, got a width of {width}.")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise KernelError(f"activation {activation!r} is unknown; known: {', '.join(sorted(ACTIVATIONS))}.")
+    if gated and has_residual:
+        raise KernelError("residual cannot be added in a gated layer; leave it out.")
+
+
+def check_embedding(table: Tensor, indices: str) -> None:
+    """Raises KernelError for arguments that `Kernels.embedding` does not take."""
+    _check_float("table", table)
+    if table.dim() != 2 or 0 in table.shape or not table.is_contiguous():
+        raise KernelError(f"table must be contiguous [num_indices, width], none of them 0, got {describe(table)}.")
+    if indices not in ("token_ids", "positions"):
+        raise KernelError(f"indices must be 'token_ids' or 'positions', got {indices!r}.")
+
+
+def check_norm(width: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+    """Raises KernelError for arguments that `Kernels.rms_norm` and `Kernels.layer_norm` do not take; width is x's."""
+    check_vector("weight", weight, width)
+    check_vector("bias", bias, width)
+    _check_eps("eps", eps)
+
+
+def check_qkv_to_cache(
+    width: int,
+    cache: LayerCache,
+    num_heads: int,
+    rotary: tuple[Tensor, Tensor] | None,
+    query_norm: Tensor | None,
+    key_norm: Tensor | None,
+    norm_eps: float,
+) -> None:
+    """Raises KernelError for arguments that `Kernels.qkv_to_cache` does not take, the slots aside; width is qkv's."""
+    head_size = cache.head_size
+    _check_heads(num_heads, cache)
+    wanted = (num_heads + 2 * cache.num_kv_heads) * head_size
+    if width != wanted:
         raise KernelError(
-            f"query_start must be [{num_sequences + 1}], one more than context_lens, got {_describe(query_start)}."
+            f"qkv must be [T, {wanted}] for {num_heads} query heads and this cache's {cache.num_kv_heads} of "
+            f"{head_size}, got a width of {width}."
         )
-    if block_tables.shape[0] != num_sequences:
-        raise KernelError(
-            f"block_tables must be [{num_sequences}, max_blocks] as context_lens says, got {_describe(block_tables)}."
-        )
+    if (query_norm is None) != (key_norm is None):
+        raise KernelError("query_norm and key_norm must be given both, or neither.")
+    check_vector("query_norm", query_norm, head_size)
+    check_vector("key_norm", key_norm, head_size)
+    _check_eps("norm_eps", norm_eps)
+    if rotary is None:
+        return
+    cos, sin = rotary
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.dtype != torch.float32 or table.dim() != 2 or not table.is_contiguous():
+            raise KernelError(
+                f"{name} must be contiguous float32 [positions, D_rot] (angles lose too much in less), "
+                f"got {describe(table)}."
+            )
+    if not 0 < cos.shape[1] <= head_size or cos.shape[1] % 2:
+        raise KernelError(f"cos must have an even D_rot of at most {head_size}, got {describe(cos)}.")
+    if sin.shape != cos.shape:
+        raise KernelError(f"sin must be like cos ({describe(cos)}), got {describe(sin)}.")
+
+
+def check_paged_attention(width: int, cache: LayerCache, scale: float, sliding_window: int, soft_cap: float) -> None:
+    """Raises KernelError for arguments that `Kernels.paged_attention` does not take; width is the query's."""
+    if width % cache.head_size:
+        raise KernelError(f"query must be [T, Hq * {cache.head_size}] for this cache, got a width of {width}.")
+    _check_heads(width // cache.head_size, cache)
     if not 0.0 < scale < float("inf"):
         raise KernelError(f"scale must be a positive number, got {scale!r}.")
-    if sliding_window < 0:
+    if isinstance(sliding_window, bool) or not isinstance(sliding_window, int) or sliding_window < 0:
         raise KernelError(f"sliding_window must be 0 (none) or more, got {sliding_window!r}.")
     if not 0.0 <= soft_cap < float("inf"):
         raise KernelError(f"soft_cap must be 0.0 (none) or a positive number, got {soft_cap!r}.")
 
 
-def check_copy_blocks(cache: Tensor, pairs: Tensor) -> None:
+def check_soft_cap(cap: float) -> None:
+    """Raises KernelError for arguments that `Kernels.soft_cap` does not take."""
+    if not 0.0 < cap < float("inf"):
+        raise KernelError(f"cap must be a positive number, got {cap!r}.")
+
+
+def check_copy_blocks(storage: Tensor, pairs: Tensor) -> None:
     """Raises KernelError for arguments that `Kernels.copy_blocks` does not take."""
-    if cache.dim() != 6 or cache.shape[1] != 2:
-        raise KernelError(f"cache must be [L, 2, B, Hkv, bs, D], got {_describe(cache)}.")
+    if storage.dtype != torch.uint8 or storage.dim() != 4 or storage.shape[1] != 2 or not storage.is_contiguous():
+        raise KernelError(f"storage must be contiguous uint8 [L, 2, B, block_bytes], got {describe(storage)}.")
     if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.shape[1] != 2:
-        raise KernelError(f"pairs must be int64 [N, 2], got {_describe(pairs)}.")
-    _check_indices("pairs", pairs, cache.shape[2])
+        raise KernelError(f"pairs must be int64 [N, 2], got {describe(pairs)}.")
+    check_indices("pairs", pairs, storage.shape[2])
+    destinations = pairs[:, 1]
+    if pairs.device.type == "cpu" and destinations.unique().numel() != destinations.numel():
+        raise KernelError(f"pairs must have different destinations, got {destinations.tolist()}.")
 
 
-def check_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None) -> None:
-    """Raises KernelError for arguments that `Kernels.rms_norm` and `Kernels.layer_norm` do not take."""
-    _check_float("x", x)
-    if x.dim() == 0:
-        raise KernelError(f"x must be [..., H], got {_describe(x)}.")
-    _check_vector("weight", weight, x.shape[-1])
-    _check_vector("bias", bias, x.shape[-1])
-    if eps < 0:
-        raise KernelError(f"eps must be 0 or more, got {eps!r}.")
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-        raise KernelError(f"residual must be like x ({_describe(x)}), got {_describe(residual)}.")
-
-
-def check_rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Raises KernelError for arguments that `Kernels.rotary` does not take."""
-    _check_float("query", query)
-    _check_float("key", key)
-    if query.dim() != 3:
-        raise KernelError(f"query must be [T, Hq, D], got {_describe(query)}.")
-    num_rows, _, head_size = query.shape
-    if key.dim() != 3 or key.shape[0] != num_rows or key.shape[2] != head_size:
-        raise KernelError(f"key must be [{num_rows}, Hkv, {head_size}] like query, got {_describe(key)}.")
-    if cos.dim() != 2 or cos.shape[0] != num_rows or cos.shape[1] > head_size or cos.shape[1] % 2:
-        raise KernelError(f"cos must be [{num_rows}, D_rot], D_rot even and at most {head_size}, got {_describe(cos)}.")
-    if cos.dtype != torch.float32:
-        raise KernelError(f"cos must be float32 (angles lose too much in less), got {_describe(cos)}.")
-    if sin.shape != cos.shape or sin.dtype != torch.float32:
-        raise KernelError(f"sin must be like cos ({_describe(cos)}), got {_describe(sin)}.")
-
-
-def check_activation(x: Tensor, name: str) -> None:
-    """Raises KernelError for arguments that `Kernels.activation` does not take."""
-    _check_float("x", x)
-    if name not in ACTIVATIONS:
-        raise KernelError(f"activation {name!r} is unknown; known: {', '.join(sorted(ACTIVATIONS))}.")
-
-
-def check_gated_activation(gate: Tensor, up: Tensor, activation: str) -> None:
-    """Raises KernelError for arguments that `Kernels.gated_activation` does not take."""
-    check_activation(gate, activation)
-    if up.shape != gate.shape or up.dtype != gate.dtype:
-        raise KernelError(f"up must be like gate ({_describe(gate)}), got {_describe(up)}.")
-
-
-def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raises KernelError for arguments that `Kernels.linear` does not take."""
-    _check_float("x", x)
-    _check_float("weight", weight)
-    if weight.dim() != 2:
-        raise KernelError(f"weight must be [N, K], got {_describe(weight)}.")
-    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
-        raise KernelError(f"x must be [..., {weight.shape[1]}] as weight's K says, got {_describe(x)}.")
-    _check_vector("bias", bias, weight.shape[0])
-
-
-def _check_caches(key_cache: Tensor, value_cache: Tensor) -> None:
-    _check_float("key_cache", key_cache)
-    if key_cache.dim() != 4 or 0 in key_cache.shape:
-        raise KernelError(f"key_cache must be [B, Hkv, bs, D], none of them 0, got {_describe(key_cache)}.")
-    if value_cache.shape != key_cache.shape or value_cache.dtype != key_cache.dtype:
-        raise KernelError(f"value_cache must be like key_cache ({_describe(key_cache)}), got {_describe(value_cache)}.")
-    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        _, _, block_size, head_size = cache.shape
-        if cache.stride()[1:] != (block_size * head_size, head_size, 1):
-            raise KernelError(f"{name}'s blocks must be contiguous [Hkv, bs, D], got strides {cache.stride()}.")
-
-
-def _check_float(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in FLOAT_DTYPES:
-        raise KernelError(f"{name} must be float32, bfloat16 or float16, got {_describe(tensor)}.")
-
-
-def _check_vector(name: str, vector: Tensor | None, size: int) -> None:
+def check_vector(name: str, vector: Tensor | None, size: int) -> None:
+    """Raises KernelError for what is neither None nor contiguous float32 [size]."""
     if vector is None:
         return
-    _check_float(name, vector)
-    if vector.dim() != 1 or vector.shape[0] != size:
-        raise KernelError(f"{name} must be [{size}], got {_describe(vector)}.")
+    if vector.dtype != torch.float32 or vector.dim() != 1 or vector.shape[0] != size or not vector.is_contiguous():
+        raise KernelError(f"{name} must be contiguous float32 [{size}], got {describe(vector)}.")
 
 
-def _check_indices(name: str, indices: Tensor, bound: int) -> None:
+def check_indices(name: str, indices: Tensor, bound: int) -> None:
     """Every index in 0 .. bound - 1. Only on the CPU: reading a value of another device would wait for it."""
     if indices.device.type != "cpu" or indices.numel() == 0:
         return
@@ -176,5 +170,21 @@ def _check_indices(name: str, indices: Tensor, bound: int) -> None:
         raise KernelError(f"{name} must be in 0..{bound - 1}, got {int(low)}..{int(high)}.")
 
 
-def _describe(tensor: Tensor) -> str:
+def describe(tensor: Tensor) -> str:
+    """A tensor's dtype and shape, for an error's text."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _check_float(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise KernelError(f"{name} must be float32, bfloat16 or float16, got {describe(tensor)}.")
+
+
+def _check_heads(num_heads: int, cache: LayerCache) -> None:
+    if num_heads < 1 or num_heads % cache.num_kv_heads:
+        raise KernelError(f"query heads must be a multiple of the cache's {cache.num_kv_heads}, got {num_heads}.")
+
+
+def _check_eps(name: str, eps: float) -> None:
+    if not 0.0 <= eps < float("inf"):
+        raise KernelError(f"{name} must be 0 or more, got {eps!r}.")

@@ -1,200 +1,298 @@
 """What each operation takes, gives and changes. Every implementation and the reference follow this file.
 
-Letters in shapes: T rows (tokens) of a step over all its sequences, S sequences of a step, Hq query heads,
-Hkv key/value heads (Hq is a multiple of Hkv; query head h reads key/value head h // (Hq // Hkv)), D head
-size, B blocks of the cache, bs tokens in a block, L layers, H hidden size, N outputs and K inputs of a linear
-layer. Tensors are row-major contiguous unless said otherwise. "Float" is float32, bfloat16 or float16. Sums
-and transcendental functions are computed in float32; results are rounded once, to the dtype of the activation
-that came in.
+Letters in shapes: T rows (tokens) of a step over all its sequences, R rows whose logits are wanted, S sequences of a
+step, Hq query heads, Hkv key/value heads (Hq is a multiple of Hkv; query head h reads key/value head h // (Hq // Hkv)),
+D head size, B blocks of the cache, bs tokens in a block, L layers, H hidden size, N outputs and K inputs of a linear
+layer. "Float" is float32, bfloat16 or float16.
 
-Every operation raises `KernelError`, naming the argument, for a shape, dtype, layout or index that it does
-not take.
+Activations are `Rows`: [T, width], as the implementation holds them, in its activation dtype (float32 on the CPU). They
+are made by operations and go into operations; nobody else looks inside: an implementation may compute at once, or
+write down what is to be computed (`compile`). Sums and transcendental functions are computed in float32; results are
+rounded once, to the activation dtype. A row of a result depends on that row's token and its sequence alone.
+
+Every operation raises `KernelError`, naming the argument, for a shape, dtype, layout or index that it does not take.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from paged_backend.kernels.cache_layout import LayerCache
+from paged_backend.kernels.quantized_weight import QuantizedWeight
+from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+
+Rows = Any
+"""[rows, width] of activations, as an implementation holds them: a tensor, or the number of a buffer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInputs:
+    """What one step computes, over the T tokens of its S sequences laid end to end. All tensors are contiguous.
+
+    Attributes:
+        token_ids: int64 [T].
+        positions: int64 [T], each token's index in its sequence.
+        slot_mapping: int64 [T], where its key and value go: block * bs + offset in the block, all different.
+        block_tables: int32 [S, max_blocks]; entry i holds the sequence's tokens from i * bs on. Entries past the
+            context, and those that every row's window has left behind, may hold anything.
+        query_start: int32 [S + 1], from 0 to T, not decreasing; sequence s has the rows query_start[s] ..
+            query_start[s + 1] - 1. A sequence may have no rows.
+        context_lens: int32 [S], tokens of each sequence, those of this step included.
+        logits_rows: int64 [R], the rows whose logits are wanted, or None for all T of them.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    block_tables: Tensor
+    query_start: Tensor
+    context_lens: Tensor
+    logits_rows: Tensor | None
+
+
+class LinearWeight(Protocol):
+    """A linear layer as `Kernels.pack_linear` made it; for the same implementation's `linear` alone."""
+
+    @property
+    def num_inputs(self) -> int:
+        """Width of the rows that go in, K."""
+        ...
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the rows that come out: N, or half of the weight's rows for a gated layer."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it holds, weight, scales and bias."""
+        ...
+
+
+class OperationChoice(NamedTuple):
+    """How an operation is computed.
+
+    Attributes:
+        implementation: "reference" or "cpu".
+        reason: why this one, and why not another, in one sentence.
+    """
+
+    implementation: str
+    reason: str
+
 
 class Kernels(Protocol):
-    """The operations of one device. Methods keep no state between calls and may be called from any one
-    thread."""
+    """The operations of one device. They may be called from any one thread at a time."""
 
-    def write_kv(
-        self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
-    ) -> None:
-        """Stores the new tokens' keys and values in the paged cache.
+    @property
+    def report(self) -> Mapping[str, OperationChoice]:
+        """For each of OPERATIONS, what computes it and why."""
+        ...
 
-        Changes key_cache and value_cache in place, at the given slots only; rounds to the cache's dtype.
+    def pack_linear(
+        self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, gated: bool = False
+    ) -> LinearWeight:
+        """Makes a linear layer of a weight, as this implementation likes to read it. Once, at load; the result may
+        share the weight's memory, or not.
 
         Args:
-            key: float [T, Hkv, D]; any strides.
-            value: float [T, Hkv, D]; any strides.
-            key_cache: float [B, Hkv, bs, D]; the first dimension may have any stride.
-            value_cache: like key_cache.
-            slot_mapping: int64 [T]; slot = block * bs + offset in the block, each in 0 .. B * bs - 1, all
-                different.
+            weight: float [N, K] with stride 1 in K, held and used as it is; or a QuantizedWeight.
+            bias: float32 [N], or None for 0.
+            gated: the weight's rows are all gates, then all ups (N = 2 * num_outputs).
         """
+        ...
+
+    def linear(
+        self, x: Rows, weight: LinearWeight, *, activation: str | None = None, residual: Rows | None = None
+    ) -> Rows:
+        """activation(x @ weight.T + bias) + residual; for a gated layer activation(gate) * up (arXiv:2002.05202, eq.
+        5).
+
+        Args:
+            x: [T, K].
+            weight: of this implementation's `pack_linear`.
+            activation: Hugging Face's name of a function (a key of `reference.activation.ACTIVATIONS`), or None for the
+                identity.
+            residual: [T, N] or None for 0; not for a gated layer.
+
+        Returns:
+            [T, num_outputs]. It may take the memory of residual, which must not be used any more.
+        """
+        ...
+
+    def embedding(
+        self, table: Tensor, indices: Literal["token_ids", "positions"], inputs: StepInputs, add: Rows | None = None
+    ) -> Rows:
+        """table[indices] + add.
+
+        Args:
+            table: float [num_indices, width], contiguous.
+            indices: which of the inputs they are; each in 0 .. num_indices - 1.
+            add: [T, width], or None for 0.
+
+        Returns:
+            [T, width]. It may take the memory of add, which must not be used any more.
+        """
+        ...
+
+    def rms_norm(self, x: Rows, weight: Tensor, eps: float, residual: Rows | None = None) -> tuple[Rows, Rows]:
+        """Adds the residual, if any, then divides by the root mean square (arXiv:1910.07467, eq. 4).
+
+        h = x + residual; out = h / sqrt(mean(h ** 2) + eps) * weight, over each row.
+
+        Args:
+            x: [T, H].
+            weight: float32 [H].
+            eps: added to the mean square.
+            residual: [T, H], or None for 0.
+
+        Returns:
+            (out, h), both [T, H]. h is x itself when residual is None; else it may take the memory of x or residual,
+            neither of which may be used any more.
+        """
+        ...
+
+    def layer_norm(
+        self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Rows | None = None
+    ) -> tuple[Rows, Rows]:
+        """Adds the residual, if any, then normalises to mean 0 and variance 1 (arXiv:1607.06450, eq. 3).
+
+        h = x + residual; out = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias, over each row.
+
+        Args:
+            x: [T, H].
+            weight: float32 [H], or None for 1.
+            bias: float32 [H], or None for 0.
+            eps: added to the (biased) variance.
+            residual: [T, H], or None for 0.
+
+        Returns:
+            (out, h), as of `rms_norm`.
+        """
+        ...
+
+    def qkv_to_cache(
+        self,
+        qkv: Rows,
+        cache: LayerCache,
+        inputs: StepInputs,
+        *,
+        num_heads: int,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        query_norm: Tensor | None = None,
+        key_norm: Tensor | None = None,
+        norm_eps: float = 0.0,
+    ) -> Rows:
+        """Norms and turns queries and keys, and stores the keys and values at the step's slots of the cache.
+
+        First an RMS norm over each head of query and key (Qwen3), then the turn by each token's position
+        (arXiv:2104.09864, eq. 34): pairs are (i, i + D_rot / 2) as in GPT-NeoX and the Hugging Face checkpoints
+        ("rotate half"), out = x * cos + rotate_half(x) * sin with rotate_half(a, b) = (-b, a); numbers past D_rot pass
+        unchanged. Keys and values are rounded to the cache's dtype. Changes the cache, at inputs.slot_mapping only.
+
+        Args:
+            qkv: [T, (num_heads + 2 * Hkv) * D]: all query heads, then all key heads, then all value heads.
+            cache: this layer's.
+            num_heads: Hq.
+            rotary: (cos, sin), each float32 [positions, D_rot] contiguous, D_rot even and at most D, both halves given
+                (they are mostly equal); every one of inputs.positions must be a row of them. None for no turn.
+            query_norm, key_norm: float32 [D] weights of the norms; both or neither.
+            norm_eps: added to the mean square.
+
+        Returns:
+            The queries, [T, Hq * D]. They may take the memory of qkv, which must not be used any more.
+        """
+        ...
 
     def paged_attention(
         self,
-        query: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        block_tables: Tensor,
-        query_start: Tensor,
-        context_lens: Tensor,
+        query: Rows,
+        cache: LayerCache,
+        inputs: StepInputs,
         *,
         scale: float,
         sliding_window: int = 0,
         soft_cap: float = 0.0,
-    ) -> Tensor:
+    ) -> Rows:
         """Causal softmax attention of new tokens over each sequence's cached tokens, the new ones included.
 
-        Row r of sequence s (rows query_start[s] .. query_start[s + 1] - 1, r counted from 0) stands at
-        position p = context_lens[s] - num_rows + r and attends to positions j with j <= p, and j > p -
-        sliding_window when a window is set: out = softmax_j(cap(scale * q . k_j)) . v_j, where cap(x) =
-        soft_cap * tanh(x / soft_cap) when a soft cap is set (Gemma 2, arXiv:2408.00118, 2.2), else x. Paging
-        as in arXiv:2309.06180, 4.1. Decode rows (one row of a sequence), chunks of prompts and whole prompts
-        may be mixed freely.
+        Row r of sequence s (counted from 0) stands at position p = context_lens[s] - num_rows + r and attends to
+        positions j with j <= p, and j > p - sliding_window when a window is set: out = softmax_j(cap(scale * q . k_j))
+        . v_j, where cap(x) = soft_cap * tanh(x / soft_cap) when a soft cap is set (Gemma 2, arXiv:2408.00118, 2.2),
+        else x. Paging as in arXiv:2309.06180, 4.1. Decode rows (one row of a sequence), chunks of prompts and whole
+        prompts may be mixed freely.
 
         Args:
-            query: float [T, Hq, D]; the last two dimensions contiguous. Its dtype may differ from the
-                caches'.
-            key_cache: float [B, Hkv, bs, D]; the first dimension may have any stride.
-            value_cache: like key_cache.
-            block_tables: int32 [S, max_blocks]; entry i holds the sequence's tokens from i * bs on. Entries past
-                the context, and those that every row's window has left behind, may hold anything.
-            query_start: int32 [S + 1], from 0 to T, not decreasing. A sequence may have no rows.
-            context_lens: int32 [S], tokens of the sequence, the new rows included.
+            query: [T, Hq * D].
+            cache: this layer's, with the step's own keys and values in it.
             scale: what the dot products are multiplied with, mostly D ** -0.5.
             sliding_window: tokens that a row sees, itself included; 0 means all.
             soft_cap: bound of the scaled scores; 0.0 means none.
 
         Returns:
-            [T, Hq, D] in the query's dtype, contiguous.
+            [T, Hq * D].
         """
         ...
 
-    def copy_blocks(self, cache: Tensor, pairs: Tensor) -> None:
-        """Copies whole blocks of all layers, keys and values (copy on write). Changes cache in place.
+    def select_rows(self, x: Rows, inputs: StepInputs) -> Rows:
+        """The rows whose logits are wanted, by inputs.logits_rows: [T, width] to [R, width]; all where that is None."""
+        ...
+
+    def soft_cap(self, x: Rows, cap: float) -> Rows:
+        """cap * tanh(x / cap), cap positive. It may take the memory of x, which must not be used any more."""
+        ...
+
+    def copy_blocks(self, storage: Tensor, pairs: Tensor) -> None:
+        """Copies whole blocks of all layers, keys and values (copy on write). Changes storage in place.
 
         All sources are read before any destination is written, so a block may be both.
 
         Args:
-            cache: float [L, 2, B, Hkv, bs, D].
+            storage: uint8 [L, 2, B, block_bytes], contiguous.
             pairs: int64 [N, 2] of (source block, destination block); destinations all different.
         """
+        ...
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Adds the residual, if any, then divides by the root mean square (arXiv:1910.07467, eq. 4).
-
-        h = x + residual; out = h / sqrt(mean(h ** 2) + eps) * weight, over the last dimension.
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
+        """Draws each row's tokens, each row as if it were alone. Computed at once, never recorded.
 
         Args:
-            x: float [..., H].
-            weight: float [H].
-            eps: added to the mean square.
-            residual: like x, or None for 0.
-
-        Returns:
-            (out, h), both like x. h is x itself when residual is None.
+            logits: float32 [R, V], any row stride; not changed.
+            batch: the parameters of the R rows.
         """
         ...
 
-    def layer_norm(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        residual: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Adds the residual, if any, then normalises to mean 0 and variance 1 (arXiv:1607.06450, eq. 3).
+    def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
+        """Makes a step that can be run many times with other inputs.
 
-        h = x + residual; out = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias, over the last dimension.
+        An implementation may call `step` once, with kernels that record and inputs that hold no tokens, and then replay
+        what it recorded: so `step` must make the same calls whatever the inputs are, and look at no value of them, not
+        even whether logits_rows is None. The weights, tables and caches that it names are kept.
 
         Args:
-            x: float [..., H].
-            weight: float [H], or None for 1.
-            bias: float [H], or None for 0.
-            eps: added to the (biased) variance.
-            residual: like x, or None for 0.
+            step: computes the logits of inputs with the kernels that it is given.
 
         Returns:
-            (out, h), both like x. h is x itself when residual is None.
-        """
-        ...
-
-    def rotary(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Turns the first D_rot numbers of each head by its token's position (arXiv:2104.09864, eq. 34).
-
-        Pairs are (i, i + D_rot / 2), as in GPT-NeoX and the Hugging Face checkpoints ("rotate half"):
-        out = x * cos + rotate_half(x) * sin with rotate_half(a, b) = (-b, a). Numbers past D_rot pass
-        unchanged.
-
-        Args:
-            query: float [T, Hq, D]; any strides.
-            key: float [T, Hkv, D]; any strides.
-            cos: float32 [T, D_rot], D_rot even and at most D; both halves given (they are mostly equal).
-            sin: like cos.
-
-        Returns:
-            (query, key) turned: new tensors of the same shapes and dtypes.
-        """
-        ...
-
-    def activation(self, x: Tensor, name: str) -> Tensor:
-        """Applies the named function (Hugging Face's names, see `reference.activation.ACTIVATIONS`) to each
-        number.
-
-        Args:
-            x: float, any shape and strides.
-            name: for example "silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu".
-
-        Returns:
-            A new tensor like x.
-        """
-        ...
-
-    def gated_activation(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
-        """activation(gate) * up (gated linear units, arXiv:2002.05202, eq. 5), rounded once.
-
-        Args:
-            gate: float [..., H]; any strides.
-            up: like gate.
-            activation: a name as in `Kernels.activation`.
-
-        Returns:
-            A new tensor like gate.
-        """
-        ...
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x @ weight.T + bias.
-
-        Args:
-            x: float [..., K].
-            weight: float [N, K].
-            bias: float [N], or None.
-
-        Returns:
-            [..., N] in x's dtype.
+            inputs -> logits, float32 [R, width], any row stride, for the caller to change; their memory may be used
+            again by the next run.
         """
         ...
 
 
 OPERATIONS: tuple[str, ...] = (
-    "write_kv",
-    "paged_attention",
-    "copy_blocks",
+    "linear",
+    "embedding",
     "rms_norm",
     "layer_norm",
-    "rotary",
-    "activation",
-    "gated_activation",
-    "linear",
+    "qkv_to_cache",
+    "paged_attention",
+    "select_rows",
+    "soft_cap",
+    "copy_blocks",
+    "sample",
 )
 """The names of the operations, in the order of `Kernels`."""

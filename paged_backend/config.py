@@ -22,7 +22,10 @@ class ModelConfig:
         model: a local folder, a hub id, or "paged-tiny" for the bundled model.
         tokenizer: folder or hub id of the tokenizer; None means the model's own.
         skip_tokenizer_init: run on token ids alone, without text.
-        dtype: "auto" (float32 on CPU), "float32", "bfloat16" or "float16": what weights and activations are held in.
+        dtype: what weights are held in: "auto" (as the checkpoint has them), "float32", "bfloat16" or "float16". On the
+            CPU everything is computed in float32 all the same.
+        quantization: "int8" or "int4" holds the weights of linear layers in so many bits (the one that makes the logits
+            always in 8); None leaves them as they are.
         max_model_len: most tokens of prompt plus output; None means what the model's configuration says.
         served_model_name: names that requests may use; empty means the model argument's last part.
         revision: branch, tag or commit on the hub.
@@ -33,6 +36,7 @@ class ModelConfig:
     tokenizer: str | None = None
     skip_tokenizer_init: bool = False
     dtype: str = "auto"
+    quantization: str | None = None
     max_model_len: int | None = None
     served_model_name: tuple[str, ...] = ()
     revision: str | None = None
@@ -54,6 +58,8 @@ class ModelConfig:
         for name in self.served_model_name:
             _check_text("served_model_name", name)
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        if self.quantization is not None:
+            _check_choice("quantization", self.quantization, ("int8", "int4"))
         _check_range("max_model_len", self.max_model_len, low=1, optional=True)
         _check_range("seed", self.seed, low=0)
         _check_bool("skip_tokenizer_init", self.skip_tokenizer_init)
@@ -70,7 +76,8 @@ class CacheConfig:
         gpu_memory_utilization: fraction of the device's free memory that the pool may take, in (0, 1]. The pool
             never takes more than max_num_seqs sequences of max_model_len tokens need.
         enable_prefix_caching: find full blocks again by their tokens.
-        kv_cache_dtype: "auto" (the model's), "float32", "bfloat16" or "float16".
+        kv_cache_dtype: what keys and values are held in: "auto" (float32 on the CPU), "float32", "bfloat16", "float16",
+            or "int8" (with a scale for each token's head).
     """
 
     block_size: int = 16
@@ -88,7 +95,7 @@ class CacheConfig:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise ConfigError(f"gpu_memory_utilization must be in (0, 1], got {value!r}.")
         _check_bool("enable_prefix_caching", self.enable_prefix_caching)
-        _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "float32", "bfloat16", "float16", "int8"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,15 +7,8 @@ from torch.nn import functional
 
 
 def layer_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    residual: Tensor | None = None,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See `Kernels.layer_norm`."""
     hidden = x if residual is None else x + residual
-    wide_weight = None if weight is None else weight.float()
-    wide_bias = None if bias is None else bias.float()
-    out = functional.layer_norm(hidden.float(), (x.shape[-1],), wide_weight, wide_bias, eps)
-    return out.to(x.dtype), hidden
+    return functional.layer_norm(hidden.float(), (x.shape[-1],), weight, bias, eps).to(x.dtype), hidden

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """See `Kernels.rms_norm`."""
     hidden = x if residual is None else x + residual
-    wide = hidden.float()
-    scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (scaled * weight.float()).to(x.dtype), hidden
+    return normed(hidden.float(), weight, eps).to(x.dtype), hidden
+
+
+def normed(wide: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The norm over the last dimension, float32 in and out."""
+    return wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * weight

@@ -94,7 +94,7 @@ class EngineClient:
             arrival_s=time.monotonic(),
         )
         self._core.check_fits(request)
-        stream = RequestStream(request.request_id, text, prompt_token_ids, params.n, self._abort_stream)
+        stream = RequestStream(request, text, self.tokenizer, self._abort_stream)
         self._loop.submit(request, stream)
         return stream
 

@@ -6,10 +6,13 @@ import dataclasses
 import hashlib
 import logging
 import time
+from collections import Counter
+from collections.abc import Sequence as TokenIds
 
 from paged_backend.config import EngineConfig
+from paged_backend.engine.detokenizer import Finish
 from paged_backend.engine.metrics import EngineMetrics
-from paged_backend.engine.request import EngineRequest, Finish, RequestState
+from paged_backend.engine.request import EngineRequest, RequestState, SampleState
 from paged_backend.engine.stats import EngineStats
 from paged_backend.engine.stream import StreamItem
 from paged_backend.engine.tokenizer import Tokenizer
@@ -17,13 +20,14 @@ from paged_backend.errors import EngineUnavailableError, RequestFailedError
 from paged_backend.executor.executor import Executor
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
-from paged_backend.scheduler.plan import StepPlan
+from paged_backend.scheduler.plan import SampledToken, StepPlan
 from paged_backend.scheduler.scheduler import Scheduler, StepEvent
+from paged_backend.scheduler.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-Items = list[tuple[str, StreamItem]]
-"""What requests, by id, have gained."""
+Items = list[tuple[str, StreamItem, bool]]
+"""What requests, by id, have gained, and whether that is the last of them."""
 
 _MEAN_WEIGHT = 0.1
 """Weight of the newest request in the running mean of request durations."""
@@ -49,6 +53,7 @@ class EngineCore:
         self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids)
         self._seed = config.model.seed
         self._requests: dict[str, RequestState] = {}
+        self._samples: dict[int, SampleState] = {}  # by sequence id, from the first token on
         self._not_started: dict[int, RequestState] = {}  # by sequence id, until first in a plan
         self._num_added = 0
         self._num_steps = 0
@@ -92,9 +97,8 @@ class EngineCore:
         for sequence in self._scheduler.abort(request_id):
             self._not_started.pop(sequence.seq_id, None)
         state.end("abort")
-        delta = state.take_delta()
         self._forget(state, "abort")
-        return [(request_id, delta)]
+        return [(request_id, state.take_gains(), True)]
 
     def step(self) -> Items:
         """Computes one step; returns what each request gained. Nothing to do gives nothing."""
@@ -137,7 +141,7 @@ class EngineCore:
 
         The scheduler is left alone, as it may be what broke.
         """
-        items: Items = [(request_id, EngineUnavailableError(reason)) for request_id in self._requests]
+        items: Items = [(request_id, EngineUnavailableError(reason), True) for request_id in self._requests]
         for state in list(self._requests.values()):
             self._forget(state, "error")
         idle = dataclasses.replace(
@@ -171,52 +175,87 @@ class EngineCore:
                 state.times.scheduled_s = now_s
 
     def _take_events(self, events: list[StepEvent]) -> Items:
+        """Hands each request what its sequences gained, and ends what their text ends."""
         now_s = time.monotonic()
-        touched: dict[str, RequestState] = {}
+        samples = self._samples
+        touched: list[RequestState] = []
+        failed: Items = []
+        last_times_s: list[float] = []
+        for sequence, token_ids, described in events:
+            if not token_ids or sequence.request_id not in self._requests:
+                failed.extend(self._fail_drawing(sequence.request_id))
+                continue
+            sample = samples.get(sequence.seq_id)
+            if sample is not None:
+                last_times_s.append(sample.last_token_s)
+                sample.last_token_s = now_s
+            else:
+                sample = self._add_sample(sequence, now_s)
+            state = sample.state
+            if not state.gains:
+                touched.append(state)
+            if sequence.finish_reason is None and sample.text is None and described is None:
+                for token_id in token_ids:
+                    state.gains.append((sample.index, token_id, None, None, None, state.num_cached_tokens))
+            else:
+                self._take_tokens(sample, token_ids, described)
+        self._note_tokens(events, last_times_s, now_s)
+        return [*self._take_gains(touched), *failed]
+
+    def _take_tokens(
+        self, sample: SampleState, token_ids: TokenIds[int], described: TokenIds[SampledToken] | None
+    ) -> None:
+        """Tokens that end a sample, may end it by their text, or come with logprobs."""
+        sequence = sample.sequence
+        by_token = Finish(sequence.finish_reason, sequence.stop_reason) if sequence.finish_reason is not None else None
+        finish = sample.state.take_tokens(sample, token_ids, described, by_token)
+        if finish is not None and not sequence.finished:
+            self._scheduler.finish_sequence(sequence, finish.reason, finish.stop_reason)
+
+    def _take_gains(self, touched: list[RequestState]) -> Items:
         items: Items = []
-        for sequence, tokens in events:
-            state = self._requests.get(sequence.request_id)
-            if state is None:  # a sample before this one has failed the request
+        for state in touched:
+            if state.request.request_id not in self._requests:  # it failed after it gained something
                 continue
-            if not tokens:
-                logger.error("request %s: its logits are not numbers", sequence.request_id)
-                touched.pop(sequence.request_id, None)
-                items.append(self._fail(state))
-                continue
-            touched[sequence.request_id] = state
-            if not state.times.first_token_s:
-                state.num_cached_tokens = sequence.num_cached_tokens
-                self._note_first_token(state, now_s)
-            self._note_tokens(state, sequence.index, len(tokens), now_s)
-            for number, token in enumerate(tokens, start=1):
-                by_token = None
-                if sequence.finish_reason is not None and number == len(tokens):
-                    by_token = Finish(sequence.finish_reason, sequence.stop_reason)
-                finish = state.take_token(sequence.index, token, by_token)
-                if finish is not None:
-                    if not sequence.finished:
-                        self._scheduler.finish_sequence(sequence, finish.reason, finish.stop_reason)
-                    break
-        items.extend((request_id, state.take_delta()) for request_id, state in touched.items())
-        for state in touched.values():
+            items.append((state.request.request_id, state.gains, state.over))
+            state.gains = []
             if state.over:
                 self._forget(state, state.reason)
         return items
+
+    def _add_sample(self, sequence: Sequence, now_s: float) -> SampleState:
+        """A sample's first token."""
+        state = self._requests[sequence.request_id]
+        if not state.times.first_token_s:
+            state.num_cached_tokens = sequence.num_cached_tokens
+            self._note_first_token(state, now_s)
+        sample = self._samples[sequence.seq_id] = state.add_sample(sequence, now_s)
+        return sample
 
     def _fail_step(self) -> Items:
         failed = dict.fromkeys(sequence.request_id for sequence in self._scheduler.fail())
         return [self._fail(self._requests[request_id]) for request_id in failed]
 
-    def _fail(self, state: RequestState) -> tuple[str, StreamItem]:
+    def _fail_drawing(self, request_id: str) -> Items:
+        """Ends a request for one of whose samples nothing could be drawn, unless that has been done."""
+        state = self._requests.get(request_id)
+        if state is None:
+            return []
+        logger.error("request %s: its logits are not numbers", request_id)
+        return [self._fail(state)]
+
+    def _fail(self, state: RequestState) -> tuple[str, StreamItem, bool]:
         request_id = state.request.request_id
         for sequence in self._scheduler.sequences(request_id):
             self._scheduler.finish_sequence(sequence, "error")
         self._forget(state, "error")
-        return request_id, RequestFailedError("The engine failed on this request: try it again.")
+        return request_id, RequestFailedError("The engine failed on this request: try it again."), True
 
     def _forget(self, state: RequestState, reason: FinishReason) -> None:
         now_s = time.monotonic()
         del self._requests[state.request.request_id]
+        for sample in state.samples.values():
+            self._samples.pop(sample.sequence.seq_id, None)
         self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)
         duration_s = now_s - state.times.arrival_s
         weight = _MEAN_WEIGHT if self.mean_request_s else 1.0
@@ -230,9 +269,7 @@ class EngineCore:
         self._metrics.prompt_tokens_cached.inc(state.num_cached_tokens)
         self._metrics.time_to_first_token.observe(now_s - state.times.arrival_s)
 
-    def _note_tokens(self, state: RequestState, index: int, count: int, now_s: float) -> None:
-        self._num_generated_tokens += count
-        last_s = state.times.last_token_s.get(index)
-        if last_s is not None:
-            self._metrics.inter_token_latency.observe((now_s - last_s) / count)
-        state.times.last_token_s[index] = now_s
+    def _note_tokens(self, events: list[StepEvent], last_times_s: list[float], now_s: float) -> None:
+        self._num_generated_tokens += sum([len(token_ids) for _, token_ids, _ in events])
+        for last_s, count in Counter(last_times_s).items():
+            self._metrics.inter_token_latency.observe(now_s - last_s, count)

@@ -14,7 +14,6 @@ from paged_backend.engine.request import EngineRequest
 from paged_backend.engine.stats import EngineStats
 from paged_backend.engine.stream import RequestStream
 from paged_backend.errors import EngineUnavailableError, InvalidRequestError, QueueFullError, RequestFailedError
-from paged_backend.outputs import RequestDelta
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +152,9 @@ class EngineLoop:
             self._busy = False
             self._stats = self._core.last_stats
             self._num_inbox_requests = 0
-            ended = {request_id for request_id, _ in items}
+            ended = {request_id for request_id, _, _ in items}
             never_added = [request_id for request_id in self._streams if request_id not in ended]
-        self._deliver([*items, *((request_id, EngineUnavailableError(reason)) for request_id in never_added)])
+        self._deliver([*items, *((request_id, EngineUnavailableError(reason), True) for request_id in never_added)])
         self._core.close()
 
     def _take_inbox(self) -> bool:
@@ -182,7 +181,7 @@ class EngineLoop:
             self._core.add(request)
         except Exception:
             logger.exception("request %s could not be added; the others go on", request.request_id)
-            return [(request.request_id, RequestFailedError("The engine failed on this request."))]
+            return [(request.request_id, RequestFailedError("The engine failed on this request."), True)]
         return []
 
     def _publish(self, num_taken: int = 0) -> None:
@@ -196,12 +195,14 @@ class EngineLoop:
     def _deliver(self, items: Items) -> None:
         """Hands items to their streams; one wake-up per event loop, however many streams it reads."""
         waiting: dict[asyncio.AbstractEventLoop, list[tuple[str, asyncio.Future[None]]]] = {}
-        for request_id, item in items:
-            is_last = not isinstance(item, RequestDelta) or item.finished
-            stream = self._forget(request_id) if is_last else self._streams[request_id]
-            waiter = stream.put(item)
-            if waiter is not None:
+        streams = self._streams
+        for request_id, item, is_last in items:
+            stream = self._forget(request_id) if is_last else streams[request_id]
+            waiter = stream.put(item, is_last)
+            if isinstance(waiter, tuple):
                 waiting.setdefault(waiter[0], []).append((request_id, waiter[1]))
+            elif waiter is not None:
+                waiter.set()
         for loop, waiters in waiting.items():
             try:
                 loop.call_soon_threadsafe(_wake, [future for _, future in waiters])

@@ -11,7 +11,8 @@ import torch
 from paged_backend.config import EngineConfig
 from paged_backend.executor.kv_storage import KVStorage, cache_dtype, num_cache_blocks
 from paged_backend.executor.runner import Runner
-from paged_backend.kernels.registry import OperationChoice, select_kernels
+from paged_backend.kernels.interface import OperationChoice
+from paged_backend.kernels.registry import select_kernels
 from paged_backend.models.architecture import Architecture
 from paged_backend.models.loader import load_model
 from paged_backend.scheduler.plan import StepPlan, StepResult
@@ -42,7 +43,7 @@ class Executor:
         torch.set_num_threads(num_threads)
         kernels = select_kernels(config.executor.kernel_backend, "cpu", num_threads=num_threads)
         model = load_model(config.model, kernels)
-        dtype = cache_dtype(config, model.dtype)
+        dtype = cache_dtype(config)
         self.max_model_len: int = model.max_model_len
         self.architecture: Architecture = model.architecture
         self.vocab_size: int = model.architecture.vocab_size

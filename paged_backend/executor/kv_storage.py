@@ -13,9 +13,9 @@ from torch import Tensor
 
 from paged_backend.config import EngineConfig
 from paged_backend.errors import ConfigError
+from paged_backend.kernels.cache_layout import LayerCache, block_bytes
 from paged_backend.models.architecture import Architecture
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MIB = 2**20
 
 
@@ -23,15 +23,17 @@ class KVStorage:
     """One tensor for the keys and values of every layer and block.
 
     Attributes:
-        cache: float [layers, 2 (keys, values), blocks, kv heads, block_size, head_dim].
-        layers: per layer, views (keys, values) into it, each [blocks, kv heads, block_size, head_dim].
+        blocks: uint8 [layers, 2 (keys, values), blocks, block_bytes].
+        layers: each layer's part of it.
     """
 
-    def __init__(self, architecture: Architecture, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
-        shape = (architecture.num_layers, 2, num_blocks, architecture.num_kv_heads, block_size, architecture.head_dim)
+    def __init__(self, architecture: Architecture, num_blocks: int, block_size: int, dtype: str) -> None:
+        num_kv_heads, head_size = architecture.num_kv_heads, architecture.head_dim
+        size = block_bytes(dtype, num_kv_heads, block_size, head_size)
+        shape = (architecture.num_layers, 2, num_blocks, size)
         # The system gives zeroed pages as they are first written, so an idle pool costs no memory; torch.zeros would
         # write them all.
-        num_bytes = math.prod(shape) * dtype.itemsize
+        num_bytes = math.prod(shape)
         try:
             pages = mmap.mmap(-1, num_bytes)
         except OSError as error:
@@ -39,23 +41,35 @@ class KVStorage:
                 f"The KV cache's {num_blocks} blocks need {num_bytes / _MIB:.0f} MiB, which the system does not give "
                 f"({error.strerror}): lower num_gpu_blocks_override, max_num_seqs or max_model_len."
             ) from error
-        self.cache: Tensor = torch.frombuffer(pages, dtype=dtype).view(shape)
-        self.layers: Sequence[tuple[Tensor, Tensor]] = tuple((layer[0], layer[1]) for layer in self.cache)
+        self.blocks: Tensor = torch.frombuffer(pages, dtype=torch.uint8).view(shape)
+        self.layers: Sequence[LayerCache] = tuple(
+            LayerCache(
+                keys=keys,
+                values=values,
+                dtype=dtype,
+                num_kv_heads=num_kv_heads,
+                block_size=block_size,
+                head_size=head_size,
+            )
+            for keys, values in self.blocks
+        )
 
 
-def cache_dtype(config: EngineConfig, model_dtype: torch.dtype) -> torch.dtype:
+def cache_dtype(config: EngineConfig) -> str:
     """What keys and values are held in."""
-    return _DTYPES.get(config.cache.kv_cache_dtype, model_dtype)
+    asked = config.cache.kv_cache_dtype
+    return "float32" if asked == "auto" else asked
 
 
-def num_cache_blocks(config: EngineConfig, architecture: Architecture, max_model_len: int, dtype: torch.dtype) -> int:
+def num_cache_blocks(config: EngineConfig, architecture: Architecture, max_model_len: int, dtype: str) -> int:
     """How many blocks the pool gets: as many as asked for, or as the memory bound allows and can be used.
 
     Raises:
         ConfigError: that is not enough for one sequence of max_model_len tokens.
     """
     cache, block_size = config.cache, config.cache.block_size
-    bytes_per_block = 2 * architecture.num_layers * architecture.kv_size * block_size * dtype.itemsize
+    layer_bytes = block_bytes(dtype, architecture.num_kv_heads, block_size, architecture.head_dim)
+    bytes_per_block = 2 * architecture.num_layers * layer_bytes
     needed = -(-max_model_len // block_size)
     if cache.num_gpu_blocks_override is not None:
         if cache.num_gpu_blocks_override < needed:

@@ -56,8 +56,13 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return self._stored_name(name) in self._holders
 
-    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype | None) -> Tensor:
         """A tensor, cast. A missing one is remembered for `finish`, and stands as zeros until then.
+
+        Args:
+            name: as the family calls it.
+            shape: what it must have.
+            dtype: what it is rounded to; None keeps the stored one.
 
         Raises:
             ModelLoadError: its shape or dtype is not the expected one.

@@ -1,109 +1,64 @@
-"""The one decoder. Families differ in the `Architecture` that it is given, not in code."""
+"""The one decoder. Families differ in the `Architecture` that it is made of, not in code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
-from paged_backend.models.architecture import Architecture
-from paged_backend.models.layers import DecoderLayer, Linear, Norm, StepInputs
+from paged_backend.kernels.cache_layout import LayerCache
+from paged_backend.kernels.interface import Kernels, LinearWeight, Rows, StepInputs
+from paged_backend.models.layers import DecoderLayer, Norm
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decoder:
-    """A decoder-only transformer over a paged cache.
+    """A decoder-only transformer over a paged cache. Its linear layers are those of one implementation of the kernels.
 
     Attributes:
-        embedding: [vocab_size, embedding_size].
+        embedding: float [vocab_size, embedding_size].
         positions: table of learned positions, its unused first rows cut off; or None.
         rotary: tables (cos, sin), float32 [positions, rotary dim]; or None.
         project_in, project_out: between embedding_size and hidden_size, where these differ.
         final_norm: after the last layer; or None.
         lm_head: hidden states to logits.
+        logit_soft_cap: bounds logits x to cap * tanh(x / cap); 0 means not at all.
     """
 
-    architecture: Architecture
     embedding: Tensor
     positions: Tensor | None
     rotary: tuple[Tensor, Tensor] | None
-    project_in: Linear | None
+    project_in: LinearWeight | None
     layers: Sequence[DecoderLayer]
     final_norm: Norm | None
-    project_out: Linear | None
-    lm_head: Linear
+    project_out: LinearWeight | None
+    lm_head: LinearWeight
+    logit_soft_cap: float
 
-    def __call__(self, inputs: StepInputs, caches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Computes a step and stores its keys and values.
+    def __call__(self, kernels: Kernels, inputs: StepInputs, caches: Sequence[LayerCache]) -> Rows:
+        """Computes a step, and stores its keys and values in the caches, one for each layer.
 
-        Args:
-            caches: per layer, (keys, values), each float [B, Hkv, block_size, D]. Changed in place.
+        Makes the same calls whatever the inputs are, so that they can be recorded (`Kernels.compile`).
 
         Returns:
-            Logits, float32 [R, vocab_size], of the rows that inputs.logits_rows names.
+            Logits, [R, vocab_size], of the rows that inputs.logits_rows names.
         """
-        hidden = self._embed(inputs)
-        rotary = None
-        if self.rotary is not None:
-            cos, sin = self.rotary
-            rotary = cos.index_select(0, inputs.positions), sin.index_select(0, inputs.positions)
-        if self.architecture.pre_norm:
-            hidden = self._run_pre_norm(hidden, inputs, rotary, caches)
-        else:
-            hidden = self._run_post_norm(hidden, inputs, rotary, caches)
-        return self._logits(hidden)
-
-    def _embed(self, inputs: StepInputs) -> Tensor:
-        hidden = functional.embedding(inputs.token_ids, self.embedding)
-        if self.project_in is not None:
-            hidden = self.project_in(hidden)
-        if self.positions is not None:
-            hidden = hidden + functional.embedding(inputs.positions, self.positions)
-        return hidden
-
-    def _run_pre_norm(
-        self,
-        hidden: Tensor,
-        inputs: StepInputs,
-        rotary: tuple[Tensor, Tensor] | None,
-        caches: Sequence[tuple[Tensor, Tensor]],
-    ) -> Tensor:
-        """x += attention(norm(x)); x += mlp(norm(x)). Each sum is left to the norm that follows it."""
-        residual: Tensor | None = None
-        for layer, (keys, values) in zip(self.layers, caches, strict=True):
-            hidden, residual = layer.attention_norm(hidden, residual)
-            hidden = layer.attention(hidden, inputs, rotary, keys, values)
-            hidden, residual = layer.mlp_norm(hidden, residual)
-            hidden = layer.mlp(hidden)
-        assert residual is not None
-        if inputs.logits_rows is not None:
-            hidden = hidden.index_select(0, inputs.logits_rows)
-            residual = residual.index_select(0, inputs.logits_rows)
-        if self.final_norm is None:
-            return hidden + residual
-        return self.final_norm(hidden, residual)[0]
-
-    def _run_post_norm(
-        self,
-        hidden: Tensor,
-        inputs: StepInputs,
-        rotary: tuple[Tensor, Tensor] | None,
-        caches: Sequence[tuple[Tensor, Tensor]],
-    ) -> Tensor:
-        """x = norm(x + attention(x)); x = norm(x + mlp(x))."""
-        for layer, (keys, values) in zip(self.layers, caches, strict=True):
-            hidden = layer.attention_norm(layer.attention(hidden, inputs, rotary, keys, values), hidden)[0]
-            hidden = layer.mlp_norm(layer.mlp(hidden), hidden)[0]
-        if inputs.logits_rows is not None:
-            hidden = hidden.index_select(0, inputs.logits_rows)
-        return hidden if self.final_norm is None else self.final_norm(hidden)[0]
-
-    def _logits(self, hidden: Tensor) -> Tensor:
+        hidden = self._embed(kernels, inputs)
+        last = self.layers[-1]
+        for layer, cache in zip(self.layers, caches, strict=True):
+            hidden = layer(kernels, hidden, inputs, cache, self.rotary, is_last=layer is last)
+        if self.final_norm is not None:
+            hidden = self.final_norm(kernels, hidden)
         if self.project_out is not None:
-            hidden = self.project_out(hidden)
-        logits = self.lm_head(hidden).float()
-        cap = self.architecture.logit_soft_cap
-        return logits if cap == 0.0 else torch.tanh(logits / cap) * cap
+            hidden = kernels.linear(hidden, self.project_out)
+        logits = kernels.linear(hidden, self.lm_head)
+        return kernels.soft_cap(logits, self.logit_soft_cap) if self.logit_soft_cap else logits
+
+    def _embed(self, kernels: Kernels, inputs: StepInputs) -> Rows:
+        hidden = kernels.embedding(self.embedding, "token_ids", inputs)
+        if self.project_in is not None:
+            hidden = kernels.linear(hidden, self.project_in)
+        if self.positions is not None:
+            hidden = kernels.embedding(self.positions, "positions", inputs, add=hidden)
+        return hidden

@@ -12,22 +12,17 @@ from torch import Tensor
 
 from paged_backend.config import ModelConfig
 from paged_backend.errors import ConfigError, ModelLoadError
-from paged_backend.kernels.interface import Kernels
+from paged_backend.kernels.interface import Kernels, LinearWeight
 from paged_backend.models.architecture import Architecture
 from paged_backend.models.checkpoint import Checkpoint
 from paged_backend.models.decoder import Decoder
 from paged_backend.models.folder import read_json, resolve_folder
-from paged_backend.models.layers import Attention, DecoderLayer, FeedForward, LayerNorm, Linear, Norm, RMSNorm
+from paged_backend.models.layers import Attention, DecoderLayer, FeedForward, LayerNorm, Norm, RMSNorm
 from paged_backend.models.registry import WeightNames, read_architecture
 from paged_backend.models.rotary import rotary_tables
+from paged_backend.quantization.quantizers import QUANTIZERS, Quantizer
 
-_DTYPES = {
-    "auto": torch.float32,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-"""What ModelConfig.dtype means on a CPU."""
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +33,6 @@ class LoadedModel:
         folder: where its files are.
         max_model_len: tokens of prompt and output at most.
         eos_token_ids: what config.json and generation_config.json say ends a text.
-        dtype: what weights and activations are held in.
     """
 
     decoder: Decoder
@@ -46,7 +40,6 @@ class LoadedModel:
     folder: Path
     max_model_len: int
     eos_token_ids: frozenset[int]
-    dtype: torch.dtype
 
 
 def load_model(config: ModelConfig, kernels: Kernels) -> LoadedModel:
@@ -64,9 +57,11 @@ def load_model(config: ModelConfig, kernels: Kernels) -> LoadedModel:
             f"max_model_len {max_model_len} is more than the {architecture.max_positions} positions that "
             f"{config.model} was made for: lower it, or leave it out."
         )
-    dtype = _DTYPES[config.dtype]
+    quantizer = None if config.quantization is None else QUANTIZERS[config.quantization]
     with Checkpoint(folder, names.prefix) as checkpoint:
-        decoder = _Builder(architecture, names, checkpoint, kernels, dtype).decoder(max_model_len)
+        decoder = _Builder(architecture, names, checkpoint, kernels, _DTYPES.get(config.dtype), quantizer).decoder(
+            max_model_len
+        )
         checkpoint.finish(names.ignored)
     return LoadedModel(
         decoder=decoder,
@@ -74,7 +69,6 @@ def load_model(config: ModelConfig, kernels: Kernels) -> LoadedModel:
         folder=folder,
         max_model_len=max_model_len,
         eos_token_ids=architecture.eos_token_ids | _generation_eos(folder),
-        dtype=dtype,
     )
 
 
@@ -89,18 +83,25 @@ def _generation_eos(folder: Path) -> frozenset[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Builder:
+    """Reads a checkpoint piece by piece, and packs each linear layer before the next is read.
+
+    Attributes:
+        dtype: what weights and tables are rounded to; None holds them as they are stored.
+        quantizer: makes whole numbers of the linear layers' weights; None for none.
+    """
+
     architecture: Architecture
     names: WeightNames
     checkpoint: Checkpoint
     kernels: Kernels
-    dtype: torch.dtype
+    dtype: torch.dtype | None
+    quantizer: Quantizer | None
 
     def decoder(self, num_positions: int) -> Decoder:
         arch, names = self.architecture, self.names
         embedding, lm_head = self._embedding_and_head()
         projected = arch.embedding_size != arch.hidden_size
         return Decoder(
-            architecture=arch,
             embedding=embedding,
             positions=self._positions(),
             rotary=None if arch.rotary is None else rotary_tables(arch.rotary, num_positions),
@@ -113,9 +114,10 @@ class _Builder:
             if projected
             else None,
             lm_head=lm_head,
+            logit_soft_cap=arch.logit_soft_cap,
         )
 
-    def _embedding_and_head(self) -> tuple[Tensor, Linear]:
+    def _embedding_and_head(self) -> tuple[Tensor, LinearWeight]:
         """Tied weights are one tensor, unless the checkpoint holds two that differ (as in transformers 5)."""
         shape = (self.architecture.vocab_size, self.architecture.embedding_size)
         stored = [f"{name}.weight" for name in (self.names.embedding, self.names.lm_head)]
@@ -124,7 +126,7 @@ class _Builder:
         weights = [self.checkpoint.take(name, shape, self.dtype) for name in stored]
         if self.architecture.tied_embeddings and len(weights) == 2 and torch.equal(*weights):
             del weights[1]
-        return weights[0], Linear(self.kernels, weights[-1], None)
+        return weights[0], self._packed(stored[-1], weights[-1], is_head=True)
 
     def _positions(self) -> Tensor | None:
         arch = self.architecture
@@ -136,7 +138,6 @@ class _Builder:
     def _layer(self, layer: int) -> DecoderLayer:
         arch, names = self.architecture, self.names
         attention = Attention(
-            kernels=self.kernels,
             qkv=self._linear(
                 names.qkv,
                 (arch.query_size, arch.kv_size, arch.kv_size),
@@ -151,37 +152,44 @@ class _Builder:
                 arch.attention_output_bias,
                 layer,
             ),
+            num_heads=arch.num_heads,
             query_norm=self._head_norm(names.query_norm, layer),
             key_norm=self._head_norm(names.key_norm, layer),
-            heads=[arch.num_heads, arch.num_kv_heads, arch.num_kv_heads],
-            head_dim=arch.head_dim,
+            norm_eps=arch.norm_eps,
             scale=arch.attention_scales[layer],
             sliding_window=arch.sliding_windows[layer],
             soft_cap=arch.attention_soft_cap,
         )
         mlp = FeedForward(
-            kernels=self.kernels,
             inner=self._linear(
                 names.mlp_in,
                 (arch.intermediate_size,) * len(names.mlp_in),
                 arch.hidden_size,
                 arch.mlp_bias,
                 layer,
+                gated=arch.gated,
             ),
             outer=self._linear((names.mlp_out,), (arch.hidden_size,), arch.intermediate_size, arch.mlp_bias, layer),
             activation=arch.activation,
-            gated=arch.gated,
         )
         return DecoderLayer(
             attention_norm=self._norm(names.attention_norm, layer),
             attention=attention,
             mlp_norm=self._norm(names.mlp_norm, layer),
             mlp=mlp,
+            pre_norm=arch.pre_norm,
         )
 
     def _linear(
-        self, names: Sequence[str], outputs: Sequence[int], num_inputs: int, bias: bool, layer: int = 0
-    ) -> Linear:
+        self,
+        names: Sequence[str],
+        outputs: Sequence[int],
+        num_inputs: int,
+        bias: bool,
+        layer: int = 0,
+        *,
+        gated: bool = False,
+    ) -> LinearWeight:
         """One linear layer out of one stored tensor or several, side by side in the order of their names."""
         if len(names) == 1:
             outputs = (sum(outputs),)
@@ -194,26 +202,36 @@ class _Builder:
             else:
                 weights.append(self.checkpoint.take(f"{name}.weight", (num_outputs, num_inputs), self.dtype))
             if bias:
-                biases.append(self.checkpoint.take(f"{name}.bias", (num_outputs,), self.dtype))
-        return Linear(self.kernels, _join(weights), _join(biases) if bias else None)
+                biases.append(self.checkpoint.take(f"{name}.bias", (num_outputs,), torch.float32))
+        return self._packed(names[0].format(layer), _join(weights), _join(biases) if bias else None, gated=gated)
+
+    def _packed(
+        self, name: str, weight: Tensor, bias: Tensor | None = None, *, gated: bool = False, is_head: bool = False
+    ) -> LinearWeight:
+        if self.quantizer is None:
+            return self.kernels.pack_linear(weight, bias, gated=gated)
+        if not weight.isfinite().all():
+            raise ModelLoadError(f"{name} holds numbers that are not finite, so that it cannot be quantized.")
+        quantize = self.quantizer.head if is_head else self.quantizer.layer
+        return self.kernels.pack_linear(quantize(weight), bias, gated=gated)
 
     def _norm(self, template: str, layer: int = 0) -> Norm:
         arch = self.architecture
         name, shape = template.format(layer), (arch.hidden_size,)
-        weight = self.checkpoint.take(f"{name}.weight", shape, self.dtype) if arch.norm_affine else None
+        weight = self.checkpoint.take(f"{name}.weight", shape, torch.float32) if arch.norm_affine else None
         if arch.norm == "rms":
             assert weight is not None
-            return RMSNorm(self.kernels, weight, arch.norm_eps)
-        bias = self.checkpoint.take(f"{name}.bias", shape, self.dtype) if arch.norm_affine else None
-        return LayerNorm(self.kernels, weight, bias, arch.norm_eps)
+            return RMSNorm(weight=weight, eps=arch.norm_eps)
+        bias = self.checkpoint.take(f"{name}.bias", shape, torch.float32) if arch.norm_affine else None
+        return LayerNorm(weight=weight, bias=bias, eps=arch.norm_eps)
 
-    def _head_norm(self, template: str, layer: int) -> RMSNorm | None:
-        arch = self.architecture
-        if not arch.qk_norm:
+    def _head_norm(self, template: str, layer: int) -> Tensor | None:
+        if not self.architecture.qk_norm:
             return None
-        weight = self.checkpoint.take(f"{template.format(layer)}.weight", (arch.head_dim,), self.dtype)
-        return RMSNorm(self.kernels, weight, arch.norm_eps)
+        shape = (self.architecture.head_dim,)
+        return self.checkpoint.take(f"{template.format(layer)}.weight", shape, torch.float32)
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors below each other; of several dtypes, in the one that holds all of them."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

@@ -12,12 +12,13 @@ from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.limits import resolve_max_tokens
-from paged_backend.scheduler.plan import SampledToken, SamplingTask, ScheduledSequence, StepPlan, StepResult
+from paged_backend.scheduler.plan import SampledToken, StepPlan, StepResult
 from paged_backend.scheduler.policy import WaitingQueue, order_key
 from paged_backend.scheduler.sequence import Sequence, SequenceStatus, sample_seed
 
-StepEvent = tuple[Sequence, tuple[SampledToken, ...]]
-"""A sequence and the tokens that it gained in a step; `sequence.finished` tells whether they end it."""
+StepEvent = tuple[Sequence, TokenIds[int], "TokenIds[SampledToken] | None"]
+"""A sequence, the tokens that it gained in a step, and these in full where logprobs were asked for.
+`sequence.finished` tells whether they end it."""
 
 _ORDER = attrgetter("order")
 
@@ -180,33 +181,28 @@ class Scheduler:
     def plan(self) -> StepPlan:
         """Decides a step and takes its blocks. Empty only if there is no work."""
         assert self._in_flight is None, "the last step was neither committed nor failed"
-        scheduled: list[ScheduledSequence] = []
         running = self._running
         allocate = self.kv.allocate
-        budget = self.config.max_num_batched_tokens
         num_preemptions = self.num_preemptions
-        num_samples = 0
-        i = 0
-        while i < len(running):
-            sequence = running[i]
+        spare = self.config.max_num_batched_tokens - len(running)  # each gets one
+        assert spare >= 0, "more running sequences than tokens in the budget"
+        for sequence in [s for s in running if not s.ready]:
             table = sequence.table
-            num_new = len(sequence.token_ids) - table.num_computed
-            if num_new > 1:
-                num_new = min(num_new, budget - (len(running) - i - 1))
-            if not allocate(table, table.num_computed + num_new):
+            num_missing = len(sequence.token_ids) - table.num_computed
+            while sequence.status is SequenceStatus.RUNNING:
+                num_new = min(num_missing, 1 + spare)
+                if allocate(table, table.num_computed + num_new):
+                    sequence.schedule(num_new)
+                    spare -= num_new - 1
+                    break
                 # The last one gives way, and if that is this one, the list ends here.
                 self._preempt(running.pop())
-                continue
-            scheduled.append(self._schedule(sequence, num_new))
-            budget -= num_new
-            num_samples += len(sequence.seeds)
-            i += 1
+                spare += 1
         in_flight = running.copy()
-        assert budget >= 0, "more running sequences than tokens in the budget"
         if self.num_preemptions == num_preemptions:
-            self._admit(budget, num_samples, scheduled, in_flight)
-        assert scheduled or not self.has_work, "a step without progress"
-        plan = StepPlan(tuple(scheduled), self.kv.take_copies())
+            self._admit(spare, in_flight)
+        assert in_flight or not self.has_work, "a step without progress"
+        plan = StepPlan(tuple([sequence.line for sequence in in_flight]), self.kv.take_copies())
         self._in_flight = in_flight, plan
         return plan
 
@@ -223,27 +219,33 @@ class Scheduler:
         """
         assert self._in_flight is not None, "commit without a plan"
         (in_flight, plan), self._in_flight = self._in_flight, None
-        samples = result.samples
+        lines = plan.sequences
+        ends = [line.num_computed_tokens + len(line.token_ids) for line in lines]
+        self.kv.commit_all([sequence.table for sequence in in_flight], ends)
+        rows = iter(result.samples)
+        described = result.described
         events: list[StepEvent] = []
-        num_ended = 0
-        commit_blocks = self.kv.commit
-        for sequence, scheduled in zip(in_flight, plan.sequences, strict=True):
-            commit_blocks(sequence.table, scheduled.num_computed_tokens + len(scheduled.token_ids))
-            if scheduled.sampling is None:
+        num_ended = num_rows = 0
+        for sequence, line, end in zip(in_flight, lines, ends, strict=True):
+            line.num_computed_tokens = end
+            if line.sampling is None:
                 continue
-            drawn = samples[sequence.seq_id]
-            if not drawn:  # nothing could be drawn: whoever commits must end the request
-                events.append((sequence, drawn))
-                continue
-            assert len(drawn) == len(sequence.seeds), sequence
+            drawn = next(rows)
+            full = described.get(num_rows) if described else None
+            num_rows += 1
             if len(drawn) > 1:
-                num_ended += self._part_ways(sequence, drawn, events)
+                num_ended += self._part_ways(sequence, drawn, full, events)
                 continue
-            ended = sequence.append(drawn[0].token_id)
-            events.append((sequence, drawn))
-            if ended:
+            events.append((sequence, drawn, full))
+            if not drawn:  # nothing could be drawn: whoever commits must end the request
+                continue
+            assert sequence.num_samples == 1, sequence
+            line.token_ids = drawn
+            sequence.ready = end < sequence.table.num_writable
+            if sequence.append(drawn[0]):
                 self._end(sequence)
                 num_ended += 1
+        assert num_rows == len(result.samples), "the result is another plan's"
         if num_ended:
             self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
         return events
@@ -275,7 +277,7 @@ class Scheduler:
         assert sum(sequence.num_samples for sequence in self._running) <= self.config.max_num_seqs
         for sequence in self._running:
             assert sequence.status is SequenceStatus.RUNNING and sequence.table.active, sequence
-            assert sequence.num_computed_tokens < len(sequence.token_ids), sequence
+            self._check_line(sequence)
         for sequence in self._waiting:
             assert sequence.status is SequenceStatus.WAITING and not sequence.table.active, sequence
         live = {id(sequence) for sequence in (*self._running, *self._waiting)}
@@ -284,56 +286,46 @@ class Scheduler:
         assert all(self._requests.values())
         self.kv.check_invariants()
 
-    def _admit(
-        self,
-        budget: int,
-        num_samples: int,
-        scheduled: list[ScheduledSequence],
-        in_flight: list[Sequence],
-    ) -> None:
+    def _check_line(self, sequence: Sequence) -> None:
+        line, table, known = sequence.line, sequence.table, sequence.token_ids
+        assert line.block_table is table.block_ids
+        assert line.num_computed_tokens == table.num_computed < len(known), sequence
+        assert sequence.task.position == len(known), sequence
+        if sequence.ready:
+            assert list(line.token_ids) == known[table.num_computed :] and line.sampling is sequence.task, sequence
+            assert len(known) <= table.num_writable, sequence
+
+    def _admit(self, budget: int, in_flight: list[Sequence]) -> None:
         """Starts waiting sequences, in order, until one does not fit."""
         kv = self.kv
+        max_num_seqs = self.config.max_num_seqs
+        if not len(self._waiting) or len(in_flight) >= max_num_seqs:
+            return
+        num_samples = sum([sequence.num_samples for sequence in in_flight])
         while budget > 0 and len(self._waiting):
             sequence = self._waiting.peek()
-            if num_samples + sequence.num_samples > self.config.max_num_seqs:
+            if num_samples + sequence.num_samples > max_num_seqs:
                 return
-            prefix = kv.cached_prefix(sequence.table)
+            table = sequence.table
+            prefix = kv.cached_prefix(table)
             # None of the free blocks is spoken for: a prompt still computed in chunks uses the budget up.
             num_wanted = min(len(sequence.token_ids) + 1, sequence.max_cached_tokens)
             if kv.missing_to_start(prefix, num_wanted) > kv.num_free_blocks:
                 return
             self._waiting.pop()
             is_new = sequence.num_preemptions == 0
-            kv.start(sequence.table, prefix, count=is_new)
+            kv.start(table, prefix, count=is_new)
             if is_new:
-                sequence.num_cached_tokens = sequence.table.num_computed
-            sequence.status = SequenceStatus.RUNNING
-            num_new = min(len(sequence.token_ids) - sequence.table.num_computed, budget)
-            fits = kv.allocate(sequence.table, sequence.table.num_computed + num_new)
+                sequence.num_cached_tokens = table.num_computed
+            num_new = min(len(sequence.token_ids) - table.num_computed, budget)
+            fits = kv.allocate(table, table.num_computed + num_new)
             assert fits, "admitted without room"
+            sequence.admit()
+            sequence.schedule(num_new)
             insort(self._running, sequence, key=_ORDER)
-            scheduled.append(self._schedule(sequence, num_new))
             in_flight.append(sequence)
             budget -= num_new
             num_samples += sequence.num_samples
-
-    def _schedule(self, sequence: Sequence, num_new: int) -> ScheduledSequence:
-        """A sequence's line in the plan; its blocks are allocated already."""
-        table = sequence.table
-        start = table.num_computed
-        end = start + num_new
-        token_ids = sequence.token_ids
-        sampling = None
-        if end == len(token_ids):
-            sampling = SamplingTask(
-                sequence.params,
-                sequence.seeds,
-                end,
-                sequence.prompt_token_ids,
-                sequence.output_token_ids,
-                sequence.suppressed_token_ids,
-            )
-        return ScheduledSequence(sequence.seq_id, token_ids[start:end], start, table.block_ids, sampling)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.kv.free(sequence.table)
@@ -342,8 +334,16 @@ class Scheduler:
         self.num_preemptions += 1
         self._waiting.push(sequence)
 
-    def _part_ways(self, parent: Sequence, drawn: tuple[SampledToken, ...], events: list[StepEvent]) -> int:
+    def _part_ways(
+        self,
+        parent: Sequence,
+        drawn: TokenIds[int],
+        full: TokenIds[SampledToken] | None,
+        events: list[StepEvent],
+    ) -> int:
         """Splits a request into its samples, each with its first token; returns how many that ended."""
+        seeds = parent.task.seeds
+        assert len(drawn) == len(seeds), parent
         family = [parent]
         for index in range(1, len(drawn)):
             token_ids = list(parent.prompt_token_ids)
@@ -353,7 +353,7 @@ class Scheduler:
                 index=index,
                 prompt_token_ids=parent.prompt_token_ids,
                 params=parent.params,
-                seeds=parent.seeds[index : index + 1],
+                seeds=seeds[index : index + 1],
                 priority=parent.priority,
                 arrival=parent.arrival,
                 order=self._order_key(parent.priority, parent.arrival, index),
@@ -362,18 +362,17 @@ class Scheduler:
                 token_ids=token_ids,
                 table=self.kv.fork(parent.table, token_ids),
             )
-            child.status = SequenceStatus.RUNNING
+            child.admit()
             child.num_cached_tokens = parent.num_cached_tokens
             family.append(child)
-        parent.seeds = parent.seeds[:1]
+        parent.task.seeds = seeds[:1]
         self._requests[parent.request_id] = list(family)
         num_ended = 0
-        for sequence, sample in zip(family, drawn, strict=True):
-            ended = sequence.append(sample.token_id)
-            events.append((sequence, (sample,)))
+        for place, sequence in enumerate(family):
+            events.append((sequence, drawn[place : place + 1], full and full[place : place + 1]))
             if sequence is not parent:
                 insort(self._running, sequence, key=_ORDER)
-            if ended:
+            if sequence.append(drawn[place]):
                 self._end(sequence)
                 num_ended += 1
         return num_ended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,32 +33,28 @@ def scheduled(
     return ScheduledSequence(seq_id, tokens[num_computed:], num_computed, block_table, task)
 
 
-def chunked_logits(model: LoadedModel, kernels: Kernels, tokens: Sequence[int], chunks: Sequence[int]) -> Tensor:
+def chunked_logits(
+    model: LoadedModel, kernels: Kernels, tokens: Sequence[int], chunks: Sequence[int], cache_dtype: str = "float32"
+) -> Tensor:
     """Logits of every position, float32 [len(tokens), vocab_size], computed in chunks of given lengths.
 
     The blocks are scattered over the pool, so that an addressing error shows.
     """
     num_blocks = -(-len(tokens) // BLOCK_SIZE)
-    storage = KVStorage(model.architecture, 2 * num_blocks, BLOCK_SIZE, model.dtype)
-    storage.cache.fill_(7.0)
+    storage = KVStorage(model.architecture, 2 * num_blocks, BLOCK_SIZE, cache_dtype)
+    for cache in storage.layers:
+        cache.key_numbers().fill_(7)
+        cache.value_numbers().fill_(7)
     table = [(5 * i + 3) % num_blocks * 2 + i % 2 for i in range(num_blocks)]
     if len(set(table)) < num_blocks:
         table = list(range(2 * num_blocks - 1, num_blocks - 1, -1))
     rows, done = [], 0
     with torch.inference_mode():
+        run = kernels.compile(lambda kernels, inputs: model.decoder(kernels, inputs, storage.layers))
         for length in chunks:
             share = scheduled(0, tokens[: done + length], done, table, params=None)
-            inputs = build_inputs([share], BLOCK_SIZE)
-            inputs = type(inputs)(
-                token_ids=inputs.token_ids,
-                positions=inputs.positions,
-                slot_mapping=inputs.slot_mapping,
-                block_tables=inputs.block_tables,
-                query_start=inputs.query_start,
-                context_lens=inputs.context_lens,
-                logits_rows=None,
-            )
-            rows.append(model.decoder(inputs, storage.layers))
+            inputs = replace(build_inputs([share], BLOCK_SIZE), logits_rows=None)
+            rows.append(run(inputs).clone())
             done += length
     assert done == len(tokens)
     return torch.cat(rows)

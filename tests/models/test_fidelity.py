@@ -10,12 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from paged_backend.config import ModelConfig
+from paged_backend.kernels.interface import Kernels
 from paged_backend.kernels.registry import select_kernels
 from paged_backend.models.loader import LoadedModel, load_model
 from tests.models.step_driver import chunked_logits
 from tests.tiny_models import FAMILIES, VOCAB_SIZE, make_tiny_model
 
-KERNELS = select_kernels("reference")
+KERNELS = {name: select_kernels(name, num_threads=1) for name in ("reference", "auto")}
+backends = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS.keys())
 TOKENS = torch.randint(2, VOCAB_SIZE, (70,), generator=torch.Generator().manual_seed(5)).tolist()
 CHUNKS = (1, 2, 30, 1, 1, 17, 18)
 
@@ -94,8 +96,8 @@ def expected_logits(folder: Path) -> torch.Tensor:
     return logits
 
 
-def load(folder: Path, **arguments: Any) -> LoadedModel:
-    return load_model(ModelConfig(model=str(folder), **arguments), KERNELS)
+def load(folder: Path, kernels: Kernels, **arguments: Any) -> LoadedModel:
+    return load_model(ModelConfig(model=str(folder), **arguments), kernels)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -103,40 +105,53 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     family, overrides = VARIANTS[name]
     folder = make_tiny_model(family, tmp_path, **overrides)
     expected = expected_logits(folder)
-    model = load(folder)
     assert expected.std(dim=0).mean() > 0.005, "a model that gives the same everywhere tests nothing"
-    for chunks in ((len(TOKENS),), CHUNKS):
-        logits = chunked_logits(model, KERNELS, TOKENS, chunks)
-        assert logits.dtype == torch.float32
-        torch.testing.assert_close(logits, expected, rtol=2e-4, atol=2e-4)
-        assert torch.equal(logits.argmax(dim=-1), expected.argmax(dim=-1))
+    for kernels in KERNELS.values():
+        model = load(folder, kernels)
+        for chunks in ((len(TOKENS),), CHUNKS):
+            logits = chunked_logits(model, kernels, TOKENS, chunks)
+            assert logits.dtype == torch.float32
+            torch.testing.assert_close(logits, expected, rtol=2e-4, atol=2e-4)
+            assert torch.equal(logits.argmax(dim=-1), expected.argmax(dim=-1))
 
 
-def test_the_window_matters(tmp_path: Path) -> None:
+@backends
+def test_the_window_matters(kernels: Kernels, tmp_path: Path) -> None:
     """Off by one in the window would change the logits by far more than the tolerance."""
     folders = [make_tiny_model("mistral", tmp_path / str(window), sliding_window=window) for window in (23, 24)]
-    first, second = (chunked_logits(load(folder), KERNELS, TOKENS, CHUNKS) for folder in folders)
+    first, second = (chunked_logits(load(folder, kernels), kernels, TOKENS, CHUNKS) for folder in folders)
     torch.testing.assert_close(first[:23], second[:23], rtol=1e-4, atol=1e-4)
     assert (first[23:] - second[23:]).abs().amax() > 0.05
 
 
+@backends
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_checkpoint_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_half_precision_checkpoint_is_computed_in_float32(kernels: Kernels, dtype: torch.dtype, tmp_path: Path) -> None:
     folder = make_tiny_model("llama", tmp_path, dtype=dtype)
-    logits = chunked_logits(load(folder), KERNELS, TOKENS, CHUNKS)
+    logits = chunked_logits(load(folder, kernels), kernels, TOKENS, CHUNKS)
     torch.testing.assert_close(logits, expected_logits(folder), rtol=2e-4, atol=2e-4)
 
 
+@backends
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bfloat16_model_is_near_float32(family: str, tmp_path: Path) -> None:
+def test_weights_rounded_to_bfloat16_are_near(kernels: Kernels, family: str, tmp_path: Path) -> None:
     folder = make_tiny_model(family, tmp_path)
-    model = load(folder, dtype="bfloat16")
-    assert model.dtype == torch.bfloat16
-    logits, expected = chunked_logits(model, KERNELS, TOKENS, CHUNKS), expected_logits(folder)
+    model = load(folder, kernels, dtype="bfloat16")
+    assert model.decoder.embedding.dtype == torch.bfloat16
+    logits, expected = chunked_logits(model, kernels, TOKENS, CHUNKS), expected_logits(folder)
     assert logits.dtype == torch.float32
     # Random weights enlarge rounding from layer to layer: the direction of the logits is what must stay.
     similarity = torch.nn.functional.cosine_similarity(logits, expected, dim=-1)
-    assert similarity.median() > 0.97
+    assert similarity.median() > 0.98
+
+
+@backends
+@pytest.mark.parametrize("cache_dtype", ["bfloat16", "float16", "int8"])
+def test_narrow_caches_are_near(kernels: Kernels, cache_dtype: str, tmp_path: Path) -> None:
+    folder = make_tiny_model("qwen3", tmp_path)
+    logits = chunked_logits(load(folder, kernels), kernels, TOKENS, CHUNKS, cache_dtype)
+    similarity = torch.nn.functional.cosine_similarity(logits, expected_logits(folder), dim=-1)
+    assert similarity.median() > 0.98
 
 
 def test_sharded_checkpoint_is_the_same_model(tmp_path: Path) -> None:
@@ -144,5 +159,6 @@ def test_sharded_checkpoint_is_the_same_model(tmp_path: Path) -> None:
     sharded = make_tiny_model("qwen3", tmp_path / "sharded", max_shard_size="60KB")
     assert (sharded / "model.safetensors.index.json").is_file()
     assert len(list(sharded.glob("*.safetensors"))) > 2
-    logits = [chunked_logits(load(folder), KERNELS, TOKENS, CHUNKS) for folder in (single, sharded)]
+    kernels = KERNELS["reference"]
+    logits = [chunked_logits(load(folder, kernels), kernels, TOKENS, CHUNKS) for folder in (single, sharded)]
     assert torch.equal(*logits)

@@ -13,13 +13,30 @@ from safetensors.torch import load_file, save_file
 
 from paged_backend.config import ModelConfig
 from paged_backend.errors import ConfigError, ModelLoadError
+from paged_backend.kernels.quantized_weight import QuantizedWeight
+from paged_backend.kernels.reference.kernels import ReferenceKernels
+from paged_backend.kernels.reference.linear import ReferenceLinear
 from paged_backend.kernels.registry import select_kernels
 from paged_backend.models.folder import resolve_folder
 from paged_backend.models.loader import LoadedModel, load_model
 from tests.models.step_driver import chunked_logits
-from tests.tiny_models import make_tiny_model
+from tests.tiny_models import VOCAB_SIZE, make_tiny_model
 
 KERNELS = select_kernels("reference")
+
+
+class PackingLog(ReferenceKernels):
+    """The reference, which remembers what it packed: weights and biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed: list[tuple[torch.Tensor | QuantizedWeight, torch.Tensor | None]] = []
+
+    def pack_linear(
+        self, weight: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None = None, *, gated: bool = False
+    ) -> ReferenceLinear:
+        self.packed.append((weight, bias))
+        return super().pack_linear(weight, bias, gated=gated)
 
 
 def load(folder: Path, **arguments: Any) -> LoadedModel:
@@ -48,7 +65,6 @@ def test_what_a_loaded_model_says(llama: Path) -> None:
     assert model.folder == llama.resolve()
     assert model.max_model_len == 256
     assert model.eos_token_ids == {1}
-    assert model.dtype == torch.float32
     assert (model.architecture.num_kv_heads, model.architecture.head_dim) == (2, 16)
 
 
@@ -59,6 +75,68 @@ def test_eos_of_both_files(llama: Path) -> None:
     (llama / "generation_config.json").write_text('{"eos_token_id": "x"}')
     with pytest.raises(ModelLoadError, match="eos_token_id"):
         load(llama)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("asked", ["auto", "float32", "bfloat16", "float16"])
+def test_dtypes(stored: torch.dtype, asked: str, tmp_path: Path) -> None:
+    """Weights and tables as stored or as asked for; norms and biases in float32."""
+    folder = make_tiny_model("qwen2", tmp_path, dtype=stored)
+    kernels = PackingLog()
+    decoder = load_model(ModelConfig(model=str(folder), dtype=asked), kernels).decoder
+    expected = stored if asked == "auto" else getattr(torch, asked)
+    assert decoder.embedding.dtype == expected
+    assert {weight.dtype for weight, _ in kernels.packed if isinstance(weight, torch.Tensor)} == {expected}
+    assert {bias.dtype for _, bias in kernels.packed if bias is not None} == {torch.float32}
+    norm = decoder.layers[0].attention_norm
+    assert norm.weight is not None and norm.weight.dtype == torch.float32
+
+
+def test_layers_of_several_dtypes_lose_nothing(llama: Path) -> None:
+    """One float32 matrix among bfloat16 ones: what is joined with it is held in float32."""
+    tokens = list(range(2, 40))
+    edit_weights(llama, lambda tensors: tensors.update({n: t.bfloat16() for n, t in tensors.items() if ".v_" not in n}))
+    narrow = chunked_logits(load(llama), KERNELS, tokens, (38,))
+    edit_weights(llama, lambda tensors: tensors.update({n: t.float() for n, t in tensors.items()}))
+    assert torch.equal(chunked_logits(load(llama), KERNELS, tokens, (38,)), narrow)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_quantized_layers(name: str, tmp_path: Path) -> None:
+    """int4 for the layers and int8 for the head, the table as it is stored; tied or not."""
+    folder = make_tiny_model(name, tmp_path)
+    for quantization, layer_bits in (("int8", 8), ("int4", 4)):
+        kernels = PackingLog()
+        decoder = load_model(ModelConfig(model=str(folder), quantization=quantization), kernels).decoder
+        weights = [weight for weight, _ in kernels.packed if isinstance(weight, QuantizedWeight)]
+        assert len(weights) == len(kernels.packed) == 1 + 3 * 4
+        assert sorted(weight.bits for weight in weights) == sorted([8] + [layer_bits] * 12)
+        head = next(weight for weight in weights if weight.values.shape[0] == VOCAB_SIZE)
+        assert head.bits == 8
+        assert decoder.embedding.dtype == torch.float32
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantized_logits_are_near(quantization: str, llama: Path) -> None:
+    tokens = list(range(2, 40))
+    exact = chunked_logits(load(llama), KERNELS, tokens, (38,))
+    narrow = chunked_logits(load(llama, quantization=quantization), KERNELS, tokens, (38,))
+    similarity = torch.nn.functional.cosine_similarity(exact, narrow, dim=-1).median()
+    # Random weights enlarge rounding from layer to layer.
+    assert similarity > (0.999 if quantization == "int8" else 0.75)
+    assert not torch.equal(exact, narrow)
+
+
+def test_weights_that_cannot_be_quantized(llama: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    edit_weights(llama, lambda tensors: tensors[name][3, 5].fill_(torch.nan))
+    with pytest.raises(ModelLoadError, match=r"model\.layers\.1\.mlp\.down_proj .*not finite"):
+        load(llama, quantization="int8")
+
+
+def test_unknown_quantization() -> None:
+    with pytest.raises(ConfigError, match=r"quantization must be one of int8, int4, got 'fp8'"):
+        ModelConfig(quantization="fp8")
 
 
 def test_max_model_len(llama: Path) -> None:
@@ -204,9 +282,11 @@ def test_tied_weights_stored_twice(tmp_path: Path) -> None:
     head = "lm_head.weight"
     edit_weights(folder, lambda t: t.update({head: t["model.embed_tokens.weight"].clone()}))
     decoder = load(folder).decoder
+    assert isinstance(decoder.lm_head, ReferenceLinear)
     assert decoder.lm_head.weight is decoder.embedding
     edit_weights(folder, lambda t: t.update({head: t[head] * 2}))
     decoder = load(folder).decoder
+    assert isinstance(decoder.lm_head, ReferenceLinear)
     assert torch.equal(decoder.lm_head.weight, decoder.embedding * 2)
 
 

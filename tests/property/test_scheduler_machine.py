@@ -171,7 +171,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.book(event)
 
     def book(self, event: StepEvent) -> None:
-        sequence, samples = event
+        sequence, samples, _ = event
         if not samples:
             request = self.requests[sequence.request_id]
             for sibling in self.scheduler.sequences(sequence.request_id):
@@ -184,7 +184,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.sequences[sequence.seq_id] = sequence
         sample = self.by_seq_id[sequence.seq_id]
         assert sample.ended is None, "an event after the end"
-        sample.output.extend(token.token_id for token in samples)
+        sample.output.extend(samples)
         assert sequence.output_token_ids == sample.output
         tokens, reason, stop_reason = self.alone(sample)
         if sequence.finished:

@@ -1,317 +1,708 @@
-// One task of paged attention, written once in vectors of PAGED_BACKEND_LANES floats. Each paged_attention_<set>.cpp
-// includes this file, compiled for its instruction set. Online softmax over tiles of keys (arXiv:2205.14135, 3.1).
+// One task of paged attention, written once in vectors of PAGED_BACKEND_LANES floats. Softmax by parts of the positions,
+// put together as in arXiv:2205.14135, 3.1.
 //
-// Every output row is summed in one order: keys within a tile by their place, tiles from the first to the last, products
-// of a dot product by their place in the head. What else is in the task, and which tiles a row does not see at all, does
-// not enter: keys that a row does not see get the weight 0, which changes no bit of a sum.
+// Every output row is summed in one order: products of a dot product by their place in the head, weighted values of a
+// part by position, parts from the first to the last (paged_attention.h). What else is in the task, and which part of it
+// is computed where, does not enter: keys that a row does not see get the weight 0, which changes no bit of a sum. (If a
+// later row of the same sequence has values that are infinite or not numbers, they may spread to the rows beside it.)
 #pragma once
 
+#include "float_types.h"
 #include "paged_attention.h"
 #include "simd.h"
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 namespace paged_backend {
 namespace {
+namespace attention {
 
-// "Lines" are the (row, query head of the group) pairs of a task; they share the task's keys and values.
-struct Workspace {
-    float* queries;       // [lines, width]
-    float* sums;          // [lines, width]: weighted values
-    float* weights;       // [lines, tile_size]: scores, then weights
-    float* keys;          // [head_size, tile_size]: a tile of keys, a key in each column
-    float* values;        // [tile_size, width]
-    float* largest;       // [lines]: largest score
-    float* weight_sums;   // [lines]
-    int64_t width;        // head size, rounded up to whole vectors; what is past the head size is 0
-};
+typedef uint16_t Halves __attribute__((vector_size(PAGED_BACKEND_LANES * 2)));
+typedef uint32_t Bits __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
+typedef int8_t Bytes __attribute__((vector_size(PAGED_BACKEND_LANES)));
 
-struct Tile {
-    int64_t position;  // of its first key
-    int64_t begin;     // keys begin .. end - 1 of the tile are seen by some row of the task; others are not read
-    int64_t end;
-};
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int64_t num_registers = 32;
+#else
+constexpr int64_t num_registers = 16;
+#endif
+
+constexpr int64_t lines_at_once = 6;
+constexpr int64_t vectors_at_once = 4;                        // of scores
+constexpr int64_t columns_at_once = num_registers == 32 ? 8 : 4;  // vectors of sums
+constexpr int64_t tile_size = vectors_at_once * lanes;        // positions whose scores are computed at once
+constexpr int64_t stripe_size = 64;                           // positions whose values stay in the fastest cache
+constexpr int64_t weight_stride = part_size + 16;             // between lines; see line_stride
+
+static_assert(part_size % stripe_size == 0 && part_size % tile_size == 0);
 
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-inline Workspace lay_out(float* scratch, int64_t lines, int64_t head_size) {
+// --- Numbers of the cache as floats -----------------------------------------------------------------------------------
+
+inline Floats widen(const float* from) { return load(from); }
+
+#if defined(__AVX512F__) && defined(__F16C__)
+
+inline __m128i load16(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
+inline __m256i load32(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+
+inline Floats widen(const Bfloat16* from) {
+    return (Floats)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, load32(from)), 16);
+}
+inline Floats widen(const Float16* from) { return (Floats)_mm512_maskz_cvtph_ps(0xffff, load32(from)); }
+inline Floats widen(const int8_t* from) {
+    return (Floats)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, load16(from)));
+}
+
+#elif defined(__AVX2__) && defined(__F16C__)
+
+inline __m128i load8(const void* from) { return _mm_loadl_epi64(static_cast<const __m128i*>(from)); }
+inline __m128i load16(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
+
+inline Floats widen(const Bfloat16* from) {
+    return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(from)), 16);
+}
+inline Floats widen(const Float16* from) { return (Floats)_mm256_cvtph_ps(load16(from)); }
+inline Floats widen(const int8_t* from) { return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(from))); }
+
+#else
+
+inline Ints load_halves(const void* from) {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return (Ints)__builtin_convertvector(halves, Bits);
+}
+
+inline Floats widen(const Bfloat16* from) { return as_floats(load_halves(from) << 16); }
+
+inline Floats widen(const Float16* from) {  // as to_float(Float16)
+    const Ints half = load_halves(from);
+    const Ints magnitude = (half & 0x7fff) << 13;
+    const Ints exponent = (magnitude >= (0x7c00 << 13)) & 0x7f800000;
+    return as_floats(as_ints(as_floats(magnitude) * 0x1p112f) | exponent | ((half & 0x8000) << 16));
+}
+
+inline Floats widen(const int8_t* from) {
+    Bytes bytes;
+    std::memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Floats);
+}
+
+#endif
+
+inline float widen_one(float value) { return value; }
+inline float widen_one(Bfloat16 value) { return to_float(value); }
+inline float widen_one(Float16 value) { return to_float(value); }
+inline float widen_one(int8_t value) { return static_cast<float>(value); }
+
+// 2^x for x <= 0, within 2 units in the last place (Taylor's series of exp(r ln 2), |r| <= 1/2, whose rest after degree
+// 7 is below 1e-8); 0 below -126, where float32's normal numbers end. Not-a-number stays so.
+inline Floats exp2_not_positive(Floats x) {
+    const Floats magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    const Floats shifted = x + magic;
+    const Floats r = x - (shifted - magic);
+    Floats p = broadcast(1.52527338e-5f);
+    p = p * r + 1.54035304e-4f;
+    p = p * r + 1.33335581e-3f;
+    p = p * r + 9.61812911e-3f;
+    p = p * r + 5.55041087e-2f;
+    p = p * r + 2.40226507e-1f;
+    p = p * r + 6.93147181e-1f;
+    p = p * r + 1.0f;
+    const Floats power = as_floats((as_ints(shifted) << 23) + (127 << 23));
+    return select(x < -126.0f, Floats{}, p * power);
+}
+
+// --- Memory -----------------------------------------------------------------------------------------------------------
+
+// Positions of a part that follow each other in one block, and in one stripe. `first` counts from the part's begin.
+struct Run {
+    const char* values;
+    int64_t first;
+    int64_t end;
+};
+
+constexpr int64_t max_runs = part_size + 1;
+constexpr int64_t num_stripes = part_size / stripe_size;
+
+// A thread's memory for one task. Arrays over lines are line_stride or weight_stride apart.
+struct Workspace {
+    float* queries;             // times what makes their products logarithms to base 2
+    float* weights;             // of a part: scores, then weights
+    float* part_sums;           // of a part: weighted values
+    float* sums;                // of all parts so far
+    float* part_largest;        // per line
+    float* part_weight_sums;    // per line; 0 where it sees nothing of the part
+    float* largest;             // per line
+    float* weight_sums;         // per line
+    float* key_scales;          // per position of a part
+    float* value_scales;        // per position of a part
+    float* packed_keys;         // [head_size, tile_size], for block sizes that are no multiple of a vector
+    float* packed_values;       // [stripe_size, lanes], for heads smaller than a vector
+    const char** key_vectors;   // where each vector of a part's keys begins
+    Run* runs;
+};
+
+// Lays out a task's memory from an address on, and gives its end.
+inline uintptr_t lay_out(uintptr_t scratch, int64_t num_lines, Workspace* space) {
+    uintptr_t end = scratch;
+    const auto take = [&](int64_t bytes) {
+        const uintptr_t begin = end;
+        end += static_cast<uintptr_t>(round_up(bytes, 64));
+        return begin;
+    };
+    const auto floats = [&](int64_t count) { return reinterpret_cast<float*>(take(count * 4)); };
+    space->queries = floats(num_lines * line_stride);
+    space->weights = floats(num_lines * weight_stride);
+    space->part_sums = floats(num_lines * line_stride);
+    space->sums = floats(num_lines * line_stride);
+    space->part_largest = floats(num_lines);
+    space->part_weight_sums = floats(num_lines);
+    space->largest = floats(num_lines);
+    space->weight_sums = floats(num_lines);
+    space->key_scales = floats(part_size);
+    space->value_scales = floats(part_size);
+    space->packed_keys = floats(max_head_size * tile_size);
+    space->packed_values = floats(stripe_size * lanes);
+    space->key_vectors = reinterpret_cast<const char**>(take(part_size / lanes * static_cast<int64_t>(sizeof(char*))));
+    space->runs = reinterpret_cast<Run*>(take(max_runs * static_cast<int64_t>(sizeof(Run))));
+    return end;
+}
+
+inline int64_t scratch_bytes(int64_t num_lines) {
     Workspace space;
-    space.width = (head_size + lanes - 1) / lanes * lanes;
-    space.queries = scratch;
-    space.sums = space.queries + lines * space.width;
-    space.weights = space.sums + lines * space.width;
-    space.keys = space.weights + lines * tile_size;
-    space.values = space.keys + tile_size * space.width;
-    space.largest = space.values + tile_size * space.width;
-    space.weight_sums = space.largest + lines;
-    return space;
+    return static_cast<int64_t>(lay_out(0, num_lines, &space));
 }
 
-template <class T>
-void load_queries(const PagedAttentionArgs& args, const PagedAttentionTask& task, const Workspace& space) {
-    const int64_t group = args.num_query_heads / args.num_kv_heads;
-    const int64_t first_row = args.query_start[task.sequence] + task.first_row;
-    float* to = space.queries;
-    for (int64_t row = first_row; row < first_row + task.num_rows; ++row) {
-        const T* from =
-            static_cast<const T*>(args.query) + row * args.query_row_stride + task.kv_head * group * args.head_size;
-        for (int64_t head = 0; head < group; ++head, from += args.head_size, to += space.width) {
-            for (int64_t i = 0; i < args.head_size; ++i) to[i] = to_float(from[i]);
-        }
-    }
-}
+// --- The two products -------------------------------------------------------------------------------------------------
 
-// Calls use(run, first_place, length) for the stretches of a tile that lie in one block.
-template <class T, class Use>
-void for_each_run(const PagedAttentionArgs& args, const PagedAttentionTask& task, const void* cache,
-                  int64_t block_stride, const Tile& tile, const Use& use) {
-    const int32_t* table = args.block_tables + task.sequence * args.max_blocks;
-    for (int64_t place = tile.begin; place < tile.end;) {
-        const int64_t position = tile.position + place;
-        const int64_t offset = position % args.block_size;
-        const int64_t length = min_of(args.block_size - offset, tile.end - place);
-        const T* block = static_cast<const T*>(cache) + table[position / args.block_size] * block_stride;
-        use(block + (task.kv_head * args.block_size + offset) * args.head_size, place, length);
-        place += length;
-    }
-}
-
-// Keys are turned so that a vector holds one number of several keys: no sum then crosses the lanes of a vector.
-template <class T>
-void load_keys(const PagedAttentionArgs& args, const PagedAttentionTask& task, const Tile& tile, float* keys) {
-    const int64_t head_size = args.head_size;
-    const auto turn = [&](const T* from, int64_t place, int64_t length) {
-        int64_t key = 0;
-        if (lanes >= 8) {
-            for (; key + 8 <= length; key += 8) {
-                int64_t i = 0;
-                for (; i + 8 <= head_size; i += 8) {
-                    Floats8 rows[8];
-                    for (int64_t j = 0; j < 8; ++j) rows[j] = load8(from + (key + j) * head_size + i);
-                    transpose8(rows);
-                    for (int64_t j = 0; j < 8; ++j) store8(rows[j], keys + (i + j) * tile_size + place + key);
-                }
-                for (; i < head_size; ++i) {
-                    for (int64_t j = 0; j < 8; ++j) {
-                        keys[i * tile_size + place + key + j] = to_float(from[(key + j) * head_size + i]);
-                    }
-                }
-            }
-        }
-        for (; key < length; ++key) {
-            for (int64_t i = 0; i < head_size; ++i) {
-                keys[i * tile_size + place + key] = to_float(from[key * head_size + i]);
-            }
-        }
-    };
-    for_each_run<T>(args, task, args.key_cache, args.key_block_stride, tile, turn);
-}
-
-template <class T>
-void load_values(const PagedAttentionArgs& args, const PagedAttentionTask& task, const Tile& tile,
-                 const Workspace& space) {
-    const int64_t head_size = args.head_size;
-    const auto widen = [&](const T* from, int64_t place, int64_t length) {
-        for (int64_t key = 0; key < length; ++key, from += head_size) {
-            float* to = space.values + (place + key) * space.width;
-            int64_t i = 0;
-            for (; i + 8 <= head_size; i += 8) store8(load8(from + i), to + i);
-            for (; i < head_size; ++i) to[i] = to_float(from[i]);
-        }
-    };
-    for_each_run<T>(args, task, args.value_cache, args.value_block_stride, tile, widen);
-}
-
-// Dot products of some lines' queries with all keys of the tile.
-template <int num_lines>
-void score_lines(const Workspace& space, int64_t line, int64_t head_size) {
-    const float* queries = space.queries + line * space.width;
-    float* weights = space.weights + line * tile_size;
-    for (int64_t column = 0; column < tile_size; column += 2 * lanes) {
-        Floats left[num_lines] = {};
-        Floats right[num_lines] = {};
-        const float* keys = space.keys + column;
-        for (int64_t i = 0; i < head_size; ++i, keys += tile_size) {
-            const Floats left_keys = load(keys);
-            const Floats right_keys = load(keys + lanes);
-            for (int l = 0; l < num_lines; ++l) {
-                const float query = queries[l * space.width + i];
-                left[l] += query * left_keys;
-                right[l] += query * right_keys;
-            }
-        }
+// Dot products of some lines' queries with some vectors of keys.
+template <class T, int num_lines, int num_vectors>
+void score_lines(const char* const* key_vectors, int64_t key_stride, const float* queries, int64_t head_size,
+                 float* scores) {
+    const T* keys[num_vectors];
+    for (int v = 0; v < num_vectors; ++v) keys[v] = reinterpret_cast<const T*>(key_vectors[v]);
+    Floats sums[num_lines][num_vectors] = {};
+    for (int64_t i = 0, at = 0; i < head_size; ++i, at += key_stride) {
+        Floats key[num_vectors];
+        for (int v = 0; v < num_vectors; ++v) key[v] = widen(keys[v] + at);
         for (int l = 0; l < num_lines; ++l) {
-            store(left[l], weights + l * tile_size + column);
-            store(right[l], weights + l * tile_size + column + lanes);
+            const float query = queries[l * line_stride + i];
+            for (int v = 0; v < num_vectors; ++v) sums[l][v] += query * key[v];
         }
+    }
+    for (int l = 0; l < num_lines; ++l) {
+        for (int v = 0; v < num_vectors; ++v) store(sums[l][v], scores + l * weight_stride + v * lanes);
     }
 }
 
-// Adds the tile's values, weighted, to some lines' sums.
-template <int num_lines, int num_vectors>
-void add_columns(const Workspace& space, int64_t line, int64_t column, const Tile& tile) {
-    const float* weights = space.weights + line * tile_size;
-    float* sums = space.sums + line * space.width + column;
+template <class T, int num_lines>
+void score_vectors(int64_t num_vectors, const char* const* key_vectors, int64_t key_stride, const float* queries,
+                   int64_t head_size, float* scores) {
+    constexpr int most = num_registers == 32 || num_lines <= 3 ? 4 : 2;
+    int64_t v = 0;
+    for (; v + most <= num_vectors; v += most) {
+        score_lines<T, num_lines, most>(key_vectors + v, key_stride, queries, head_size, scores + v * lanes);
+    }
+    if (v + 2 <= num_vectors) {
+        score_lines<T, num_lines, 2>(key_vectors + v, key_stride, queries, head_size, scores + v * lanes);
+        v += 2;
+    }
+    if (v < num_vectors) {
+        score_lines<T, num_lines, 1>(key_vectors + v, key_stride, queries, head_size, scores + v * lanes);
+    }
+}
+
+// What add_columns reads: the runs, clipped to begin .. end - 1, of values that are `stride` numbers apart.
+struct Values {
+    const Run* runs;
+    int64_t num_runs;
+    int64_t begin;
+    int64_t end;
+    int64_t stride;
+};
+
+// Adds some columns of the values, weighted, to some lines' sums.
+template <class T, int num_lines, int num_vectors>
+void add_columns(const Values& values, int64_t column, const float* weights, float* sums) {
     Floats sum[num_lines][num_vectors];
     for (int l = 0; l < num_lines; ++l) {
-        for (int v = 0; v < num_vectors; ++v) sum[l][v] = load(sums + l * space.width + v * lanes);
+        for (int v = 0; v < num_vectors; ++v) sum[l][v] = load(sums + l * line_stride + v * lanes);
     }
-    const float* values = space.values + tile.begin * space.width + column;
-    for (int64_t key = tile.begin; key < tile.end; ++key, values += space.width) {
-        for (int v = 0; v < num_vectors; ++v) {
-            const Floats value = load(values + v * lanes);
-            for (int l = 0; l < num_lines; ++l) sum[l][v] += weights[l * tile_size + key] * value;
+    for (int64_t r = 0; r < values.num_runs; ++r) {
+        const Run& run = values.runs[r];
+        const int64_t begin = max_of(run.first, values.begin);
+        const int64_t end = min_of(run.end, values.end);
+        const T* from = reinterpret_cast<const T*>(run.values) + (begin - run.first) * values.stride + column;
+        for (int64_t key = begin; key < end; ++key, from += values.stride) {
+            Floats value[num_vectors];
+            for (int v = 0; v < num_vectors; ++v) value[v] = widen(from + v * lanes);
+            for (int l = 0; l < num_lines; ++l) {
+                const float weight = weights[l * weight_stride + key];
+                for (int v = 0; v < num_vectors; ++v) sum[l][v] += weight * value[v];
+            }
         }
     }
     for (int l = 0; l < num_lines; ++l) {
-        for (int v = 0; v < num_vectors; ++v) store(sum[l][v], sums + l * space.width + v * lanes);
+        for (int v = 0; v < num_vectors; ++v) store(sum[l][v], sums + l * line_stride + v * lanes);
     }
 }
 
-template <int num_lines>
-void add_values(const Workspace& space, int64_t line, const Tile& tile) {
+// Sums are held in whole vectors. Where the head ends within the last vector, that is the head's last `lanes` numbers:
+// some numbers are then summed twice, and alike.
+inline int64_t column_of_vector(int64_t vector, int64_t width) { return min_of(vector * lanes, width - lanes); }
+
+template <class T, int num_lines>
+void add_values(const Values& values, int64_t width, const float* weights, float* sums) {
+    constexpr int most = num_lines <= 3 ? columns_at_once : columns_at_once / 2;
     int64_t column = 0;
-    for (; column + 2 * lanes <= space.width; column += 2 * lanes) add_columns<num_lines, 2>(space, line, column, tile);
-    if (column < space.width) add_columns<num_lines, 1>(space, line, column, tile);
-}
-
-// Turns a line's scores into weights relative to its largest score so far, and brings its sums to the same scale.
-inline void weigh_line(const PagedAttentionArgs& args, const Workspace& space, int64_t line, int64_t row_position,
-                       const Tile& tile) {
-    float* weights = space.weights + line * tile_size;
-    // Places in the tile that this row sees: from `low` to `high` - 1.
-    const int64_t window_begin = args.sliding_window ? row_position - args.sliding_window + 1 : 0;
-    const int64_t low = max_of(window_begin - tile.position, 0);
-    const int64_t high = min_of(row_position + 1 - tile.position, tile_size);
-    if (low >= high) {
-        for (int64_t key = 0; key < tile_size; key += lanes) store(Floats{}, weights + key);
-        return;
+    for (; column + most * lanes <= width; column += most * lanes) {
+        add_columns<T, num_lines, most>(values, column, weights, sums + column);
     }
-    const Floats nothing = broadcast(-__builtin_inff());
-    const Ints lane = lane_numbers();
-    Floats most = nothing;
-    for (int64_t key = 0; key < tile_size; key += lanes) {
-        Floats score = load(weights + key) * args.scale;
-        if (args.soft_cap > 0.0f) score = args.soft_cap * tanh_of(score / args.soft_cap);
-        const Ints place = lane + static_cast<int32_t>(key);
-        const Ints seen = (place >= static_cast<int32_t>(low)) & (place < static_cast<int32_t>(high));
-        score = select(seen, score, nothing);
-        store(score, weights + key);
-        most = larger(score, most);
+    if (most > 4 && column + 4 * lanes <= width) {
+        add_columns<T, num_lines, 4>(values, column, weights, sums + column);
+        column += 4 * lanes;
     }
-    const float before = space.largest[line];
-    const float tile_most = largest_lane(most);
-    const float largest = tile_most > before ? tile_most : before;
-    Floats sum = {};
-    for (int64_t key = 0; key < tile_size; key += lanes) {
-        const Floats weight = exp_not_positive(load(weights + key) - largest);
-        store(weight, weights + key);
-        sum += weight;
+    if (most > 2 && column + 2 * lanes <= width) {
+        add_columns<T, num_lines, 2>(values, column, weights, sums + column);
+        column += 2 * lanes;
     }
-    const float shrink = exp_not_positive(broadcast(before - largest))[0];
-    space.weight_sums[line] = space.weight_sums[line] * shrink + sum_lanes(sum);
-    space.largest[line] = largest;
-    if (largest > before) {
-        float* sums = space.sums + line * space.width;
-        for (int64_t i = 0; i < space.width; i += lanes) store(load(sums + i) * shrink, sums + i);
+    for (; column < width; column += lanes) {
+        add_columns<T, num_lines, 1>(values, min_of(column, width - lanes), weights, sums + column);
     }
 }
 
-constexpr int64_t lines_at_once = 6;
-
-// Calls step(count, line) for all lines, as many at once as registers hold.
+// Calls step(count, line), count a constant, for groups of at most lines_at_once lines that are about equally large.
 template <class Step>
 void for_lines(int64_t num_lines, const Step& step) {
-    for (int64_t line = 0; line < num_lines; line += lines_at_once) step(min_of(num_lines - line, lines_at_once), line);
+    const int64_t num_groups = (num_lines + lines_at_once - 1) / lines_at_once;
+    for (int64_t group = 0, line = 0; group < num_groups; ++group) {
+        const int64_t count = (num_lines - line) / (num_groups - group);
+        step(count, line);
+        line += count;
+    }
 }
 
-inline void score_tile(const Workspace& space, int64_t num_lines, int64_t head_size) {
-    for_lines(num_lines, [&](int64_t count, int64_t line) {
-        switch (count) {
-            case 6: return score_lines<6>(space, line, head_size);
-            case 5: return score_lines<5>(space, line, head_size);
-            case 4: return score_lines<4>(space, line, head_size);
-            case 3: return score_lines<3>(space, line, head_size);
-            case 2: return score_lines<2>(space, line, head_size);
-            default: return score_lines<1>(space, line, head_size);
-        }
-    });
-}
+#define PAGED_BACKEND_FOR_LINE_COUNT(count, call) \
+    switch (count) {                              \
+        case 6: call(6); break;                   \
+        case 5: call(5); break;                   \
+        case 4: call(4); break;                   \
+        case 3: call(3); break;                   \
+        case 2: call(2); break;                   \
+        default: call(1); break;                  \
+    }
 
-inline void add_tile(const Workspace& space, int64_t num_lines, const Tile& tile) {
-    for_lines(num_lines, [&](int64_t count, int64_t line) {
-        switch (count) {
-            case 6: return add_values<6>(space, line, tile);
-            case 5: return add_values<5>(space, line, tile);
-            case 4: return add_values<4>(space, line, tile);
-            case 3: return add_values<3>(space, line, tile);
-            case 2: return add_values<2>(space, line, tile);
-            default: return add_values<1>(space, line, tile);
-        }
-    });
+template <class T>
+void score(int64_t count, int64_t num_vectors, const char* const* key_vectors, int64_t key_stride, const float* queries,
+           int64_t head_size, float* scores) {
+#define PAGED_BACKEND_CALL(lines) score_vectors<T, lines>(num_vectors, key_vectors, key_stride, queries, head_size, scores)
+    PAGED_BACKEND_FOR_LINE_COUNT(count, PAGED_BACKEND_CALL)
+#undef PAGED_BACKEND_CALL
 }
 
 template <class T>
-void store_out(const PagedAttentionArgs& args, const PagedAttentionTask& task, const Workspace& space) {
-    const int64_t group = args.num_query_heads / args.num_kv_heads;
-    const int64_t first_row = args.query_start[task.sequence] + task.first_row;
-    int64_t line = 0;
-    for (int64_t row = first_row; row < first_row + task.num_rows; ++row) {
-        T* to = static_cast<T*>(args.out) + (row * args.num_query_heads + task.kv_head * group) * args.head_size;
-        for (int64_t head = 0; head < group; ++head, ++line, to += args.head_size) {
-            const float* sums = space.sums + line * space.width;
-            const float weight_sum = space.weight_sums[line];
-            for (int64_t i = 0; i < args.head_size; ++i) store_float(sums[i] / weight_sum, to + i);
+void add(int64_t count, const Values& values, int64_t width, const float* weights, float* sums) {
+#define PAGED_BACKEND_CALL(lines) add_values<T, lines>(values, width, weights, sums)
+    PAGED_BACKEND_FOR_LINE_COUNT(count, PAGED_BACKEND_CALL)
+#undef PAGED_BACKEND_CALL
+}
+
+#undef PAGED_BACKEND_FOR_LINE_COUNT
+
+// --- Softmax ----------------------------------------------------------------------------------------------------------
+
+// Places in a part: low .. high - 1; none if low >= high.
+struct Range {
+    int64_t low;
+    int64_t high;
+
+    bool is_empty() const { return low >= high; }
+    int64_t first_vector() const { return low / lanes; }
+    int64_t end_vector() const { return (high + lanes - 1) / lanes; }
+};
+
+struct Weighing {
+    const float* key_scales;    // null: none
+    const float* value_scales;  // null: none
+    float soft_cap;             // 0: none; else in logarithms to base 2, and the scores are what goes into tanh
+};
+
+// Turns a line's scores in a part into weights relative to the largest of them. `seen`: what the line sees; `filled`:
+// what the lines beside it see, in which its other weights become 0.
+template <bool has_scales, bool has_soft_cap>
+__attribute__((noinline)) void weigh(const Weighing& weighing, Range seen, Range filled, float* weights, float* largest,
+                                     float* weight_sum) {
+    const int64_t first = seen.is_empty() ? filled.end_vector() : seen.first_vector();
+    const int64_t end = seen.is_empty() ? filled.end_vector() : seen.end_vector();
+    for (int64_t v = filled.first_vector(); v < first; ++v) store(Floats{}, weights + v * lanes);
+    for (int64_t v = end; v < filled.end_vector(); ++v) store(Floats{}, weights + v * lanes);
+    if (seen.is_empty()) {
+        *largest = -__builtin_inff();
+        *weight_sum = 0.0f;
+        return;
+    }
+    const auto is_seen = [&](int64_t v) {
+        const Ints place = lane_numbers() + static_cast<int32_t>(v * lanes);
+        return (place >= static_cast<int32_t>(seen.low)) & (place < static_cast<int32_t>(seen.high));
+    };
+    const Floats nothing = broadcast(-__builtin_inff());
+    const auto score_of = [&](int64_t v) {
+        Floats score = load(weights + v * lanes);
+        if (has_scales) score *= load(weighing.key_scales + v * lanes);
+        if (has_soft_cap) score = weighing.soft_cap * tanh_of(score);
+        return score;
+    };
+    Floats most = nothing;
+    const auto cut = [&](int64_t v) {
+        const Floats score = select(is_seen(v), score_of(v), nothing);
+        store(score, weights + v * lanes);
+        most = score > most ? score : most;
+    };
+    cut(first);
+    for (int64_t v = first + 1; v < end - 1; ++v) {
+        const Floats score = score_of(v);
+        if (has_scales || has_soft_cap) store(score, weights + v * lanes);
+        most = score > most ? score : most;
+    }
+    if (end - 1 > first) cut(end - 1);
+    const float line_most = largest_lane(most);
+    Floats sum = {};
+    for (int64_t v = first; v < end; ++v) {
+        const Floats weight = exp2_not_positive(load(weights + v * lanes) - line_most);
+        sum += weight;
+        if (has_scales) {
+            // What is not seen may have any scale.
+            const Floats scaled = weight * load(weighing.value_scales + v * lanes);
+            store(v == first || v == end - 1 ? select(is_seen(v), scaled, Floats{}) : scaled, weights + v * lanes);
+        } else {
+            store(weight, weights + v * lanes);
+        }
+    }
+    *largest = line_most;
+    *weight_sum = sum_lanes(sum);
+}
+
+// Puts a part of a line to those before it. In one place, so that all callers round alike.
+__attribute__((noinline)) void merge_part(float part_largest, float part_weight_sum, const float* part_sums, int64_t width,
+                                          float* largest, float* weight_sum, float* sums) {
+    if (part_weight_sum == 0.0f) return;
+    if (*weight_sum == 0.0f) {
+        *largest = part_largest;
+        *weight_sum = part_weight_sum;
+        for (int64_t i = 0; i < width; i += lanes) store(load(part_sums + i), sums + i);
+        return;
+    }
+    const float both = part_largest > *largest ? part_largest : *largest;
+    const float shrink = exp2_not_positive(broadcast(*largest - both))[0];
+    const float part_shrink = exp2_not_positive(broadcast(part_largest - both))[0];
+    *largest = both;
+    *weight_sum = *weight_sum * shrink + part_weight_sum * part_shrink;
+    for (int64_t i = 0; i < width; i += lanes) {
+        store(load(sums + i) * shrink + load(part_sums + i) * part_shrink, sums + i);
+    }
+}
+
+inline void store_line(const float* sums, float weight_sum, int64_t head_size, float* out) {
+    for (int64_t vector = 0; vector * lanes < head_size; ++vector) {
+        const Floats result = load(sums + vector * lanes) / weight_sum;
+        if (head_size >= lanes) {
+            store(result, out + column_of_vector(vector, head_size));
+        } else {
+            std::memcpy(out, &result, sizeof(float) * static_cast<size_t>(head_size));
         }
     }
 }
 
-template <class CacheT>
-void attend(const PagedAttentionArgs& args, const PagedAttentionTask& task, const Workspace& space, int64_t num_lines) {
-    const int64_t group = args.num_query_heads / args.num_kv_heads;
-    const int64_t sequence_rows = args.query_start[task.sequence + 1] - args.query_start[task.sequence];
-    const int64_t first_position = args.context_lens[task.sequence] - sequence_rows + task.first_row;
-    const int64_t keys_end = first_position + task.num_rows;
-    const int64_t keys_begin = args.sliding_window ? max_of(0, first_position - args.sliding_window + 1) : 0;
-    for (int64_t position = keys_begin / tile_size * tile_size; position < keys_end; position += tile_size) {
-        const Tile tile = {position, max_of(keys_begin - position, 0), min_of(keys_end - position, tile_size)};
-        load_keys<CacheT>(args, task, tile, space.keys);
-        score_tile(space, num_lines, args.head_size);
-        for (int64_t line = 0; line < num_lines; ++line) {
-            weigh_line(args, space, line, first_position + line / group, tile);
+// --- A task -----------------------------------------------------------------------------------------------------------
+
+// A task's rows for one key/value head.
+template <class T>
+class Head {
+  public:
+    Head(const PagedAttentionArgs& args, const PagedAttentionTask& task, int64_t head, const Workspace& space)
+        : args_(args),
+          task_(task),
+          space_(space),
+          head_(head),
+          group_(args.num_query_heads / args.cache.num_kv_heads),
+          num_lines_(task.num_rows * group_),
+          head_size_(args.cache.head_size),
+          block_size_(args.cache.block_size),
+          width_(max_of(head_size_, lanes)),
+          first_position_(args.context_lens[task.sequence] -
+                          (args.query_start[task.sequence + 1] - args.query_start[task.sequence]) + task.first_row) {}
+
+    void load_queries() {
+        const double log2_e = 1.4426950408889634;
+        const double factor = args_.soft_cap > 0.0f ? static_cast<double>(args_.scale) / args_.soft_cap : args_.scale * log2_e;
+        const float scale = static_cast<float>(factor);
+        float* to = space_.queries;
+        for (int64_t row = 0; row < task_.num_rows; ++row) {
+            const float* from = args_.query + first_place(row, args_.query_stride);
+            for (int64_t line = 0; line < group_; ++line, from += head_size_, to += line_stride) {
+                for (int64_t i = 0; i < head_size_; ++i) to[i] = from[i] * scale;
+            }
         }
-        load_values<CacheT>(args, task, tile, space);
-        add_tile(space, num_lines, tile);
+        for (int64_t line = 0; line < num_lines_; ++line) space_.weight_sums[line] = 0.0f;
+    }
+
+    // The part's sums and weights, of all lines.
+    void attend(int64_t part) {
+        part_begin_ = part * part_size;
+        seen_ = seen_by(0, num_lines_);
+        find_keys_and_values();
+        score_part();
+        for_lines(num_lines_, [&](int64_t count, int64_t line) { weigh_lines(count, line); });
+        add_part();
+    }
+
+    // To those of the parts before it.
+    void merge() {
+        for (int64_t line = 0; line < num_lines_; ++line) {
+            merge_part(space_.part_largest[line], space_.part_weight_sums[line], space_.part_sums + line * line_stride,
+                       width_, space_.largest + line, space_.weight_sums + line, space_.sums + line * line_stride);
+        }
+    }
+
+    void store_out() const {
+        for (int64_t line = 0; line < num_lines_; ++line) {
+            float* to = args_.out + first_place(line / group_, args_.out_stride) + line % group_ * head_size_;
+            store_line(space_.sums + line * line_stride, space_.weight_sums[line], head_size_, to);
+        }
+    }
+
+    // The part's results, for merge_results.
+    void store_part(float* results) const {
+        for (int64_t line = 0; line < num_lines_; ++line, results += split_line_floats) {
+            for (int64_t i = 0; i < width_; i += lanes) store(load(space_.part_sums + line * line_stride + i), results + i);
+            results[line_stride] = space_.part_largest[line];
+            results[line_stride + 1] = space_.part_weight_sums[line];
+        }
+    }
+
+    void merge_results(const float* results) const {
+        for (int64_t line = 0; line < num_lines_; ++line) {
+            float sums[line_stride];
+            float largest = 0.0f;
+            float weight_sum = 0.0f;
+            for (int64_t part = 0; part < task_.num_parts; ++part) {
+                const float* from = results + (part * num_lines_ + line) * split_line_floats;
+                merge_part(from[line_stride], from[line_stride + 1], from, width_, &largest, &weight_sum, sums);
+            }
+            float* to = args_.out + first_place(line / group_, args_.out_stride) + line % group_ * head_size_;
+            store_line(sums, weight_sum, head_size_, to);
+        }
+    }
+
+    int64_t num_lines() const { return num_lines_; }
+
+  private:
+    int64_t first_place(int64_t row, int64_t stride) const {
+        return (args_.query_start[task_.sequence] + task_.first_row + row) * stride + head_ * group_ * head_size_;
+    }
+
+    // What lines line .. line + count - 1 see of the part, together.
+    Range seen_by(int64_t line, int64_t count) const {
+        const int64_t first = first_position_ + line / group_ - part_begin_;
+        const int64_t last = first_position_ + (line + count - 1) / group_ - part_begin_;
+        return {args_.sliding_window ? max_of(first - args_.sliding_window + 1, 0) : 0, min_of(last + 1, part_size)};
+    }
+
+    bool has_whole_vectors() const { return block_size_ % lanes == 0; }
+
+    const char* block(const char* blocks, int64_t stride, int64_t position) const {
+        return blocks + args_.block_tables[task_.sequence * args_.max_blocks + position / block_size_] * stride;
+    }
+
+    const char* key_block(int64_t position) const { return block(args_.keys, args_.key_block_stride, position); }
+
+    void find_keys_and_values() {
+        const int64_t head_bytes = head_ * block_size_ * head_size_ * static_cast<int64_t>(sizeof(T));
+        if (has_whole_vectors()) {
+            for (int64_t v = seen_.first_vector(); v < seen_.end_vector(); ++v) {
+                const int64_t position = part_begin_ + v * lanes;
+                space_.key_vectors[v] =
+                    key_block(position) + head_bytes + position % block_size_ * static_cast<int64_t>(sizeof(T));
+            }
+        }
+        num_runs_ = 0;
+        int64_t place = seen_.low;
+        for (int64_t stripe = 0; stripe < num_stripes; ++stripe) {
+            stripe_runs_[stripe] = num_runs_;
+            const int64_t stripe_end = min_of((stripe + 1) * stripe_size, seen_.high);
+            while (place < stripe_end) {
+                const int64_t position = part_begin_ + place;
+                const int64_t offset = position % block_size_;
+                const int64_t end = min_of(place + block_size_ - offset, stripe_end);
+                const char* values = block(args_.values, args_.value_block_stride, position);
+                space_.runs[num_runs_++] = {
+                    values + head_bytes + offset * head_size_ * static_cast<int64_t>(sizeof(T)), place, end};
+                if (args_.cache.dtype == CacheDtype::int8) {
+                    const int64_t scales = scales_offset(args_.cache) + (head_ * block_size_ + offset) * 4;
+                    const auto bytes = static_cast<size_t>(end - place) * 4;
+                    std::memcpy(space_.key_scales + place, key_block(position) + scales, bytes);
+                    std::memcpy(space_.value_scales + place, values + scales, bytes);
+                }
+                place = end;
+            }
+        }
+        stripe_runs_[num_stripes] = num_runs_;
+    }
+
+    // Keys of a tile as floats, [head_size, tile_size]. What is not seen stays anything.
+    void pack_keys(int64_t tile) {
+        const int64_t head_numbers = head_ * block_size_ * head_size_;
+        const int64_t end = min_of(tile + tile_size, seen_.high);
+        for (int64_t place = max_of(tile, seen_.low); place < end;) {
+            const int64_t offset = (part_begin_ + place) % block_size_;
+            const int64_t length = min_of(block_size_ - offset, end - place);
+            const T* from = reinterpret_cast<const T*>(key_block(part_begin_ + place)) + head_numbers + offset;
+            float* to = space_.packed_keys + place - tile;
+            for (int64_t i = 0; i < head_size_; ++i, from += block_size_, to += tile_size) {
+                for (int64_t key = 0; key < length; ++key) to[key] = widen_one(from[key]);
+            }
+            place += length;
+        }
+    }
+
+    void score_part() {
+        for (int64_t tile = seen_.low / tile_size * tile_size; tile < seen_.high; tile += tile_size) {
+            const char* packed[vectors_at_once];
+            if (!has_whole_vectors()) {
+                pack_keys(tile);
+                for (int64_t v = 0; v < vectors_at_once; ++v) {
+                    packed[v] = reinterpret_cast<const char*>(space_.packed_keys + v * lanes);
+                }
+            }
+            for_lines(num_lines_, [&](int64_t count, int64_t line) {
+                const Range range = seen_by(line, count);
+                const int64_t first = max_of(range.first_vector(), tile / lanes);
+                const int64_t end = min_of(range.end_vector(), tile / lanes + vectors_at_once);
+                if (range.is_empty() || first >= end) return;
+                const float* queries = space_.queries + line * line_stride;
+                float* scores = space_.weights + line * weight_stride + first * lanes;
+                if (has_whole_vectors()) {
+                    score<T>(count, end - first, space_.key_vectors + first, block_size_, queries, head_size_, scores);
+                } else {
+                    score<float>(count, end - first, packed + (first - tile / lanes), tile_size, queries, head_size_,
+                                 scores);
+                }
+            });
+        }
+    }
+
+    void weigh_lines(int64_t count, int64_t line) {
+        const Range filled = seen_by(line, count);
+        const bool has_scales = args_.cache.dtype == CacheDtype::int8;
+        const bool has_soft_cap = args_.soft_cap > 0.0f;
+        const Weighing weighing = {space_.key_scales, space_.value_scales, args_.soft_cap * 1.44269504088896341f};
+        const auto function = has_scales ? (has_soft_cap ? weigh<true, true> : weigh<true, false>)
+                                         : (has_soft_cap ? weigh<false, true> : weigh<false, false>);
+        for (int64_t l = line; l < line + count; ++l) {
+            function(weighing, seen_by(l, 1), filled, space_.weights + l * weight_stride, space_.part_largest + l,
+                     space_.part_weight_sums + l);
+        }
+    }
+
+    void add_part() {
+        for (int64_t line = 0; line < num_lines_; ++line) {
+            float* sums = space_.part_sums + line * line_stride;
+            for (int64_t i = 0; i < width_; i += lanes) store(Floats{}, sums + i);
+        }
+        for (int64_t stripe = 0; stripe < num_stripes; ++stripe) {
+            const Run* runs = space_.runs + stripe_runs_[stripe];
+            const int64_t num_runs = stripe_runs_[stripe + 1] - stripe_runs_[stripe];
+            if (num_runs == 0) continue;
+            Run packed;
+            if (head_size_ < lanes) packed = pack_values(runs, num_runs);
+            for_lines(num_lines_, [&](int64_t count, int64_t line) {
+                const Range range = seen_by(line, count);
+                if (range.is_empty()) return;
+                const float* weights = space_.weights + line * weight_stride;
+                float* sums = space_.part_sums + line * line_stride;
+                if (head_size_ < lanes) {
+                    add<float>(count, {&packed, 1, range.low, range.high, lanes}, lanes, weights, sums);
+                } else {
+                    add<T>(count, {runs, num_runs, range.low, range.high, head_size_}, head_size_, weights, sums);
+                }
+            });
+        }
+    }
+
+    // A stripe's values as floats, a vector each.
+    Run pack_values(const Run* runs, int64_t num_runs) {
+        const int64_t first = runs[0].first;
+        for (int64_t r = 0; r < num_runs; ++r) {
+            const T* from = reinterpret_cast<const T*>(runs[r].values);
+            for (int64_t key = runs[r].first; key < runs[r].end; ++key, from += head_size_) {
+                float* to = space_.packed_values + (key - first) * lanes;
+                store(Floats{}, to);
+                for (int64_t i = 0; i < head_size_; ++i) to[i] = widen_one(from[i]);
+            }
+        }
+        return {reinterpret_cast<const char*>(space_.packed_values), first, runs[num_runs - 1].end};
+    }
+
+    const PagedAttentionArgs& args_;
+    const PagedAttentionTask& task_;
+    const Workspace& space_;
+    const int64_t head_;
+    const int64_t group_;  // query heads of the key/value head
+    const int64_t num_lines_;
+    const int64_t head_size_;
+    const int64_t block_size_;
+    const int64_t width_;  // of a line's sums
+    const int64_t first_position_;
+    // Of the present part:
+    int64_t part_begin_ = 0;
+    Range seen_ = {0, 0};  // by any line
+    int64_t num_runs_ = 0;
+    int64_t stripe_runs_[num_stripes + 1];  // the first run of each stripe
+};
+
+template <class T>
+void attend_task(const PagedAttentionArgs& args, const PagedAttentionTask& task, const Workspace& space, float* results) {
+    for (int64_t head = task.first_head; head < task.first_head + task.num_heads; ++head) {
+        Head<T> rows(args, task, head, space);
+        rows.load_queries();
+        for (int64_t part = task.first_part; part < task.first_part + task.num_parts; ++part) {
+            rows.attend(part);
+            if (task.split < 0) {
+                rows.merge();
+            } else {
+                rows.store_part(results);
+                results += rows.num_lines() * split_line_floats;
+            }
+        }
+        if (task.split < 0) rows.store_out();
     }
 }
 
-inline void run_task(const PagedAttentionArgs& args, const PagedAttentionTask& task, float* scratch) {
-    const int64_t num_lines = task.num_rows * (args.num_query_heads / args.num_kv_heads);
-    const Workspace space = lay_out(scratch, num_lines, args.head_size);
-    std::memset(space.sums, 0, sizeof(float) * static_cast<size_t>(num_lines * space.width));
-    // What is past the head size in a vector must be a number: its products go nowhere, but are computed.
-    for (int64_t key = 0; key < tile_size; ++key) {
-        for (int64_t i = args.head_size; i < space.width; ++i) space.values[key * space.width + i] = 0.0f;
-    }
-    for (int64_t line = 0; line < num_lines; ++line) {
-        space.largest[line] = -__builtin_inff();
-        space.weight_sums[line] = 0.0f;
-    }
-    switch (args.query_dtype) {
-        case Dtype::float32: load_queries<float>(args, task, space); break;
-        case Dtype::bfloat16: load_queries<Bfloat16>(args, task, space); break;
-        case Dtype::float16: load_queries<Float16>(args, task, space); break;
-    }
-    switch (args.cache_dtype) {
-        case Dtype::float32: attend<float>(args, task, space, num_lines); break;
-        case Dtype::bfloat16: attend<Bfloat16>(args, task, space, num_lines); break;
-        case Dtype::float16: attend<Float16>(args, task, space, num_lines); break;
-    }
-    switch (args.query_dtype) {
-        case Dtype::float32: store_out<float>(args, task, space); break;
-        case Dtype::bfloat16: store_out<Bfloat16>(args, task, space); break;
-        case Dtype::float16: store_out<Float16>(args, task, space); break;
+inline void run_task(const PagedAttentionArgs& args, const PagedAttentionTask& task, char* scratch, float* results) {
+    Workspace space;
+    lay_out(reinterpret_cast<uintptr_t>(scratch), task.num_rows * (args.num_query_heads / args.cache.num_kv_heads), &space);
+    switch (args.cache.dtype) {
+        case CacheDtype::float32: return attend_task<float>(args, task, space, results);
+        case CacheDtype::bfloat16: return attend_task<Bfloat16>(args, task, space, results);
+        case CacheDtype::float16: return attend_task<Float16>(args, task, space, results);
+        case CacheDtype::int8: return attend_task<int8_t>(args, task, space, results);
     }
 }
+
+inline void merge_results(const PagedAttentionArgs& args, const PagedAttentionTask& whole, const float* results) {
+    Head<float>(args, whole, whole.first_head, Workspace()).merge_results(results);
+}
+
+}  // namespace attention
+
+constexpr PagedAttentionKernel paged_attention_kernel = {attention::scratch_bytes, attention::run_task,
+                                                         attention::merge_results};
 
 }  // namespace
 }  // namespace paged_backend

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -12,7 +11,10 @@
 namespace paged_backend {
 
 // The caller works too, and only waits for tasks that others have begun: a member that the system has put aside
-// delays nothing. Idle members spin for some microseconds, then sleep, so that other processes get the cores.
+// delays nothing but the task it holds. Who has nothing to do spins for some microseconds, then sleeps, so that other
+// processes get the cores; while all are awake a round makes no system call.
+//
+// The threads are made by the constructor: a process that was forked later has none, and must make its own team.
 class ThreadTeam {
   public:
     explicit ThreadTeam(int size);
@@ -22,24 +24,47 @@ class ThreadTeam {
 
     // Calls work(task, thread) once for each task in 0 .. num_tasks - 1, with thread in 0 .. size() - 1; no two calls
     // that run at once have the same thread. `work` must not throw. Not to be called from two threads at once.
-    void run(int64_t num_tasks, const std::function<void(int64_t, int)>& work);
+    template <class Work>
+    void run(int64_t num_tasks, const Work& work) {
+        if (num_tasks <= 1 || members_.empty()) {
+            for (int64_t task = 0; task < num_tasks; ++task) work(task, 0);
+            return;
+        }
+        share(num_tasks, [](const void* context, int64_t task, int thread) {
+            (*static_cast<const Work*>(context))(task, thread);
+        }, &work);
+    }
+
+    // Wakes sleeping members: they will be there when rounds follow soon.
+    void rouse();
 
     int size() const { return static_cast<int>(members_.size()) + 1; }
 
   private:
+    using Function = void (*)(const void* context, int64_t task, int thread);
+
+    void share(int64_t num_tasks, Function function, const void* context);
     void member_loop(int thread);
-    void take_tasks(const std::function<void(int64_t, int)>& work, int thread);
+    bool wait_for_tasks(uint32_t& calls_seen);
+    int64_t take_tasks(int thread);
+    void wake(int64_t most);
 
     std::vector<std::thread> members_;
     std::mutex mutex_;
-    std::condition_variable wake_;
-    std::condition_variable left_;
-    std::atomic<uint64_t> round_{0};                          // written under mutex_
-    const std::function<void(int64_t, int)>* work_ = nullptr;  // under mutex_; null between rounds
-    std::atomic<int> num_inside_{0};                          // written under mutex_; members in the present round
-    bool stopping_ = false;                                   // under mutex_
-    std::atomic<int64_t> next_task_{0};
-    int64_t num_tasks_ = 0;
+    std::condition_variable called_;    // for members
+    std::condition_variable finished_;  // for the caller
+
+    // Number of tasks (upper half) and the next one. Tasks are claimed by adding 1, so that each claim is of the round
+    // that is on at that moment: a late thread can never take a task of a round that is over. A round's function stays
+    // as it is until all of its claimed tasks are done.
+    alignas(64) std::atomic<uint64_t> ticket_{0};
+    std::atomic<uint32_t> num_done_{0};  // tasks that members have done in this round
+    std::atomic<int32_t> num_sleeping_{0};
+    std::atomic<bool> caller_sleeps_{false};
+    std::atomic<bool> stopping_{false};
+    std::atomic<uint32_t> num_calls_{0};  // of rouse
+    Function function_ = nullptr;
+    const void* context_ = nullptr;
 };
 
 }  // namespace paged_backend

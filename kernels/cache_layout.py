@@ -1,0 +1,130 @@
+"""How one layer's blocks of the paged cache lie in memory: the same for every implementation.
+
+So copying, swapping and storing blocks is copying bytes. Letters as in `interface`. A block of keys holds the numbers
+[Hkv, D, bs] (turned: one vector holds the same number of several tokens' keys), a block of values [Hkv, bs, D], both
+row-major. In an int8 cache float32 scales [Hkv, bs] follow, from the next multiple of 4 bytes on: a token's head is
+number * scale, with scale = max(abs(head)) / 127, and number = head / scale rounded to the nearest, ties to even. A
+head under SMALLEST_INT8_HEAD is all zeros with scale 0; one that holds NaN or infinity is zeros with scale NaN. Padding
+fills a block to a multiple of 64 bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from paged_backend.errors import KernelError
+
+CACHE_DTYPES: MappingProxyType[str, torch.dtype] = MappingProxyType(
+    {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+)
+"""What a cache's numbers can be held in, by name."""
+
+SMALLEST_INT8_HEAD = 127 * 2.0**-126
+"""The smallest largest number of a head whose scale in an int8 cache is a normal float32."""
+
+_ALIGNMENT_BYTES = 64
+"""A cache line, and the widest vector: blocks begin on it, if their tensor does."""
+
+
+def block_bytes(dtype: str, num_kv_heads: int, block_size: int, head_size: int) -> int:
+    """Bytes of one block of one layer's keys; its values take as many again.
+
+    Raises:
+        KernelError: the dtype is unknown, or a size is less than 1.
+    """
+    if dtype not in CACHE_DTYPES:
+        raise KernelError(f"cache dtype must be one of {', '.join(CACHE_DTYPES)}, got {dtype!r}.")
+    if min(num_kv_heads, block_size, head_size) < 1:
+        raise KernelError(
+            f"a cache needs sizes of at least 1, got {num_kv_heads} heads, blocks of {block_size} tokens and "
+            f"heads of {head_size} numbers."
+        )
+    size = num_kv_heads * block_size * head_size * CACHE_DTYPES[dtype].itemsize
+    if dtype == "int8":
+        size = scales_offset(num_kv_heads, block_size, head_size) + 4 * num_kv_heads * block_size
+    return -(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+
+
+def scales_offset(num_kv_heads: int, block_size: int, head_size: int) -> int:
+    """The byte of an int8 block at which its scales begin."""
+    return -(-num_kv_heads * block_size * head_size // 4) * 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCache:
+    """One layer's paged cache. The tensors are written by `Kernels.qkv_to_cache`.
+
+    Attributes:
+        keys: uint8 [B, block_bytes]; blocks contiguous, the first dimension may have any stride that is a multiple of
+            64.
+        values: like keys.
+        dtype: "float32", "bfloat16", "float16" or "int8": what the numbers are held in.
+
+    Raises:
+        KernelError: a tensor is not of the shape, dtype or layout that the sizes ask for.
+    """
+
+    keys: Tensor
+    values: Tensor
+    dtype: str
+    num_kv_heads: int
+    block_size: int
+    head_size: int
+
+    def __post_init__(self) -> None:
+        size = block_bytes(self.dtype, self.num_kv_heads, self.block_size, self.head_size)
+        for name, tensor in (("keys", self.keys), ("values", self.values)):
+            if tensor.dtype != torch.uint8 or tensor.dim() != 2 or tensor.shape[1] != size:
+                raise KernelError(f"{name} must be uint8 [B, {size}] for this cache, got {_describe(tensor)}.")
+            if tensor.stride(1) != 1 or tensor.stride(0) % _ALIGNMENT_BYTES or tensor.stride(0) < size:
+                raise KernelError(
+                    f"{name} must be contiguous blocks a multiple of {_ALIGNMENT_BYTES} bytes apart, got strides "
+                    f"{tensor.stride()}."
+                )
+            if tensor.data_ptr() % _ALIGNMENT_BYTES:
+                raise KernelError(f"{name} must begin at a multiple of {_ALIGNMENT_BYTES} bytes.")
+        if self.keys.shape != self.values.shape or self.keys.device != self.values.device:
+            raise KernelError(
+                f"values must be like keys ({_describe(self.keys)}, {self.keys.device}), "
+                f"got {_describe(self.values)}, {self.values.device}."
+            )
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the pool, B."""
+        return self.keys.shape[0]
+
+    def key_numbers(self) -> Tensor:
+        """A view of the keys, [B, Hkv, D, bs], in the cache's dtype."""
+        return self._numbers(self.keys).view(-1, self.num_kv_heads, self.head_size, self.block_size)
+
+    def value_numbers(self) -> Tensor:
+        """A view of the values, [B, Hkv, bs, D], in the cache's dtype."""
+        return self._numbers(self.values).view(-1, self.num_kv_heads, self.block_size, self.head_size)
+
+    def key_scales(self) -> Tensor:
+        """A view of an int8 cache's key scales, float32 [B, Hkv, bs]."""
+        return self._scales(self.keys)
+
+    def value_scales(self) -> Tensor:
+        """A view of an int8 cache's value scales, float32 [B, Hkv, bs]."""
+        return self._scales(self.values)
+
+    def _numbers(self, blocks: Tensor) -> Tensor:
+        dtype = CACHE_DTYPES[self.dtype]
+        count = self.num_kv_heads * self.head_size * self.block_size
+        return blocks[:, : count * dtype.itemsize].view(dtype)
+
+    def _scales(self, blocks: Tensor) -> Tensor:
+        assert self.dtype == "int8", "only an int8 cache has scales"
+        begin = scales_offset(self.num_kv_heads, self.block_size, self.head_size)
+        end = begin + 4 * self.num_kv_heads * self.block_size
+        return blocks[:, begin:end].view(torch.float32).view(-1, self.num_kv_heads, self.block_size)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,0 +1,142 @@
+// The innermost loops of a linear layer with float weights: a tile of rows x (panels * 32) sums in registers.
+#pragma once
+
+#include "linear.h"
+#include "simd.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace paged_backend {
+namespace {
+
+// A panel's columns are taken in pairs of vectors, column and 16 + column: where two 16-bit weights share a word, and a
+// gate its word with its up.
+constexpr int pairs_in_panel = static_cast<int>(16 / lanes);
+
+// Sums that fit into the registers, beside weights and one number of x.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int max_tile_vectors = 24;
+#else
+constexpr int max_tile_vectors = 12;
+#endif
+constexpr int max_rows_here = max_tile_vectors / 2;
+
+constexpr int64_t prefetch_distance = 1024;  // bytes ahead in each panel
+
+inline void prefetch_ahead(const char* at) { __builtin_prefetch(at + prefetch_distance); }
+
+struct Float32Weights {
+    static constexpr int64_t step_bytes = 128;  // of one input
+    static void load_pair(const char* step, int64_t column, Floats& low, Floats& high) {
+        const float* weights = reinterpret_cast<const float*>(step);
+        low = load(weights + column);
+        high = load(weights + 16 + column);
+    }
+};
+
+// Word j of an input's 16 holds column j in its low half and column 16 + j in its high half.
+struct Bfloat16Weights {
+    static constexpr int64_t step_bytes = 64;
+    static void load_pair(const char* step, int64_t column, Floats& low, Floats& high) {
+        Ints words;
+        std::memcpy(&words, step + 4 * column, sizeof words);
+        low = as_floats(words << 16);
+        high = as_floats(words & static_cast<int32_t>(0xffff0000u));
+    }
+};
+
+typedef uint16_t HalfLanes __attribute__((vector_size(PAGED_BACKEND_LANES * 2)));
+typedef uint32_t BitLanes __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
+
+inline Floats load_halves(const char* from) {
+#if PAGED_BACKEND_LANES == 16 && defined(__AVX512F__)
+    return (Floats)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif PAGED_BACKEND_LANES == 8 && defined(__F16C__)
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+    // As to_float(Float16).
+    HalfLanes halves;
+    std::memcpy(&halves, from, sizeof halves);
+    const BitLanes half = __builtin_convertvector(halves, BitLanes);
+    const BitLanes magnitude = (half & 0x7fffu) << 13;
+    BitLanes bits = (BitLanes)((Floats)magnitude * 0x1p112f);
+    bits |= (BitLanes)(magnitude >= (0x7c00u << 13)) & 0x7f800000u;
+    return (Floats)(bits | ((half & 0x8000u) << 16));
+#endif
+}
+
+struct Float16Weights {
+    static constexpr int64_t step_bytes = 64;
+    static void load_pair(const char* step, int64_t column, Floats& low, Floats& high) {
+        low = load_halves(step + 2 * column);
+        high = load_halves(step + 2 * (16 + column));
+    }
+};
+
+// `pairs` pairs of vectors, which lie in whole panels or are some of one panel's.
+template <class Weights, int rows, int pairs>
+inline void float_pass(const LinearTile& tile, int first_pair) {
+    Floats low[rows][pairs], high[rows][pairs];
+    float* sums[pairs];
+    const char* panels[pairs];
+    int64_t columns[pairs];
+#pragma GCC unroll 16
+    for (int pair = 0; pair < pairs; ++pair) {
+        const int panel = (first_pair + pair) / pairs_in_panel;
+        columns[pair] = (first_pair + pair) % pairs_in_panel * lanes;
+        sums[pair] = tile.sums + panel * tile.sums_stride + columns[pair];
+        panels[pair] = tile.panels + panel * tile.panel_stride;
+#pragma GCC unroll 16
+        for (int row = 0; row < rows; ++row) {
+            low[row][pair] = load(sums[pair] + row * panel_width);
+            high[row][pair] = load(sums[pair] + row * panel_width + 16);
+        }
+    }
+    // Three bases and two strides reach twelve rows.
+    const int64_t stride = tile.x_stride;
+    const float* x[3] = {tile.x, tile.x + 4 * stride, tile.x + 8 * stride};
+    int64_t offset = 0;
+    for (int64_t input = 0; input < tile.num_inputs; ++input) {
+#pragma GCC unroll 16
+        for (int pair = 0; pair < pairs; ++pair) {
+            Floats low_weights, high_weights;
+            Weights::load_pair(panels[pair] + offset, columns[pair], low_weights, high_weights);
+            if (pair == 0 || columns[pair] == 0) {
+#pragma GCC unroll 2
+                for (int64_t line = 0; line < Weights::step_bytes; line += 64) prefetch_ahead(panels[pair] + offset + line);
+            }
+#pragma GCC unroll 16
+            for (int row = 0; row < rows; ++row) {
+                const Floats value = broadcast(x[row / 4][row % 4 * stride + input]);
+                low[row][pair] += low_weights * value;
+                high[row][pair] += high_weights * value;
+            }
+        }
+        offset += Weights::step_bytes;
+    }
+#pragma GCC unroll 16
+    for (int pair = 0; pair < pairs; ++pair) {
+#pragma GCC unroll 16
+        for (int row = 0; row < rows; ++row) {
+            store(low[row][pair], sums[pair] + row * panel_width);
+            store(high[row][pair], sums[pair] + row * panel_width + 16);
+        }
+    }
+}
+
+constexpr int pairs_at_once(int rows, int panels) {
+    int pairs = panels * pairs_in_panel;
+    while (pairs > 1 && 2 * rows * pairs > max_tile_vectors) pairs /= 2;
+    return pairs;
+}
+
+template <class Weights, int rows, int panels>
+void float_tile(const LinearTile& tile) {
+    constexpr int pairs = pairs_at_once(rows, panels);
+    for (int first = 0; first < panels * pairs_in_panel; first += pairs) float_pass<Weights, rows, pairs>(tile, first);
+}
+
+}  // namespace
+}  // namespace paged_backend

@@ -1,0 +1,231 @@
+"""The C++ kernels behind `interface.Kernels`.
+
+Every operation is recorded into a program (`recorder`): a compiled step has all of its operations in one, an operation
+that is called by itself has a program of its own. So there is one way into C++.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from paged_backend.errors import KernelError
+from paged_backend.kernels import checks
+from paged_backend.kernels.cache_layout import LayerCache
+from paged_backend.kernels.cpu import _cpu
+from paged_backend.kernels.cpu.linear import CpuLinear, pack_linear
+from paged_backend.kernels.cpu.recorder import Buffer, CompiledStep, Recorder, run
+from paged_backend.kernels.cpu.sampling import sample
+from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
+from paged_backend.kernels.quantized_weight import QuantizedWeight
+from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+
+
+class CpuKernels:
+    """Operations in C++ with threads of their own. Outside of a compiled step, rows are float32 tensors.
+
+    A row's bits do not depend on the rows beside it, nor on the number of threads. Weights, tables and caches must be
+    on the CPU. The threads do not survive a fork: a forked process must make its own kernels.
+
+    Attributes:
+        num_threads: the caller's thread and its helpers.
+        instruction_set: what it runs with: "avx512_vnni", "avx512", "avx2" or "portable".
+        report: for each operation, "cpu" and the instruction set.
+    """
+
+    def __init__(self, num_threads: int, instruction_set: str = "auto") -> None:
+        try:
+            self._runtime = _cpu.Runtime(num_threads, instruction_set)
+        except ValueError as error:
+            raise KernelError(str(error)) from None
+        self.num_threads: int = self._runtime.num_threads
+        self.instruction_set: str = self._runtime.instruction_set
+        reason = f"C++ kernel ({self.instruction_set}): faster than the reference on the CPU."
+        self.report: Mapping[str, OperationChoice] = MappingProxyType(
+            dict.fromkeys(OPERATIONS, OperationChoice("cpu", reason))
+        )
+
+    def pack_linear(
+        self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, gated: bool = False
+    ) -> CpuLinear:
+        """See `Kernels.pack_linear`."""
+        checks.check_pack_linear(weight, bias, gated)
+        return pack_linear(self._runtime, weight, bias, gated)
+
+    def linear(
+        self, x: Rows, weight: LinearWeight, *, activation: str | None = None, residual: Rows | None = None
+    ) -> Tensor:
+        """See `Kernels.linear`."""
+        return self._computed(
+            lambda recorder, x, residual: [recorder.linear(x, weight, activation=activation, residual=residual)],
+            {"x": x, "residual": residual},
+        )[0]
+
+    def embedding(
+        self, table: Tensor, indices: Literal["token_ids", "positions"], inputs: StepInputs, add: Rows | None = None
+    ) -> Tensor:
+        """See `Kernels.embedding`."""
+        return self._computed(
+            lambda recorder, add: [recorder.embedding(table, indices, recorder.inputs, add)], {"add": add}, inputs
+        )[0]
+
+    def rms_norm(self, x: Rows, weight: Tensor, eps: float, residual: Rows | None = None) -> tuple[Tensor, Tensor]:
+        """See `Kernels.rms_norm`."""
+        return self._normed(
+            lambda recorder, x, residual: recorder.rms_norm(x, weight, eps, residual), x, residual
+        )
+
+    def layer_norm(
+        self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Rows | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Kernels.layer_norm`."""
+        return self._normed(
+            lambda recorder, x, residual: recorder.layer_norm(x, weight, bias, eps, residual), x, residual
+        )
+
+    def qkv_to_cache(
+        self,
+        qkv: Rows,
+        cache: LayerCache,
+        inputs: StepInputs,
+        *,
+        num_heads: int,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        query_norm: Tensor | None = None,
+        key_norm: Tensor | None = None,
+        norm_eps: float = 0.0,
+    ) -> Tensor:
+        """See `Kernels.qkv_to_cache`."""
+        return self._computed(
+            lambda recorder, qkv: [
+                recorder.qkv_to_cache(
+                    qkv,
+                    cache,
+                    recorder.inputs,
+                    num_heads=num_heads,
+                    rotary=rotary,
+                    query_norm=query_norm,
+                    key_norm=key_norm,
+                    norm_eps=norm_eps,
+                )
+            ],
+            {"qkv": qkv},
+            inputs,
+        )[0]
+
+    def paged_attention(
+        self,
+        query: Rows,
+        cache: LayerCache,
+        inputs: StepInputs,
+        *,
+        scale: float,
+        sliding_window: int = 0,
+        soft_cap: float = 0.0,
+    ) -> Tensor:
+        """See `Kernels.paged_attention`. Head sizes up to 256."""
+        return self._computed(
+            lambda recorder, query: [
+                recorder.paged_attention(
+                    query,
+                    cache,
+                    recorder.inputs,
+                    scale=scale,
+                    sliding_window=sliding_window,
+                    soft_cap=soft_cap,
+                )
+            ],
+            {"query": query},
+            inputs,
+        )[0]
+
+    def select_rows(self, x: Rows, inputs: StepInputs) -> Tensor:
+        """See `Kernels.select_rows`."""
+        return self._computed(lambda recorder, x: [recorder.select_rows(x, recorder.inputs)], {"x": x}, inputs)[0]
+
+    def soft_cap(self, x: Rows, cap: float) -> Tensor:
+        """See `Kernels.soft_cap`."""
+        return self._computed(lambda recorder, x: [recorder.soft_cap(x, cap)], {"x": x})[0]
+
+    def copy_blocks(self, storage: Tensor, pairs: Tensor) -> None:
+        """See `Kernels.copy_blocks`."""
+        checks.check_copy_blocks(storage, pairs)
+        try:
+            _cpu.copy_blocks(self._runtime, storage, pairs.contiguous())
+        except ValueError as error:
+            raise KernelError(str(error)) from None
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
+        """See `Kernels.sample`."""
+        return sample(self._runtime, logits, batch)
+
+    def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> CompiledStep:
+        """See `Kernels.compile`. Calls the step once, to record it."""
+        recorder = Recorder(self._runtime, self.report)
+        logits = step(recorder, recorder.inputs)
+        return CompiledStep(recorder.finish([logits]), logits.width)
+
+    def _normed(
+        self, record: Callable[..., tuple[Buffer, Buffer]], x: Rows, residual: Rows | None
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            # The sum is x itself then, and no result of its own.
+            return self._computed(lambda recorder, **rows: [record(recorder, **rows)[0]], {"x": x, "residual": None})[0], x
+        out, hidden = self._computed(
+            lambda recorder, **rows: record(recorder, **rows), {"x": x, "residual": residual}
+        )
+        return out, hidden
+
+    def _computed(
+        self,
+        record: Callable[..., list[Buffer] | tuple[Buffer, ...]],
+        rows: Mapping[str, object],
+        inputs: StepInputs | None = None,
+    ) -> list[Tensor]:
+        """Records one operation on rows, runs it, and gives its results."""
+        given = {name: _checked_rows(name, x) for name, x in rows.items() if x is not None}
+        if inputs is None:
+            inputs = _inputs_of_rows(next(iter(given.values())).shape[0])
+        checks.check_inputs(inputs)
+        num_rows = inputs.token_ids.shape[0]
+        for name, x in given.items():
+            if x.shape[0] != num_rows:
+                raise KernelError(f"{name} must have {num_rows} rows, got {checks.describe(x)}.")
+        recorder = Recorder(self._runtime, self.report)
+        results = record(
+            recorder, **{name: recorder.input(given[name].shape[1]) if name in given else None for name in rows}
+        )
+        program = recorder.finish(results)
+        outs = []
+        for index, result in enumerate(results):
+            has_logits_rows = program.has_logits_rows(result.number) and inputs.logits_rows is not None
+            count = inputs.logits_rows.shape[0] if has_logits_rows else num_rows  # type: ignore[union-attr]
+            outs.append(torch.empty(count, program.output_stride(index)))
+        run(program, inputs, list(given.values()), outs)
+        return [out[:, : result.width] for out, result in zip(outs, results, strict=True)]
+
+
+def _checked_rows(name: str, x: object) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise KernelError(f"{name} must be float32 [T, width], got {type(x).__name__}.")
+    if x.dtype != torch.float32 or x.dim() != 2 or not x.is_cpu:
+        raise KernelError(f"{name} must be float32 [T, width] on the CPU, got {checks.describe(x)} on {x.device}.")
+    return x.contiguous()
+
+
+def _inputs_of_rows(num_rows: int) -> StepInputs:
+    """Inputs of a step that has rows, for operations that look at nothing else."""
+    zeros = torch.zeros(num_rows, dtype=torch.int64)
+    return StepInputs(
+        token_ids=zeros,
+        positions=zeros,
+        slot_mapping=zeros,
+        block_tables=torch.empty(0, 0, dtype=torch.int32),
+        query_start=torch.zeros(1, dtype=torch.int32),
+        context_lens=torch.empty(0, dtype=torch.int32),
+        logits_rows=None,
+    )

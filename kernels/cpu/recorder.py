@@ -1,0 +1,315 @@
+"""Records a step's operations into a C++ program, and runs it: one call a step instead of one for each operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from paged_backend.errors import KernelError
+from paged_backend.kernels import checks
+from paged_backend.kernels.cache_layout import LayerCache
+from paged_backend.kernels.cpu import _cpu
+from paged_backend.kernels.cpu.linear import CpuLinear
+from paged_backend.kernels.interface import Kernels, LinearWeight, OperationChoice, Rows, StepInputs
+from paged_backend.kernels.quantized_weight import QuantizedWeight
+from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Rows that do not exist yet: what a recorded operation will give.
+
+    Attributes:
+        recorder: who made it.
+        number: of the program's buffer.
+        width: numbers in a row.
+    """
+
+    recorder: Recorder
+    number: int
+    width: int
+
+
+class Recorder:
+    """`Kernels` whose operations write themselves down. Rows are buffers; inputs are `inputs`, and hold no tokens.
+
+    A buffer may be used by any number of operations: memory is used again only when nobody needs what is in it.
+
+    Attributes:
+        inputs: what stands for the step's inputs while it is recorded.
+        report: how the operations will be computed.
+    """
+
+    def __init__(self, runtime: _cpu.Runtime, report: Mapping[str, OperationChoice]) -> None:
+        self.report = report
+        self.inputs = _no_tokens()
+        self._program = _cpu.Program(runtime)
+
+    def input(self, width: int) -> Buffer:
+        """Rows that are given at run time, one for each token."""
+        return self._recorded(lambda: self._program.input(width))
+
+    def finish(self, outputs: Sequence[Buffer]) -> _cpu.Program:
+        """Ends the recording with what a run is to give; the recorder cannot be used any more."""
+        numbers = [self._number("the step's result", output) for output in outputs]
+        _refuse_value_errors(lambda: self._program.finish(numbers))
+        return self._program
+
+    def linear(
+        self, x: Rows, weight: LinearWeight, *, activation: str | None = None, residual: Rows | None = None
+    ) -> Buffer:
+        """See `Kernels.linear`."""
+        number = self._number("x", x)
+        if not isinstance(weight, CpuLinear):
+            raise KernelError(f"weight must be of these kernels' pack_linear, got {type(weight).__name__}.")
+        checks.check_linear(x.width, weight, weight.gated, activation, residual is not None)
+        added = self._optional("residual", residual, weight.num_outputs)
+        return self._recorded(lambda: self._program.linear(number, weight.packed, activation or "", added))
+
+    def embedding(
+        self, table: Tensor, indices: Literal["token_ids", "positions"], inputs: StepInputs, add: Rows | None = None
+    ) -> Buffer:
+        """See `Kernels.embedding`."""
+        self._check_inputs(inputs)
+        checks.check_embedding(table, indices)
+        _check_on_cpu("table", table)
+        added = self._optional("add", add, table.shape[1])
+        return self._recorded(lambda: self._program.embedding(table, indices, added))
+
+    def rms_norm(self, x: Rows, weight: Tensor, eps: float, residual: Rows | None = None) -> tuple[Buffer, Buffer]:
+        """See `Kernels.rms_norm`."""
+        number = self._number("x", x)
+        checks.check_norm(x.width, weight, None, eps)
+        _check_on_cpu("weight", weight)
+        added = self._optional("residual", residual, x.width)
+        pair = _refuse_value_errors(lambda: self._program.rms_norm(number, weight, eps, added))
+        return self._buffer(pair[0]), self._buffer(pair[1])
+
+    def layer_norm(
+        self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Rows | None = None
+    ) -> tuple[Buffer, Buffer]:
+        """See `Kernels.layer_norm`."""
+        number = self._number("x", x)
+        checks.check_norm(x.width, weight, bias, eps)
+        _check_on_cpu("weight", weight)
+        _check_on_cpu("bias", bias)
+        added = self._optional("residual", residual, x.width)
+        pair = _refuse_value_errors(lambda: self._program.layer_norm(number, weight, bias, eps, added))
+        return self._buffer(pair[0]), self._buffer(pair[1])
+
+    def qkv_to_cache(
+        self,
+        qkv: Rows,
+        cache: LayerCache,
+        inputs: StepInputs,
+        *,
+        num_heads: int,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        query_norm: Tensor | None = None,
+        key_norm: Tensor | None = None,
+        norm_eps: float = 0.0,
+    ) -> Buffer:
+        """See `Kernels.qkv_to_cache`."""
+        self._check_inputs(inputs)
+        number = self._number("qkv", qkv)
+        checks.check_qkv_to_cache(qkv.width, cache, num_heads, rotary, query_norm, key_norm, norm_eps)
+        cos, sin = rotary if rotary is not None else (None, None)
+        for name, tensor in (("cos", cos), ("sin", sin), ("query_norm", query_norm), ("key_norm", key_norm)):
+            _check_on_cpu(name, tensor)
+        layout = _cache_arguments(cache)
+        return self._recorded(
+            lambda: self._program.qkv_to_cache(
+                number, *layout, num_heads, cos, sin, query_norm, key_norm, norm_eps
+            )
+        )
+
+    def paged_attention(
+        self,
+        query: Rows,
+        cache: LayerCache,
+        inputs: StepInputs,
+        *,
+        scale: float,
+        sliding_window: int = 0,
+        soft_cap: float = 0.0,
+    ) -> Buffer:
+        """See `Kernels.paged_attention`."""
+        self._check_inputs(inputs)
+        number = self._number("query", query)
+        checks.check_paged_attention(query.width, cache, scale, sliding_window, soft_cap)
+        layout = _cache_arguments(cache)
+        return self._recorded(
+            lambda: self._program.paged_attention(number, *layout, scale, sliding_window, soft_cap)
+        )
+
+    def select_rows(self, x: Rows, inputs: StepInputs) -> Buffer:
+        """See `Kernels.select_rows`."""
+        self._check_inputs(inputs)
+        number = self._number("x", x)
+        return self._recorded(lambda: self._program.select_rows(number))
+
+    def soft_cap(self, x: Rows, cap: float) -> Buffer:
+        """See `Kernels.soft_cap`."""
+        number = self._number("x", x)
+        checks.check_soft_cap(cap)
+        return self._recorded(lambda: self._program.soft_cap(number, cap))
+
+    def pack_linear(
+        self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, gated: bool = False
+    ) -> LinearWeight:
+        """Cannot be recorded."""
+        raise KernelError("pack_linear cannot be part of a compiled step: pack before.")
+
+    def copy_blocks(self, storage: Tensor, pairs: Tensor) -> None:
+        """Cannot be recorded."""
+        raise KernelError("copy_blocks cannot be part of a compiled step: copy before.")
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
+        """Cannot be recorded."""
+        raise KernelError("sample cannot be part of a compiled step: sample its result.")
+
+    def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
+        """Cannot be recorded."""
+        raise KernelError("compile cannot be part of a compiled step.")
+
+    def _recorded(self, record: Callable[[], int]) -> Buffer:
+        return self._buffer(_refuse_value_errors(record))
+
+    def _buffer(self, number: int) -> Buffer:
+        return Buffer(self, number, self._program.width(number))
+
+    def _number(self, name: str, rows: object) -> int:
+        if not isinstance(rows, Buffer):
+            raise KernelError(f"{name} must be the result of an operation of this step, got {type(rows).__name__}.")
+        if rows.recorder is not self:
+            raise KernelError(f"{name} must be the result of an operation of this step, got one of another step.")
+        return rows.number
+
+    def _optional(self, name: str, rows: object, width: int) -> int | None:
+        if rows is None:
+            return None
+        number = self._number(name, rows)
+        if self._program.width(number) != width:
+            raise KernelError(f"{name} must be [T, {width}], got a width of {self._program.width(number)}.")
+        return number
+
+    def _check_inputs(self, inputs: StepInputs) -> None:
+        if inputs is not self.inputs:
+            raise KernelError("inputs must be those that the step was called with.")
+
+
+class CompiledStep:
+    """A recorded step: inputs to logits. One thread at a time.
+
+    The logits are a view of memory that the next run writes again.
+    """
+
+    def __init__(self, program: _cpu.Program, width: int) -> None:
+        self._program = program
+        self._width = width
+        self._stride = program.output_stride(0)
+        self._logits = torch.empty(0, self._stride)
+
+    def __call__(self, inputs: StepInputs) -> Tensor:
+        """The logits of a step, float32 [R, width].
+
+        Raises:
+            KernelError: the inputs are not as `StepInputs` says, or an index is out of range; nothing was written.
+        """
+        num_rows = (inputs.token_ids if inputs.logits_rows is None else inputs.logits_rows).shape[0]
+        if num_rows > self._logits.shape[0]:
+            # A normal tensor, so that its views may be changed within inference mode and without.
+            with torch.inference_mode(False):
+                self._logits = torch.empty(max(num_rows, 2 * self._logits.shape[0]), self._stride)
+        run(self._program, inputs, [], [self._logits])
+        return self._logits[:num_rows, : self._width]
+
+    def start_timing(self) -> None:
+        """From now on, adds up the time of each kind of operation; costs some 50 ns for each."""
+        self._program.timed = True
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent in each kind of operation since `start_timing`."""
+        return self._program.seconds
+
+
+def run(program: _cpu.Program, inputs: StepInputs, rows: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """Runs a finished program.
+
+    Args:
+        program: what `Recorder.finish` gave.
+        inputs: the step's.
+        rows: float32 [T, width], columns contiguous, for each of its inputs.
+        outputs: float32, rows as many as the result has and apart as the program wants them.
+
+    Raises:
+        KernelError: the inputs are not as `StepInputs` says, or an index is out of range; nothing was written.
+    """
+    checks.check_inputs(inputs)
+    for name in _STEP_TENSORS:
+        _check_on_cpu(name, getattr(inputs, name))
+    logits_rows = inputs.logits_rows
+    _refuse_value_errors(
+        lambda: program.run(
+            inputs.token_ids.shape[0],
+            inputs.token_ids.data_ptr(),
+            inputs.positions.data_ptr(),
+            inputs.slot_mapping.data_ptr(),
+            inputs.context_lens.shape[0],
+            inputs.block_tables.shape[1],
+            inputs.block_tables.data_ptr(),
+            inputs.query_start.data_ptr(),
+            inputs.context_lens.data_ptr(),
+            -1 if logits_rows is None else logits_rows.shape[0],
+            0 if logits_rows is None else logits_rows.data_ptr(),
+            [(x.data_ptr(), x.stride(0)) for x in rows],
+            [(x.data_ptr(), x.stride(0)) for x in outputs],
+        )
+    )
+
+
+_STEP_TENSORS = (
+    "token_ids",
+    "positions",
+    "slot_mapping",
+    "block_tables",
+    "query_start",
+    "context_lens",
+    "logits_rows",
+)
+
+
+def _no_tokens() -> StepInputs:
+    none = torch.empty(0, dtype=torch.int64)
+    return StepInputs(
+        token_ids=none,
+        positions=none,
+        slot_mapping=none,
+        block_tables=torch.empty(0, 0, dtype=torch.int32),
+        query_start=torch.zeros(1, dtype=torch.int32),
+        context_lens=torch.empty(0, dtype=torch.int32),
+        logits_rows=none,
+    )
+
+
+def _cache_arguments(cache: LayerCache) -> tuple[Tensor, Tensor, str, int, int, int]:
+    _check_on_cpu("keys", cache.keys)
+    return cache.keys, cache.values, cache.dtype, cache.num_kv_heads, cache.block_size, cache.head_size
+
+
+def _check_on_cpu(name: str, tensor: Tensor | None) -> None:
+    if tensor is not None and not tensor.is_cpu:
+        raise KernelError(f"{name} must be on the device cpu, got {tensor.device}.")
+
+
+def _refuse_value_errors(call: Callable[[], Any]) -> Any:
+    """The call's result; ValueError, which C++ raises for wrong arguments, becomes KernelError."""
+    try:
+        return call()
+    except ValueError as error:
+        raise KernelError(str(error)) from None

@@ -1,0 +1,37 @@
+"""`Kernels.sample` in C++ (`csrc/sampling.h`)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from paged_backend.errors import KernelError
+from paged_backend.kernels.cpu import _cpu
+from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch, check_logits
+
+
+def sample(runtime: _cpu.Runtime, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
+    """See `Kernels.sample`. Each row is computed by one thread in one order: it depends on nothing else.
+
+    Weights are float32, summed in float64: a draw differs from that of the reference only where the point falls
+    within some 1e-7 of the distribution from the border of two tokens, or top_p's share that near to a token's sum.
+    """
+    check_logits(logits)
+    if logits.device.type != "cpu":
+        raise KernelError(f"logits must be on the CPU, got {logits.device}.")
+    try:
+        return SampledBatch(
+            *_cpu.sample(
+                runtime,
+                logits,
+                batch.seeds,
+                batch.temperatures,
+                batch.positions,
+                batch.top_k,
+                batch.top_p,
+                batch.min_p,
+                batch.num_logprobs,
+                batch.changes,
+            )
+        )
+    except ValueError as error:
+        raise KernelError(str(error)) from None

@@ -1,0 +1,69 @@
+"""Reference of `Kernels.qkv_to_cache`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paged_backend.kernels.cache_layout import SMALLEST_INT8_HEAD, LayerCache
+from paged_backend.kernels.interface import StepInputs
+from paged_backend.kernels.reference.rms_norm import normed
+
+
+def qkv_to_cache(
+    qkv: Tensor,
+    cache: LayerCache,
+    inputs: StepInputs,
+    num_heads: int,
+    rotary: tuple[Tensor, Tensor] | None,
+    query_norm: Tensor | None,
+    key_norm: Tensor | None,
+    norm_eps: float,
+) -> Tensor:
+    """See `Kernels.qkv_to_cache`. All in float32; rounded where it is stored."""
+    heads = [num_heads, cache.num_kv_heads, cache.num_kv_heads]
+    wide = qkv.float().view(-1, sum(heads), cache.head_size)
+    query, key, value = wide.split_with_sizes(heads, dim=1)
+    if query_norm is not None and key_norm is not None:
+        query, key = normed(query, query_norm, norm_eps), normed(key, key_norm, norm_eps)
+    if rotary is not None:
+        # One head dimension of size 1, so that a token's angles serve all of its heads.
+        cos, sin = (table.index_select(0, inputs.positions).unsqueeze(1) for table in rotary)
+        query, key = _turned(query, cos, sin), _turned(key, cos, sin)
+    _store(key, value, cache, inputs.slot_mapping)
+    return query.flatten(1).to(qkv.dtype)
+
+
+def _turned(wide: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    num_rotated = cos.shape[-1]
+    first = wide[..., :num_rotated]
+    low, high = first.chunk(2, dim=-1)
+    turned = first * cos + torch.cat((-high, low), dim=-1) * sin
+    return torch.cat((turned, wide[..., num_rotated:]), dim=-1)
+
+
+def _store(key: Tensor, value: Tensor, cache: LayerCache, slots: Tensor) -> None:
+    blocks, offsets = slots // cache.block_size, slots % cache.block_size
+    keys, values = cache.key_numbers(), cache.value_numbers()
+    if cache.dtype == "int8":
+        # Two index tensors with a slice between them put their dimension first: [T, Hkv], like the source.
+        key, cache.key_scales()[blocks, :, offsets] = quantized_heads(key)
+        value, cache.value_scales()[blocks, :, offsets] = quantized_heads(value)
+    keys[blocks, :, :, offsets] = key.to(keys.dtype)
+    values[blocks, :, offsets] = value.to(values.dtype)
+
+
+def quantized_heads(heads: Tensor) -> tuple[Tensor, Tensor]:
+    """Each head in 8 bits, by the formula of `cache_layout`.
+
+    Args:
+        heads: float32 [..., D].
+
+    Returns:
+        (whole numbers, float32 [..., D]; scales, float32 [...]).
+    """
+    largest = heads.abs().amax(dim=-1)
+    scales = torch.where(largest < SMALLEST_INT8_HEAD, 0.0, largest / 127)
+    scales = torch.where(largest.isfinite(), scales, torch.nan)
+    usable = (scales > 0).unsqueeze(-1)
+    return torch.where(usable, (heads / scales.unsqueeze(-1)).round(), 0.0), scales

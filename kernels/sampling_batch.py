@@ -1,0 +1,134 @@
+"""What `Kernels.sample` takes and gives: one step's parameters as plain columns, and the tokens drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from paged_backend.errors import KernelError
+
+
+class LogitChanges(NamedTuple):
+    """What is done to one row's logits before a token is drawn, in this order.
+
+    Attributes:
+        allowed_token_ids: all others become -inf; None allows all.
+        suppressed_token_ids: these become -inf.
+        logit_bias: added to the logits of its tokens.
+        repetition_penalty: divides positive and multiplies other logits of tokens in prompt or output; above 0.
+        presence_penalty: subtracted once from tokens in the output.
+        frequency_penalty: subtracted once for each time that a token is in the output.
+        prompt_token_ids, output_token_ids: what the penalties look at; lent for the call.
+    """
+
+    allowed_token_ids: Sequence[int] | None = None
+    suppressed_token_ids: Sequence[int] = ()
+    logit_bias: Mapping[int, float] = {}
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    prompt_token_ids: Sequence[int] = ()
+    output_token_ids: Sequence[int] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class SamplingBatch:
+    """Parameters of R rows of logits. Columns are lists or tuples of Python numbers, one for each row.
+
+    A row draws one token for each of its seeds. With temperature 0 that is the largest logit, the first of equals.
+    Otherwise logits are divided by the temperature; min_p, top_k and top_p, in this order, rule out tokens (those
+    as likely as the last one left stay in with it; top_p is a share of what min_p and top_k left); and the
+    cumulative distribution of the rest, in the order of token ids, is inverted at `uniform(seed, position)`.
+
+    Attributes:
+        seeds: for each row, integers of 64 bits, signed or not; at least one.
+        temperatures: 0 or more, finite.
+        positions: index in its sequence of the token to be drawn, 0 or more. Like the next three, it may be
+            empty where all temperatures are 0.
+        top_k: tokens left at most; 0 or -1 for all.
+        top_p: in (0, 1].
+        min_p: in [0, 1].
+        num_logprobs: how many of the most likely tokens to describe beside the drawn one; -1 for no description
+            at all. Empty where no row asks for any.
+        changes: by row, for those rows whose logits are changed first.
+    """
+
+    seeds: Sequence[Sequence[int]]
+    temperatures: Sequence[float]
+    positions: Sequence[int] = ()
+    top_k: Sequence[int] = ()
+    top_p: Sequence[float] = ()
+    min_p: Sequence[float] = ()
+    num_logprobs: Sequence[int] = ()
+    changes: Mapping[int, LogitChanges] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class SampledBatch:
+    """What was drawn: N tokens, row after row, one for each seed of a row.
+
+    Attributes:
+        token_ids: [N]; -1 for all seeds of a row whose logits are not numbers (NaN, +inf or nothing above -inf),
+            or whose parameters leave no token.
+        logprobs: [N], of the logits as they came, before any change or filter; empty where no row asks for
+            them, NaN in rows that do not.
+        ranks: [N], 1 + the tokens that are more likely; empty like logprobs, 0 in rows that do not ask.
+        top: by row, (token id, logprob) of the num_logprobs most likely tokens, the most likely first, of equals
+            the one with the smaller id.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    top: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raises KernelError for logits that `Kernels.sample` does not take."""
+    if logits.dtype != torch.float32 or logits.dim() != 2 or logits.shape[1] == 0:
+        shape = list(logits.shape)
+        raise KernelError(f"logits must be float32 [R, V], got {str(logits.dtype).removeprefix('torch.')} {shape}.")
+    if logits.requires_grad:
+        raise KernelError("logits must not require gradients.")
+
+
+def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
+    """Raises KernelError, naming the argument, for what `Kernels.sample` does not take."""
+    check_logits(logits)
+    num_rows, vocab_size = logits.shape
+    draws = any(batch.temperatures)
+    for name in ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs"):
+        length = len(getattr(batch, name))
+        may_be_empty = name == "num_logprobs" or (not draws and name not in ("seeds", "temperatures"))
+        if length != num_rows and (length or not may_be_empty):
+            raise KernelError(f"{name} must have {num_rows} entries, one for each row, got {length}.")
+    _require("seeds", "hold at least one for each row", all(batch.seeds))
+    _require("temperatures", "be 0 or more, and finite", all(0.0 <= t < math.inf for t in batch.temperatures))
+    _require("positions", "be 0 or more", all(position >= 0 for position in batch.positions))
+    _require("top_k", "be 0 or -1 (all) or more", all(k >= -1 for k in batch.top_k))
+    _require("top_p", "be in (0, 1]", all(0.0 < p <= 1.0 for p in batch.top_p))
+    _require("min_p", "be in [0, 1]", all(0.0 <= p <= 1.0 for p in batch.min_p))
+    _require("num_logprobs", "be -1 (none) or more", all(count >= -1 for count in batch.num_logprobs))
+    for row, changes in batch.changes.items():
+        _require("changes", "be of rows of logits", 0 <= row < num_rows)
+        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+            _require(name, "be a finite number", math.isfinite(getattr(changes, name)))
+        _require("repetition_penalty", "be above 0", changes.repetition_penalty > 0.0)
+        _require("logit_bias", "hold finite numbers", all(map(math.isfinite, changes.logit_bias.values())))
+        for name in _TOKEN_SETS:
+            tokens = getattr(changes, name) or ()
+            held = f"hold token ids in 0..{vocab_size - 1}"
+            _require(name, held, all(0 <= token < vocab_size for token in tokens))
+
+
+_TOKEN_SETS = ("allowed_token_ids", "suppressed_token_ids", "logit_bias", "prompt_token_ids", "output_token_ids")
+
+
+def _require(name: str, what: str, holds: bool) -> None:
+    if not holds:
+        raise KernelError(f"{name} must {what}.")

@@ -1,0 +1,34 @@
+"""What the values of `quantization` in the configuration mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import Tensor
+
+from paged_backend.kernels.quantized_weight import QuantizedWeight
+from paged_backend.quantization.int4 import quantize_int4
+from paged_backend.quantization.int8 import quantize_int8
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """How a model's linear layers are quantized; each takes float [N, K], all finite.
+
+    Attributes:
+        layer: those inside the model.
+        head: the one that makes the logits.
+    """
+
+    layer: Callable[[Tensor], QuantizedWeight]
+    head: Callable[[Tensor], QuantizedWeight]
+
+
+# The head's error goes straight into the logits, and so into which token is the first; the others' errors are
+# averaged on the way. 8 bits there cost little.
+QUANTIZERS: MappingProxyType[str, Quantizer] = MappingProxyType(
+    {"int8": Quantizer(quantize_int8, quantize_int8), "int4": Quantizer(quantize_int4, quantize_int8)}
+)
+"""By the names in the configuration."""
