@@ -43,7 +43,11 @@ def draw_all(reports: Reports, folder: Path, name: str) -> list[Path]:
 
 
 def draw_kernels(reports: Reports) -> Figure | None:
-    """How near each kernel comes to the limit that was measured with it; `of_limit` is looked for at any depth."""
+    """How near each kernel comes to the limit that was measured with it.
+
+    A report's `results` may nest as they like: what counts is an `of_limit` or `share`, or `memory_limit_ms` beside
+    times named `cpp_SET_ms`.
+    """
     points = [
         (name.partition("/")[2], label, value)
         for name in reports
@@ -187,8 +191,9 @@ def _fractions(value: Any, label: str) -> Iterator[tuple[str, float]]:
     own = " ".join(str(part) for key, part in value.items() if isinstance(part, str) or key in _SIZES)
     label = f"{label} {own}".strip()
     times = [one for key, one in value.items() if key.startswith("cpp_") and key.endswith("_ms")]
-    if isinstance(value.get("of_limit"), (int, float)):
-        yield label, float(value["of_limit"])
+    share = value.get("of_limit", value.get("share"))
+    if isinstance(share, (int, float)):
+        yield label, float(share)
     elif times and isinstance(value.get("memory_limit_ms"), (int, float)):
         yield label, value["memory_limit_ms"] / min(times)
     for key, one in value.items():

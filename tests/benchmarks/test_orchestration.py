@@ -25,14 +25,14 @@ def test_what_runs_anew_replaces_and_the_rest_stays(tmp_path: Path, monkeypatch:
     charts = pytest.importorskip("benchmarks.charts", reason="matplotlib is not installed")
     monkeypatch.setattr(charts, "CHARTS", {})
     path = tmp_path / "cpu.json"
-    path.write_text(json.dumps({"disturbed": {"old": 1}, "engine/scheduler": {"old": 1}}))
-    reports = {"engine.scheduler": {"new": 1}, "accuracy": None}
+    path.write_text(json.dumps({"disturbed": {"old": 1}, "engine/overhead": {"old": 1}}))
+    reports = {"engine.overhead": {"new": 1}, "accuracy": None}
     monkeypatch.setattr(main, "run", lambda entry, quick: reports[entry.module])
-    command = ["benchmarks", "--folder", str(tmp_path), "--only", "engine/scheduler", "accuracy"]
+    command = ["benchmarks", "--folder", str(tmp_path), "--only", "engine/overhead", "accuracy"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="accuracy"):
         main.main()
-    assert json.loads(path.read_text()) == {"engine/scheduler": {"new": 1}, "disturbed": {"old": 1}}
+    assert json.loads(path.read_text()) == {"engine/overhead": {"new": 1}, "disturbed": {"old": 1}}
 
 
 def test_a_benchmark_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
