@@ -91,10 +91,12 @@ STORE = $(if $(filter torchserve,$(HOST)),--model-store model_store)
 test: install ## the tests, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-bench: install ## the benchmarks on this machine, each into a JSON file in build/bench/
-	@mkdir -p build/bench
-	$(BIN)/python -m benchmarks.engine.scheduler --output build/bench/scheduler.json
-	$(BIN)/python -m benchmarks.serving.hosts --output build/bench/hosts.json
+bench: install $(VENV)/.bench ## the benchmarks, about half an hour, into docs/benchmarks (ARGS=--quick: minutes)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+$(VENV)/.bench: $(VENV)/.installed
+	@$(PIP) install --quiet --quiet -c constraints.txt --no-build-isolation --editable '.[all,dev,bench]'
+	@touch $@
 
 build: install ## a wheel, in dist/
 	@$(PIP) wheel --quiet --quiet --no-build-isolation --no-deps --wheel-dir dist .

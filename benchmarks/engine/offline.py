@@ -116,7 +116,7 @@ def measure_scheduling(llm: LLM, model: str, quick: bool) -> Record:
         workload = load_workload(f"fixed-{count}x16x{8 if quick else 24}", vocab_size(llm), seed=count)
         _, steps = run_workload(llm, workload)
         decodes = [step for step in steps[:-1] if step.is_decode and step.num_sequences == count]
-        results[str(count)] = {
+        result: Record = {
             "sequences": count,
             "steps": len(decodes),
             "step_ms": median_of(decodes, lambda step: step.period_s) * 1e3,
@@ -124,9 +124,10 @@ def measure_scheduling(llm: LLM, model: str, quick: bool) -> Record:
             "outside_model_share": median_of(decodes, lambda step: 1 - step.forward_s / step.period_s),
             **parts_us(decodes),
         }
+        results[str(count)] = result
         say(
-            f"  {count} sequences: scheduler and bookkeeping {results[str(count)]['scheduling_share']:.2%} of a step, all "
-            f"that is not the model {results[str(count)]['outside_model_share']:.2%}"
+            f"  {count} sequences: scheduler and bookkeeping {result['scheduling_share']:.2%} of a step, all that is "
+            f"not the model {result['outside_model_share']:.2%}"
         )
     return results
 

@@ -74,7 +74,7 @@ class Probe:
         scheduler = core._scheduler
         self._replace(scheduler, "plan", self._planning(scheduler.plan))
         self._replace(scheduler, "commit", self._timed("commit", scheduler.commit))
-        self._replace(runner_module, "build_inputs", self._timed("inputs", runner_module.build_inputs))
+        self._replace(runner._inputs, "build", self._timed("inputs", runner._inputs.build))
         self._replace(runner_module, "sample", self._timed("sample", runner_module.sample))
         self._replace(runner, "_step", self._timed("forward", runner._step))
         self._replace(core, "step", self._stepping(core.step))

@@ -147,10 +147,10 @@ def measure_host(server: Server, rates: dict[float, float], vocab_size: int, sca
         times, wall_s = asyncio.run(run(arrivals))
         record = summarize(times, wall_s, args.ttft_limit_ms, args.itl_limit_ms)
         results.append({"host": server.host, "load": load, "rate_per_s": rate, **record})
+        ttft, itl = (_between(record[name]) for name in ("ttft_ms", "itl_ms"))
         say(
-            f"{server.host}, {rate:.2f} requests/s ({load:.0%} of capacity): TTFT p50 {_ms(record, 'ttft_ms', 50)}, p99 "
-            f"{_ms(record, 'ttft_ms', 99)} ms; ITL p50 {_ms(record, 'itl_ms', 50)}, p99 {_ms(record, 'itl_ms', 99)} ms; "
-            f"goodput {record['goodput_per_s']:.2f}/s, {record['failed']} of {record['requests']} failed"
+            f"{server.host}, {rate:.2f} requests/s ({load:.0%} of capacity): TTFT {ttft}; ITL {itl}; goodput "
+            f"{record['goodput_per_s']:.2f}/s, {record['failed']} of {record['requests']} failed"
         )
     return results
 
@@ -203,9 +203,9 @@ def _all_at_once(scale: float, vocab_size: int) -> list[Arrival]:
     return draw_arrivals(1.0, _lengths(scale), vocab_size, seconds=1e9, most=50, seed=-1)
 
 
-def _ms(record: Record, name: str, percent: int) -> str:
-    value = record[name][f"p{percent}"]
-    return "-" if value is None else f"{value:.0f}"
+def _between(percentiles: dict[str, float | None]) -> str:
+    p50, p99 = percentiles["p50"], percentiles["p99"]
+    return "-" if p50 is None or p99 is None else f"p50 {p50:.0f}, p99 {p99:.0f} ms"
 
 
 if __name__ == "__main__":

@@ -54,6 +54,9 @@ class Executor:
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
         storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype)
         self._runner: Runner | None = Runner(model.decoder, storage, kernels, self.block_size)
+        if kernels.report["linear"].implementation == "cpu":
+            # Our own threads compute. For the little that is left to torch, its own would only spin beside them.
+            torch.set_num_threads(1)
 
     def close(self) -> None:
         """Gives up the model and the cache. `run` must not be called any more."""
