@@ -25,7 +25,7 @@ def run(job: Job) -> Outcome:
         job.model, dtype=getattr(torch, settings["dtype"]), attn_implementation=settings.get("attention", "sdpa")
     )
     page_size = settings.get("page_size", 256)
-    generation_config = model.generation_config
+    generation_config: Any = model.generation_config
     generation_config.update(do_sample=False, eos_token_id=-1, pad_token_id=1, max_new_tokens=1)
     manager = model.init_continuous_batching(
         generation_config=generation_config,
