@@ -213,6 +213,8 @@ def main() -> None:
     """Measures everybody, compares tokens, draws, and ends in JSON."""
     args = _arguments()
     if args.redraw is not None:
+        if args.chart is None:
+            raise SystemExit("--redraw needs --chart")
         _draw(json.loads(args.redraw.read_text()), args.chart)
         return
     model = ensure_model(args.model) if args.model in SHAPES else Path(args.model).resolve()

@@ -39,6 +39,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
     axes.bar_label(bars, labels=[f"{rate:.0f}" for rate in rates], padding=4, fontsize=9)
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_xlabel("output tokens per second")
+    axes.margins(y=0.02)
     axes.set_xlim(0, max(rates) * 1.1)
     axes.spines[["top", "right"]].set_visible(False)
     workload, machine = report["workload"], report["machine"]
@@ -50,7 +51,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
     )
     there = [engine for engine in order if any(entry["engine"] == engine for entry in measured)]
     patches = [Patch(color=COLOURS[engine], label=engine) for engine in there]
-    axes.legend(handles=patches, loc="lower right", fontsize=9, frameon=False)
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=9, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
