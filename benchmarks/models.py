@@ -6,8 +6,9 @@ A folder is what Hugging Face tools expect: config.json, model.safetensors (bflo
 with a fixed seed: matrices from normal(0, 1.25 / sqrt(inputs)), embeddings from normal(0, 0.1), norms from
 normal(1, 0.1). Transformers' own initialisation, 0.02 everywhere, makes a Llama say one token for ever, which would
 compare well with any other engine's; with these scales nearly every greedy token is a new one, logits have a standard
-deviation of 2.4, and the best leads the second by 0.35 (medians of the 135M shape). The tokenizer is the bundled model's byte-level BPE, filled up with made-up words to the
-shape's vocabulary: so every id has a text, and streams of random ids look like streams of text to a host.
+deviation of 2.4, and the best leads the second by 0.35 (medians of the 135M shape). The tokenizer is the bundled
+model's byte-level BPE, filled up with made-up words to the shape's vocabulary: so every id has a text, and streams of
+random ids look like streams of text to a host.
 """
 
 from __future__ import annotations

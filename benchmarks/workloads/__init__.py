@@ -1,6 +1,6 @@
 """What the benchmarks ask of an engine: requests with given lengths, prompts of random token ids, greedy, no early end.
 
-A workload is named: "lognormal-48" is benchmarks/workloads/lognormal-48.json, and "fixed-32x128x128" is 32 requests of
+A workload is named: "lognormal-48" is lognormal-48.json beside this file, and "fixed-32x128x128" is 32 requests of
 128 prompt tokens and 128 output tokens each; any three numbers do.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 FIRST_PLAIN_ID: Final = 16  # ids below may be special tokens
-_FOLDER: Final = Path(__file__).resolve().parent / "workloads"
+_FOLDER: Final = Path(__file__).resolve().parent
 _FIXED: Final = re.compile(r"fixed-(\d+)x(\d+)x(\d+)")
 
 
