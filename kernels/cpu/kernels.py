@@ -75,9 +75,7 @@ class CpuKernels:
 
     def rms_norm(self, x: Rows, weight: Tensor, eps: float, residual: Rows | None = None) -> tuple[Tensor, Tensor]:
         """See `Kernels.rms_norm`."""
-        return self._normed(
-            lambda recorder, x, residual: recorder.rms_norm(x, weight, eps, residual), x, residual
-        )
+        return self._normed(lambda recorder, x, residual: recorder.rms_norm(x, weight, eps, residual), x, residual)
 
     def layer_norm(
         self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Rows | None = None
@@ -167,17 +165,16 @@ class CpuKernels:
         """See `Kernels.compile`. Calls the step once, to record it."""
         recorder = Recorder(self._runtime, self.report)
         logits = step(recorder, recorder.inputs)
-        return CompiledStep(recorder.finish([logits]), logits.width)
+        return CompiledStep(recorder.finish([logits]), logits)
 
     def _normed(
         self, record: Callable[..., tuple[Buffer, Buffer]], x: Rows, residual: Rows | None
     ) -> tuple[Tensor, Tensor]:
+        rows = {"x": x, "residual": residual}
         if residual is None:
             # The sum is x itself then, and no result of its own.
-            return self._computed(lambda recorder, **rows: [record(recorder, **rows)[0]], {"x": x, "residual": None})[0], x
-        out, hidden = self._computed(
-            lambda recorder, **rows: record(recorder, **rows), {"x": x, "residual": residual}
-        )
+            return self._computed(lambda recorder, **rows: [record(recorder, **rows)[0]], rows)[0], x
+        out, hidden = self._computed(lambda recorder, **rows: record(recorder, **rows), rows)
         return out, hidden
 
     def _computed(
