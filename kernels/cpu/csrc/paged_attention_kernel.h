@@ -116,7 +116,7 @@ inline Floats exp2_not_positive(Floats x) {
     p = p * r + 2.40226507e-1f;
     p = p * r + 6.93147181e-1f;
     p = p * r + 1.0f;
-    const Floats power = as_floats((as_ints(shifted) << 23) + (127 << 23));
+    const Floats power = as_floats((Ints)(((Bits)as_ints(shifted) << 23) + (127u << 23)));
     return select(x < -126.0f, Floats{}, p * power);
 }
 
@@ -644,7 +644,8 @@ class Head {
         }
         const int64_t last = args_.context_lens[task->sequence] - 1;
         const int64_t seen = first_position_of(args_, *task) - args_.sliding_window + 1;
-        int64_t position = max_of(part * part_size, args_.sliding_window ? seen : 0) / lanes * lanes;
+        int64_t position = max_of(part * part_size, args_.sliding_window ? seen : 0);
+        if (has_whole_vectors()) position = position / lanes * lanes;
         Walk walk(table_of(*task), position, block_size_);
         for (int64_t v = 0; v < values_ahead_; ++v) {
             space_.runs[num_runs_ + v].values =
