@@ -1,4 +1,4 @@
-"""The implementations of `Kernels` under test: the reference in each activation dtype, and the fastest here."""
+"""The implementations of `Kernels` under test: the reference in each activation dtype, C++ in each instruction set."""
 
 from __future__ import annotations
 
