@@ -1,112 +1,127 @@
-"""Paged attention: the reference against C++ on each instruction set. Ends in one JSON object on stdout.
+"""Paged attention in C++ against what the machine can do. Ends in one JSON object on stdout.
 
-    python benchmarks/kernels/paged_attention.py [--threads 2] [--repeats 15] [--cache-dtype float32]
+    python benchmarks/kernels/paged_attention.py [--threads 2] [--seconds 0.3] [--sets avx512,avx2] [--only decode]
 
-memory_limit_ms is the time to read the keys and values once, at the bandwidth measured in the same run.
+limit_ms is the larger of two times, at the rates that are measured in the same run: of reading the keys and values that
+the rows see, once for each sequence, from memory (as many layers are computed in turn as no cache holds), and of the
+float32 products. share is limit_ms / ms.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from paged_backend.kernels.cache_layout import block_bytes
 from paged_backend.kernels.cpu import _cpu
-from paged_backend.kernels.cpu.paged_attention import PagedAttention
-from paged_backend.kernels.reference.paged_attention import paged_attention
 
-NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 32, 8, 64, 16
-SCALE = HEAD_SIZE**-0.5
-# Name: (rows, context) of each sequence.
+BLOCK_SIZE = 16
+# Query heads, key/value heads, head size.
+SHAPES = {"9/3 x 64": (9, 3, 64), "16/8 x 128": (16, 8, 128)}
+# Rows and context of each sequence.
 WORKLOADS = {
-    "decode, 64 sequences of 512": ([1] * 64, [512] * 64),
-    "prefill, 1 sequence of 512": ([512], [512]),
-    "mixed, 32 decodes of 512 and a chunk of 256": ([1] * 32 + [256], [512] * 33),
+    "decode 1 x 8192": [(1, 8192)],
+    "decode 8 x 1024": [(1, 1024)] * 8,
+    "decode 48 x 256": [(1, 256)] * 48,
+    "decode 256 x 512": [(1, 512)] * 256,
+    "prefill 512": [(512, 512)],
+    "prefill 2048": [(2048, 2048)],
+    "mixed, 32 decode x 512 and a chunk of 256 at 512": [(1, 512)] * 32 + [(256, 512)],
 }
+DTYPES = {"float32": 4, "bfloat16": 2, "int8": 1}
+COLD_BYTES = 96 << 20
+"""All layers together: more than a cache holds."""
 
 
-def make_arguments(rows: list[int], contexts: list[int], cache_dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Arguments of `Kernels.paged_attention`, with the blocks in random order."""
+def make_layers(count: int, num_blocks: int, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Caches of random bits, of which none is infinite or no number in any dtype."""
+    storage = torch.randint(64, (count, 2, num_blocks, size), dtype=torch.uint8)
+    return [(layer[0], layer[1]) for layer in storage]
+
+
+def measure(runtime: Any, shape: tuple[int, int, int], sequences: list[tuple[int, int]], dtype: str, limits: Any,
+            seconds: float) -> dict[str, float]:  # fmt: skip
+    """One workload's figures, in milliseconds, GB/s and GFLOP/s."""
+    num_heads, num_kv_heads, head_size = shape
+    rows, contexts = [list(numbers) for numbers in zip(*sequences, strict=True)]
     counts = [-(-context // BLOCK_SIZE) for context in contexts]
-    shape = (sum(counts), NUM_KV_HEADS, BLOCK_SIZE, HEAD_SIZE)
-    key_cache, value_cache = torch.randn(shape).to(cache_dtype), torch.randn(shape).to(cache_dtype)
-    order = torch.randperm(sum(counts), dtype=torch.int32)
     tables = torch.zeros(len(rows), max(counts), dtype=torch.int32)
+    order = torch.randperm(sum(counts), dtype=torch.int32)
     for table, blocks in zip(tables, order.split(counts), strict=True):
         table[: len(blocks)] = blocks
-    query_start = torch.tensor([0, *rows], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    query = torch.randn(sum(rows), NUM_HEADS, HEAD_SIZE)
-    return query, key_cache, value_cache, tables, query_start, torch.tensor(contexts, dtype=torch.int32)
-
-
-def median_ms(call: Callable[[], Any], repeats: int) -> float:
-    """Median time of a call in milliseconds, after one call to warm up."""
-    call()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - begin) * 1e3)
-    return statistics.median(times)
+    scale_bytes = 4 if dtype == "int8" else 0
+    num_bytes = 2 * sum(contexts) * num_kv_heads * (head_size * DTYPES[dtype] + scale_bytes)
+    size = block_bytes(dtype, num_kv_heads, BLOCK_SIZE, head_size)
+    num_layers = max(1, -(-COLD_BYTES // (2 * sum(counts) * size)))
+    query = torch.randn(sum(rows), num_heads * head_size)
+    time_s = _cpu.time_paged_attention(
+        runtime,
+        query,
+        make_layers(num_layers, sum(counts), size),
+        dtype,
+        num_kv_heads,
+        BLOCK_SIZE,
+        head_size,
+        tables,
+        torch.tensor([0, *itertools.accumulate(rows)], dtype=torch.int32),
+        torch.tensor(contexts, dtype=torch.int32),
+        torch.empty_like(query),
+        head_size**-0.5,
+        seconds,
+    )
+    # Row r of a sequence sees context - num_rows + r + 1 keys.
+    seen = sum(num_rows * context - num_rows * (num_rows - 1) // 2 for num_rows, context in sequences)
+    num_products = 4 * seen * num_heads * head_size
+    limit_s = max(num_bytes / limits["memory_bytes"], num_products / limits["float_flops"])
+    return {
+        "ms": round(time_s * 1e3, 4),
+        "limit_ms": round(limit_s * 1e3, 4),
+        "share": round(limit_s / time_s, 3),
+        "gb_per_s": round(num_bytes / time_s / 1e9, 1),
+        "gflop_per_s": round(num_products / time_s / 1e9, 1),
+    }
 
 
 def main() -> None:
     """Runs all workloads."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch and of C++")
-    parser.add_argument("--repeats", type=int, default=15, help="timed calls, of which the median is shown")
-    parser.add_argument("--cache-dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of runs for each figure")
+    parser.add_argument("--sets", default=_cpu.available_instruction_sets()[0], help="instruction sets, by commas")
+    parser.add_argument("--dtypes", default=",".join(DTYPES), help="of the cache, by commas")
+    parser.add_argument("--only", default="", help="part of a workload's name")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
-    operations: dict[str, Any] = {
-        name: PagedAttention(options.threads, name) for name in _cpu.available_instruction_sets()
-    }
-    buffer = torch.ones(64 << 20)
-    bytes_per_ms = buffer.nbytes / median_ms(buffer.sum, 7)
-    results = {}
-    for name, (rows, contexts) in WORKLOADS.items():
-        arguments = make_arguments(rows, contexts, getattr(torch, options.cache_dtype))
-        reference = paged_attention(*arguments, scale=SCALE)
-        entry: dict[str, float] = {
-            # Keys and values are read at least once for each sequence.
-            "memory_limit_ms": 2
-            * sum(contexts)
-            * NUM_KV_HEADS
-            * HEAD_SIZE
-            * arguments[1].element_size()
-            / bytes_per_ms,
-            "reference_ms": median_ms(
-                lambda a=arguments: paged_attention(*a, scale=SCALE), max(3, options.repeats // 3)
-            ),
-        }
-        for set_name, operation in operations.items():
-            difference = (operation(*arguments, scale=SCALE) - reference).abs().max().item()
-            assert difference < 1e-4, f"{set_name} is off by {difference}"
-            entry[f"cpp_{set_name}_ms"] = median_ms(
-                lambda a=arguments, o=operation: o(*a, scale=SCALE), options.repeats
-            )
-        entry["speedup"] = entry["reference_ms"] / entry[f"cpp_{next(iter(operations))}_ms"]
-        results[name] = {key: round(value, 3) for key, value in entry.items()}
-        print(f"{name}: {results[name]}", file=sys.stderr)
+    results: dict[str, Any] = {}
+    all_limits: dict[str, Any] = {}
+    for name in options.sets.split(","):
+        runtime = _cpu.Runtime(options.threads, name)
+        limits = _cpu.measure_limits(runtime, options.seconds)
+        all_limits[name] = {key: round(value / 1e9, 1) for key, value in limits.items()}
+        for shape_name, shape in SHAPES.items():
+            for workload, sequences in WORKLOADS.items():
+                for dtype in options.dtypes.split(","):
+                    if options.only not in workload:
+                        continue
+                    entry = measure(runtime, shape, sequences, dtype, limits, options.seconds)
+                    key = f"{name}, {shape_name}, {workload}, {dtype}"
+                    results[key] = entry
+                    print(f"{key}: {entry}", file=sys.stderr, flush=True)
     print(
         json.dumps(
             {
                 "benchmark": "kernels/paged_attention",
-                "heads": [NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE],
                 "block_size": BLOCK_SIZE,
-                "cache_dtype": options.cache_dtype,
                 "threads": options.threads,
-                "memory_gb_per_s": round(bytes_per_ms / 1e6, 2),
+                "limits_g_per_s": all_limits,
                 "load_average": os.getloadavg()[0],
                 "results": results,
             }

@@ -17,7 +17,7 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
-from paged_backend.kernels.cpu.linear import CpuLinear, pack_linear
+from paged_backend.kernels.cpu.linear import CpuLinear
 from paged_backend.kernels.cpu.recorder import Buffer, CompiledStep, Recorder, run
 from paged_backend.kernels.cpu.sampling import sample
 from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
@@ -54,7 +54,7 @@ class CpuKernels:
     ) -> CpuLinear:
         """See `Kernels.pack_linear`."""
         checks.check_pack_linear(weight, bias, gated)
-        return pack_linear(self._runtime, weight, bias, gated)
+        return CpuLinear(self._runtime, weight, bias, gated=gated)
 
     def linear(
         self, x: Rows, weight: LinearWeight, *, activation: str | None = None, residual: Rows | None = None
@@ -75,9 +75,7 @@ class CpuKernels:
 
     def rms_norm(self, x: Rows, weight: Tensor, eps: float, residual: Rows | None = None) -> tuple[Tensor, Tensor]:
         """See `Kernels.rms_norm`."""
-        return self._normed(
-            lambda recorder, x, residual: recorder.rms_norm(x, weight, eps, residual), x, residual
-        )
+        return self._normed(lambda recorder, x, residual: recorder.rms_norm(x, weight, eps, residual), x, residual)
 
     def layer_norm(
         self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Rows | None = None
@@ -172,12 +170,11 @@ class CpuKernels:
     def _normed(
         self, record: Callable[..., tuple[Buffer, Buffer]], x: Rows, residual: Rows | None
     ) -> tuple[Tensor, Tensor]:
+        rows = {"x": x, "residual": residual}
         if residual is None:
             # The sum is x itself then, and no result of its own.
-            return self._computed(lambda recorder, **rows: [record(recorder, **rows)[0]], {"x": x, "residual": None})[0], x
-        out, hidden = self._computed(
-            lambda recorder, **rows: record(recorder, **rows), {"x": x, "residual": residual}
-        )
+            return self._computed(lambda recorder, **rows: [record(recorder, **rows)[0]], rows)[0], x
+        out, hidden = self._computed(lambda recorder, **rows: record(recorder, **rows), rows)
         return out, hidden
 
     def _computed(

@@ -1,39 +1,123 @@
-"""Linear layers packed for the C++ kernels (`csrc/linear.h`)."""
+"""Packed linear layers in C++ (`csrc/linear.h`): what `Kernels.pack_linear` makes, and an eager call of it."""
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 
+Route = Literal["auto", "float32", "int16", "int8"]
+"""The arithmetic of quantised weights. "float32" multiplies the weights' float32 values. "int16" and "int8" round each
+row of activations to whole numbers of 16 or 8 bits, with a scale for every 256 or 128 inputs (or for the weight's
+group where that is smaller), and sum whole-number products exactly. "auto" is the fastest that the processor has
+instructions for: int8 with VNNI, int16 with AVX2, float32 elsewhere."""
+
+WEIGHT_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
+
 
 class CpuLinear:
-    """A layer as `CpuKernels.pack_linear` made it; see `LinearWeight`.
+    """A linear layer's weight as one runtime's instruction set reads it. A row of its result has the same bits
+    whatever rows come with it, and on any number of threads.
 
     Attributes:
-        packed: the C++ object.
+        packed: the C++ layer.
+        runtime: the threads that it packs and runs with.
         gated: whether it computes activation(gate) * up.
+        num_inputs, num_outputs: widths of the rows that go in and come out.
+        num_bytes: memory that it holds.
+        route: the arithmetic, never "auto".
     """
 
-    def __init__(self, packed: _cpu.PackedLinear) -> None:
-        self.packed = packed
-        self.gated: bool = packed.gated
-        self.num_inputs: int = packed.num_inputs
-        self.num_outputs: int = packed.num_outputs
-        self.num_bytes: int = packed.num_bytes
+    def __init__(
+        self,
+        runtime: _cpu.Runtime,
+        weight: Tensor | QuantizedWeight,
+        bias: Tensor | None = None,
+        *,
+        gated: bool = False,
+        route: Route = "auto",
+    ) -> None:
+        """See `Kernels.pack_linear`. Nothing of the weight is kept.
+
+        Raises:
+            KernelError: the weight or bias is not as described there, or the route is not there with the runtime's
+                instruction set or for a weight that is not quantised.
+        """
+        try:
+            self.packed = _pack(runtime, weight, bias, gated, route)
+        except ValueError as error:
+            raise KernelError(str(error)) from None
+        self.runtime = runtime
+        self.gated: bool = self.packed.gated
+        self.num_inputs: int = self.packed.num_inputs
+        self.num_outputs: int = self.packed.num_outputs
+        self.num_bytes: int = self.packed.num_bytes
+        self.route: str = self.packed.route
+
+    def __call__(
+        self, x: Tensor, *, activation: str | None = None, residual: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """activation(x @ weight.T + bias) + residual, or activation(gate) * up.
+
+        Args:
+            x: float32 [T, K]; the rows may lie apart.
+            activation: Hugging Face's name of a function, or None for the identity.
+            residual: float32 [T, num_outputs], not for a gated layer.
+            out: where the result goes, None for a new tensor; it may be residual itself.
+
+        Raises:
+            KernelError: an argument does not fit. Nothing has been written then.
+        """
+        _check_floats("x", x)
+        if residual is not None:
+            _check_floats("residual", residual)
+        if out is None:
+            out = torch.empty(x.shape[0], self.num_outputs)
+        _check_floats("out", out)
+        try:
+            self.packed.run(self.runtime, _plain(x), _plain(out), _plain(residual), activation or "")
+        except ValueError as error:
+            raise KernelError(str(error)) from None
+        return out
 
 
-def pack_linear(runtime: _cpu.Runtime, weight: Tensor | QuantizedWeight, bias: Tensor | None, gated: bool) -> CpuLinear:
-    """See `Kernels.pack_linear`; the arguments are checked."""
-    try:
-        if isinstance(weight, QuantizedWeight):
-            return CpuLinear(
-                _cpu.pack_quantized_linear(
-                    runtime, weight.values, weight.scales, weight.bits, weight.group_size, bias, gated
-                )
-            )
-        return CpuLinear(_cpu.pack_linear(runtime, weight, bias, gated))
-    except ValueError as error:
-        raise KernelError(str(error)) from None
+def _pack(
+    runtime: _cpu.Runtime, weight: Tensor | QuantizedWeight, bias: Tensor | None, gated: bool, route: Route
+) -> _cpu.PackedLinear:
+    if bias is not None:
+        _check_floats("bias", bias, dims=1)
+    if isinstance(weight, QuantizedWeight):
+        return _cpu.pack_quantized_linear(
+            runtime,
+            weight.values,
+            weight.scales,
+            weight.bits,
+            weight.group_size,
+            bias=_plain(bias),
+            gated=gated,
+            route=route,
+        )
+    if route not in ("auto", "float32"):
+        raise KernelError(f"route {route} is for quantised weights only.")
+    if weight.dtype not in WEIGHT_DTYPES or weight.dim() != 2 or weight.device.type != "cpu" or 0 in weight.shape:
+        raise KernelError(f"weight must be float [N, K] on the CPU, neither of them 0, got {_describe(weight)}.")
+    return _cpu.pack_linear(runtime, _plain(weight), bias=_plain(bias), gated=gated)
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    """The tensor without the history that parameters have, which other libraries may not be given."""
+    return None if tensor is None else tensor.detach()
+
+
+def _check_floats(name: str, tensor: Tensor, dims: int = 2) -> None:
+    if tensor.dtype != torch.float32 or tensor.dim() != dims or tensor.device.type != "cpu":
+        raise KernelError(f"{name} must be float32 with {dims} dimensions on the CPU, got {_describe(tensor)}.")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device.type}"

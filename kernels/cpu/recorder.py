@@ -47,6 +47,7 @@ class Recorder:
     def __init__(self, runtime: _cpu.Runtime, report: Mapping[str, OperationChoice]) -> None:
         self.report = report
         self.inputs = _no_tokens()
+        self._runtime = runtime
         self._program = _cpu.Program(runtime)
 
     def input(self, width: int) -> Buffer:
@@ -66,6 +67,10 @@ class Recorder:
         number = self._number("x", x)
         if not isinstance(weight, CpuLinear):
             raise KernelError(f"weight must be of these kernels' pack_linear, got {type(weight).__name__}.")
+        if weight.runtime.instruction_set != self._runtime.instruction_set:
+            raise KernelError(
+                f"weight must be packed for {self._runtime.instruction_set}, got {weight.runtime.instruction_set}."
+            )
         checks.check_linear(x.width, weight, weight.gated, activation, residual is not None)
         added = self._optional("residual", residual, weight.num_outputs)
         return self._recorded(lambda: self._program.linear(number, weight.packed, activation or "", added))
@@ -122,9 +127,7 @@ class Recorder:
             _check_on_cpu(name, tensor)
         layout = _cache_arguments(cache)
         return self._recorded(
-            lambda: self._program.qkv_to_cache(
-                number, *layout, num_heads, cos, sin, query_norm, key_norm, norm_eps
-            )
+            lambda: self._program.qkv_to_cache(number, *layout, num_heads, cos, sin, query_norm, key_norm, norm_eps)
         )
 
     def paged_attention(
@@ -142,9 +145,7 @@ class Recorder:
         number = self._number("query", query)
         checks.check_paged_attention(query.width, cache, scale, sliding_window, soft_cap)
         layout = _cache_arguments(cache)
-        return self._recorded(
-            lambda: self._program.paged_attention(number, *layout, scale, sliding_window, soft_cap)
-        )
+        return self._recorded(lambda: self._program.paged_attention(number, *layout, scale, sliding_window, soft_cap))
 
     def select_rows(self, x: Rows, inputs: StepInputs) -> Buffer:
         """See `Kernels.select_rows`."""

@@ -12,8 +12,9 @@ from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch, ch
 def sample(runtime: _cpu.Runtime, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
     """See `Kernels.sample`. Each row is computed by one thread in one order: it depends on nothing else.
 
-    Weights are float32, summed in float64: a draw differs from that of the reference only where the point falls
-    within some 1e-7 of the distribution from the border of two tokens, or top_p's share that near to a token's sum.
+    This is what a draw on the CPU is defined by. Weights, and their sums over blocks of 256 tokens, are float32, all
+    else float64: a token differs from the reference's only where the point falls within 6e-7 of the distribution
+    (mostly much less) from the border of two tokens, or the share top_p that near to the sum down to a token.
     """
     check_logits(logits)
     if logits.device.type != "cpu":

@@ -25,8 +25,8 @@ ALL: dict[str, Sample] = {"reference": sample_reference} | CPU
 
 TOLERANCE = 1e-6
 """Of the distribution. The C++ weights are float32: 2e-8 from the polynomial of the exponential; 6e-8 of the exponent
-from the rounding of logit - peak, which weighs most, by exp(-1), for tokens at one temperature below the peak; 3e-8
-from the sum of four. They add up to less than 2e-7, in the worst case and all of one sign."""
+from the rounding of logit - peak, which weighs most, by exp(-1), for tokens at one temperature below the peak; and the
+eight additions of a block's sum, 6e-8 each. They add up to 6e-7 in the worst case, with all errors of one sign."""
 
 
 def make_batch(num_rows: int, **columns: Any) -> SamplingBatch:

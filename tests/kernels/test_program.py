@@ -74,7 +74,9 @@ class SmallModel:
             mixed = kernels.paged_attention(query, cache, inputs, scale=0.25, sliding_window=0)
             x = kernels.linear(mixed, weights["out"], residual=x)
             normed, x = kernels.rms_norm(x, self.norm, EPS)
-            x = kernels.linear(kernels.linear(normed, weights["inner"], activation="silu"), weights["outer"], residual=x)
+            x = kernels.linear(
+                kernels.linear(normed, weights["inner"], activation="silu"), weights["outer"], residual=x
+            )
         x = kernels.linear(kernels.select_rows(x, inputs), self.head)
         return kernels.soft_cap(x, 5.0)
 
@@ -119,7 +121,9 @@ def random_step(chooser: random.Random, weights: dict[tuple[int, int], Any]) -> 
     norms = {width: torch.randn(width) for width in widths}
 
     def step(kernels: Kernels, inputs: StepInputs) -> Rows:
-        made: list[tuple[Rows, int]] = [(kernels.embedding(tables[width], "token_ids", inputs), width) for width in widths]
+        made: list[tuple[Rows, int]] = [
+            (kernels.embedding(tables[width], "token_ids", inputs), width) for width in widths
+        ]
         if choices[0][0] < 0.5:
             made = [(kernels.select_rows(x, inputs), width) for x, width in made]
         for kind, first, second in choices:
@@ -246,17 +250,17 @@ def test_rows_of_another_step_or_of_none_are_refused() -> None:
         return kept[0]
 
     KERNELS.compile(keeping)
-    with pytest.raises(KernelError, match="x must be .* of this step, got one of another step"):
+    with pytest.raises(KernelError, match=r"x must be .* of this step, got one of another step"):
         KERNELS.compile(lambda kernels, inputs: kernels.soft_cap(kept[0], 1.0))
-    with pytest.raises(KernelError, match="residual must be .* of this step"):
+    with pytest.raises(KernelError, match=r"residual must be .* of this step"):
         KERNELS.compile(
             lambda kernels, inputs: kernels.rms_norm(
                 kernels.embedding(table, "token_ids", inputs), torch.ones(WIDTH), EPS, kept[0]
             )[0]
         )
-    with pytest.raises(KernelError, match="x must be .* of this step, got Tensor"):
+    with pytest.raises(KernelError, match=r"x must be .* of this step, got Tensor"):
         KERNELS.compile(lambda kernels, inputs: kernels.soft_cap(torch.zeros(1, 3), 1.0))
-    with pytest.raises(KernelError, match="x must be .*got Buffer"):
+    with pytest.raises(KernelError, match=r"x must be .*got Buffer"):
         KERNELS.soft_cap(kept[0], 1.0)
     with pytest.raises(KernelError, match="result must be"):
         KERNELS.compile(lambda kernels, inputs: torch.zeros(1, 3))
@@ -298,6 +302,9 @@ def test_rows_of_tokens_and_of_logits_do_not_mix() -> None:
 def test_weights_of_another_implementation_are_refused() -> None:
     with pytest.raises(KernelError, match="weight must be of these kernels"):
         KERNELS.linear(torch.zeros(1, 4), object())  # type: ignore[arg-type]
+    if KERNELS.instruction_set != "portable":
+        with pytest.raises(KernelError, match="weight must be packed for"):
+            KERNELS.linear(torch.zeros(1, 4), CpuKernels(1, "portable").pack_linear(torch.zeros(3, 4)))
 
 
 def test_head_sizes_have_a_bound() -> None:

@@ -32,13 +32,13 @@ inline Floats scaled_erfc_of(Floats s) {
 
 // x * (1 + erf(x / sqrt(2))) / 2: the half of erfc(|x| / sqrt(2)) is the small one of the two probabilities.
 inline Floats gelu_of(Floats x) {
-    const Floats magnitude = magnitude_of(x);
-    Floats t = magnitude * 0.70710678118654752f;
-    t = select(t > 9.5f, broadcast(9.5f), t);  // from here on erfc is 0 in float32
-    // exp(-t^2) needs t^2 exactly: the square of t's upper half is exact.
-    const Floats upper = as_floats(as_ints(t) & ~0xfff);
-    const Floats e = exp_not_positive(-(upper * upper)) * exp_not_positive((upper - t) * (upper + t));
-    const Floats tail = 0.5f * e * scaled_erfc_of(1.0f / (1.0f + 0.5f * t));
+    Floats magnitude = magnitude_of(x);
+    magnitude = select(magnitude > 13.4f, broadcast(13.4f), magnitude);  // from here on erfc is 0 in float32
+    // exp(-x^2 / 2) needs x^2 exactly: the square of x's upper half is exact.
+    const Floats upper = as_floats(as_ints(magnitude) & ~0xfff);
+    const Floats e = exp_not_positive(-0.5f * (upper * upper)) *
+                     exp_not_positive(-0.5f * ((magnitude - upper) * (magnitude + upper)));
+    const Floats tail = 0.5f * e * scaled_erfc_of(1.0f / (1.0f + 0.35355339059327376f * magnitude));
     return x * select(x < 0.0f, tail, 1.0f - tail);
 }
 

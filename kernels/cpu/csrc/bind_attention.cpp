@@ -1,13 +1,19 @@
 // What Python sees of paged attention and block copies, called one by one.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "copy_blocks.h"
+#include "limits.h"
 #include "paged_attention.h"
 #include "runtime.h"
 
@@ -50,10 +56,11 @@ void require_blocks(const Blocks& blocks, int64_t bytes, const std::string& name
     }
 }
 
-void run_paged_attention(Runtime& runtime, const Rows& query, const Blocks& keys, const Blocks& values,
-                         const std::string& dtype, int64_t num_kv_heads, int64_t block_size, int64_t head_size,
-                         const Table& block_tables, const Vector& query_start, const Vector& context_lens,
-                         const Rows& out, float scale, int64_t sliding_window, float soft_cap) {
+// What one call computes, all but its plan. Nothing is computed yet.
+PagedAttentionArgs args_of(const Rows& query, const Blocks& keys, const Blocks& values, const std::string& dtype,
+                           int64_t num_kv_heads, int64_t block_size, int64_t head_size, const Table& block_tables,
+                           const Vector& query_start, const Vector& context_lens, const Rows& out, float scale,
+                           int64_t sliding_window, float soft_cap) {
     PagedAttentionArgs args;
     args.cache = {cache_dtype(dtype), num_kv_heads, block_size, head_size};
     require(num_kv_heads > 0 && block_size > 0 && head_size > 0, "num_kv_heads, block_size and head_size must be 1 or more.");
@@ -87,11 +94,51 @@ void run_paged_attention(Runtime& runtime, const Rows& query, const Blocks& keys
     args.sliding_window = sliding_window;
     args.scale = scale;
     args.soft_cap = soft_cap;
+    return args;
+}
+
+void run_paged_attention(Runtime& runtime, const Rows& query, const Blocks& keys, const Blocks& values,
+                         const std::string& dtype, int64_t num_kv_heads, int64_t block_size, int64_t head_size,
+                         const Table& block_tables, const Vector& query_start, const Vector& context_lens,
+                         const Rows& out, float scale, int64_t sliding_window, float soft_cap) {
+    const PagedAttentionArgs args = args_of(query, keys, values, dtype, num_kv_heads, block_size, head_size,
+                                            block_tables, query_start, context_lens, out, scale, sliding_window, soft_cap);
     const nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> turn(runtime.turn());
     PagedAttention operation;
     operation.plan(args, runtime.team().size());
     operation.run(runtime, args);
+}
+
+double time_paged_attention(Runtime& runtime, const Rows& query, const std::vector<std::pair<Blocks, Blocks>>& layers,
+                            const std::string& dtype, int64_t num_kv_heads, int64_t block_size, int64_t head_size,
+                            const Table& block_tables, const Vector& query_start, const Vector& context_lens,
+                            const Rows& out, float scale, double seconds) {
+    require(!layers.empty(), "layers must not be empty.");
+    require(seconds > 0.0 && seconds <= 60.0, "seconds must be more than 0, and 60 at most.");
+    std::vector<PagedAttentionArgs> calls;
+    for (const auto& [keys, values] : layers) {
+        calls.push_back(args_of(query, keys, values, dtype, num_kv_heads, block_size, head_size, block_tables,
+                                query_start, context_lens, out, scale, 0, 0.0f));
+        require(calls.back().num_blocks == calls.front().num_blocks, "all layers must have as many blocks.");
+    }
+    const nb::gil_scoped_release released;
+    const std::lock_guard<std::mutex> turn(runtime.turn());
+    PagedAttention operation;
+    operation.plan(calls.front(), runtime.team().size());
+    std::vector<double> times;
+    const int num_threads = runtime.team().size();
+    const double end = benchmark_clock(num_threads) + seconds;
+    do {
+        for (const PagedAttentionArgs& args : calls) {
+            const double begin = benchmark_clock(num_threads);
+            operation.run(runtime, args);
+            times.push_back(benchmark_clock(num_threads) - begin);
+        }
+    } while (benchmark_clock(num_threads) < end);
+    const auto chosen = times.begin() + static_cast<int64_t>(times.size() / 20);
+    std::nth_element(times.begin(), chosen, times.end());
+    return *chosen;
 }
 
 void run_copy_blocks(Runtime& runtime, const Storage& storage, const Pairs& pairs) {
@@ -116,6 +163,11 @@ void bind_attention(nb::module_& module) {
                "num_kv_heads"_a, "block_size"_a, "head_size"_a, "block_tables"_a, "query_start"_a, "context_lens"_a,
                "out"_a, "scale"_a, "sliding_window"_a = 0, "soft_cap"_a = 0.0f,
                "Writes the result into `out`. Raises ValueError, before anything is computed, for wrong tables or sizes.");
+    module.def("time_paged_attention", &time_paged_attention, "runtime"_a, "query"_a, "layers"_a, "dtype"_a,
+               "num_kv_heads"_a, "block_size"_a, "head_size"_a, "block_tables"_a, "query_start"_a, "context_lens"_a,
+               "out"_a, "scale"_a, "seconds"_a,
+               "For benchmarks: seconds of a call, in the best twentieth of calls of one layer after the other; a layer is "
+               "its keys and values.");
     module.def("copy_blocks", &run_copy_blocks, "runtime"_a, "storage"_a, "pairs"_a,
                "Copies blocks of all layers. Raises ValueError, before anything is copied, for wrong pairs.");
 }

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "limits.h"
+#include "machine_limits.h"
 #include "linear.h"
 #include "runtime.h"
 
@@ -45,6 +45,9 @@ WeightFormat float_format(const nb::dlpack::dtype& dtype) {
 
 template <class Array>
 void require_rows(const char* name, const Array& array) {
+    const auto address = reinterpret_cast<uintptr_t>(array.data());
+    const uintptr_t size = array.dtype().bits / 8;
+    require(address % size == 0, std::string(name) + " must be aligned to its numbers' " + std::to_string(size) + " bytes.");
     require(array.shape(0) == 0 || array.shape(1) <= 1 || array.stride(1) == 1, std::string(name) + "'s last dimension must have stride 1.");
     require(array.shape(0) <= 1 || array.stride(0) >= static_cast<int64_t>(array.shape(1)),
             std::string(name) + "'s rows must not overlap.");
@@ -54,6 +57,7 @@ const float* bias_of(const std::optional<FloatVector>& bias, size_t num_rows) {
     if (!bias) return nullptr;
     require(bias->shape(0) == num_rows, "bias must be [" + std::to_string(num_rows) + "], got [" + std::to_string(bias->shape(0)) + "].");
     require(num_rows <= 1 || bias->stride(0) == 1, "bias must be contiguous.");
+    require(reinterpret_cast<uintptr_t>(bias->data()) % sizeof(float) == 0, "bias must be aligned to 4 bytes.");
     return bias->data();
 }
 
@@ -129,7 +133,6 @@ void require_floats(const char* name, const Array& array, size_t num_rows, int64
     require(array.shape(0) == num_rows && static_cast<int64_t>(array.shape(1)) == width,
             std::string(name) + " must be [" + std::to_string(num_rows) + ", " + std::to_string(width) + "], got " + shape_of(array) + ".");
     require_rows(name, array);
-    require(reinterpret_cast<uintptr_t>(array.data()) % alignof(float) == 0, std::string(name) + " must be aligned to 4 bytes.");
 }
 
 void run(const PackedLinear& layer, Runtime& runtime, const FloatMatrix& x, const OutMatrix& out,

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "kernel_table.h"
-#include "limits_kernel.h"
+#include "machine_limits_kernel.h"
 #include "linear_kernel.h"
 #include "paged_attention_kernel.h"
 #include "rows_kernel.h"

@@ -2,7 +2,7 @@
 // table (isa_table.h).
 #pragma once
 
-#include "limits.h"
+#include "machine_limits.h"
 #include "linear.h"
 #include "paged_attention.h"
 #include "rows.h"

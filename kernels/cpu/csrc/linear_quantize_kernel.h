@@ -5,19 +5,82 @@
 #include "linear.h"
 #include "simd.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace paged_backend {
 namespace {
 
 // Numbers that are all smaller count as zeros: their factor would be too large for a float.
 constexpr float smallest_scaled = 0x1p-100f;
 
-// A segment of x to whole numbers of at most `largest`, rounded to the nearest, ties to even. A segment that holds
-// infinity or not-a-number gets zeros and not-a-number as its scale, which the row's sums then become.
+typedef int32_t FourInts __attribute__((vector_size(16)));
+
+inline int32_t largest_of(Ints value) {
+    FourInts parts[lanes / 4];
+    std::memcpy(parts, &value, sizeof parts);
+    for (int64_t part = 1; part < lanes / 4; ++part) parts[0] = parts[part] > parts[0] ? parts[part] : parts[0];
+    const int32_t a = parts[0][0] > parts[0][1] ? parts[0][0] : parts[0][1];
+    const int32_t b = parts[0][2] > parts[0][3] ? parts[0][2] : parts[0][3];
+    return a > b ? a : b;
+}
+
+inline uint32_t sum_of(Ints value) {
+    FourInts parts[lanes / 4];
+    std::memcpy(parts, &value, sizeof parts);
+    for (int64_t part = 1; part < lanes / 4; ++part) parts[0] += parts[part];
+    uint32_t sum = 0;
+    for (int lane = 0; lane < 4; ++lane) sum += static_cast<uint32_t>(parts[0][lane]);
+    return sum;
+}
+
+// The low bits of each lane. (What the compiler makes of __builtin_convertvector here is ten times as long.)
+inline void store_low_bits(Ints value, int8_t* to) {
+#if PAGED_BACKEND_LANES == 16 && defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)value));
+#elif PAGED_BACKEND_LANES == 8 && defined(__AVX2__)
+    const __m256i low_bytes = _mm256_set1_epi32(0x0c080400);
+    const __m256i quads = _mm256_shuffle_epi8((__m256i)value, low_bytes);
+    const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), both);
+#else
+    for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = static_cast<int8_t>(value[lane]);
+#endif
+}
+
+inline void store_low_bits(Ints value, int16_t* to) {
+#if PAGED_BACKEND_LANES == 16 && defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)value));
+#elif PAGED_BACKEND_LANES == 8 && defined(__AVX2__)
+    const __m256i low_halves = _mm256_set1_epi64x(0x0d0c090805040100);
+    const __m256i pairs = _mm256_shuffle_epi8((__m256i)value, low_halves);
+    const __m128i all = _mm_unpacklo_epi64(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), all);
+#else
+    for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = static_cast<int16_t>(value[lane]);
+#endif
+}
+
+// The order of four numbers in a row's quad: see Int8Rows and Int16Rows.
+inline void store_quad(const int8_t* from, char* to) { std::memcpy(to, from, 4); }
+
+inline void store_quad(const int16_t* from, char* to) {  // k0 k2 k1 k3
+    uint64_t four;
+    std::memcpy(&four, from, 8);
+    four = (four & 0xffff00000000ffffu) | ((four >> 16) & 0xffff0000u) | ((four & 0xffff0000u) << 16);
+    std::memcpy(to, &four, 8);
+}
+
+// A row of x to whole numbers of at most `largest`, rounded to the nearest, ties to even, segment by segment. A segment
+// that holds infinity or not-a-number gets not-a-number as its scale, which the row's sums then become.
 template <class Number, int32_t largest>
 void quantize_row(const float* x, const LinearSegment* segments, int64_t num_segments, int64_t row, int64_t num_rows,
                   int32_t offset, const QuantizedRows& to) {
     constexpr int64_t quad_bytes = 4 * static_cast<int64_t>(sizeof(Number));
-    typedef Number Numbers __attribute__((vector_size(PAGED_BACKEND_LANES * sizeof(Number))));
+    // 1.5 * 2^23: adding it leaves the nearest integer in a float's low bits, under these high ones.
+    const Floats magic = broadcast(12582912.0f);
+    constexpr uint32_t magic_bits = 0x4b400000u;
     for (int64_t index = 0; index < num_segments; ++index) {
         const LinearSegment segment = segments[index];
         const int64_t length = segment.length;
@@ -32,42 +95,30 @@ void quantize_row(const float* x, const LinearSegment* segments, int64_t num_seg
         Ints magnitudes = {};  // as whole numbers floats' magnitudes keep their order, and not-a-number is the largest
         for (int64_t i = 0; i < padded; i += lanes) {
             const Ints magnitude = as_ints(load(from + i)) & INT32_MAX;
-            const Ints is_larger = magnitude > magnitudes;
-            magnitudes = (magnitude & is_larger) | (magnitudes & ~is_larger);
+            magnitudes = magnitude > magnitudes ? magnitude : magnitudes;
         }
-        int32_t bits = 0;
-        for (int64_t lane = 0; lane < lanes; ++lane) bits = magnitudes[lane] > bits ? magnitudes[lane] : bits;
+        const int32_t bits = largest_of(magnitudes);
         const float magnitude = float_of(static_cast<uint32_t>(bits));
         const bool is_finite = bits < 0x7f800000;
-        const bool is_zero = !is_finite || magnitude < smallest_scaled;
-        const float factor = is_zero ? 0.0f : static_cast<float>(largest) / magnitude;
+        const bool is_scaled = is_finite && magnitude >= smallest_scaled;
+        const float factor = is_scaled ? static_cast<float>(largest) / magnitude : 0.0f;
+        const float scale = is_scaled ? magnitude / static_cast<float>(largest) : 0.0f;
 
         alignas(64) Number numbers[max_segment];
         Ints sums = {};
-        const Floats magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
         for (int64_t i = 0; i < padded; i += lanes) {
-            const Floats value = is_zero ? Floats{} : load(from + i);
-            const Ints whole = as_ints(value * factor + magic) - 0x4b400000;
-            sums += whole;
-            const Numbers small = __builtin_convertvector(whole, Numbers);
-            std::memcpy(numbers + i, &small, sizeof small);
+            const Ints shifted = as_ints(load(from + i) * factor + magic);
+            sums += shifted;
+            store_low_bits(shifted, numbers + i);
         }
-        int32_t sum = 0;
-        for (int64_t lane = 0; lane < lanes; ++lane) sum += sums[lane];
-        to.scales[index * num_rows + row] = is_finite ? (is_zero ? 0.0f : magnitude / static_cast<float>(largest)) : float_of(0x7fc00000u);
-        to.start[index * num_rows + row] = -offset * sum;
+        const uint32_t sum = sum_of(sums) - static_cast<uint32_t>(padded) * magic_bits;
+        to.scales[index * num_rows + row] = is_finite ? scale : float_of(0x7fc00000u);
+        to.start[index * num_rows + row] = static_cast<int32_t>(0u - static_cast<uint32_t>(offset) * sum);
 
         char* values = to.values + segment.padded_begin * static_cast<int64_t>(sizeof(Number)) * num_rows + row * quad_bytes;
         const int64_t num_quads = (length + 7) / 8 * 2;
         for (int64_t quad = 0; quad < num_quads; ++quad) {
-            if constexpr (sizeof(Number) == 1) {
-                std::memcpy(values, numbers + 4 * quad, 4);
-            } else {  // k0 k2 k1 k3, see Int16Rows
-                uint64_t four;
-                std::memcpy(&four, numbers + 4 * quad, 8);
-                four = (four & 0xffff00000000ffffu) | ((four >> 16) & 0xffff0000u) | ((four & 0xffff0000u) << 16);
-                std::memcpy(values, &four, 8);
-            }
+            store_quad(numbers + 4 * quad, values);
             values += quad_bytes * num_rows;
         }
     }

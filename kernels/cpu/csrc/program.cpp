@@ -2,20 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <cstring>
 #include <limits>
 #include <mutex>
 #include <stdexcept>
 
+#include "program_nodes.h"
 #include "runtime.h"
 
 namespace paged_backend {
 
 namespace {
-
-using Rows = Program::Rows;
-using Step = Program::Step;
 
 constexpr int64_t unbounded = std::numeric_limits<int64_t>::max();
 constexpr int64_t max_width = int64_t{1} << 31;
@@ -31,158 +27,6 @@ void check_indices(const char* name, const int64_t* indices, int64_t count, int6
                ".." + std::to_string(*high) + ".");
     }
 }
-
-struct EmbeddingNode : Program::Node {
-    EmbeddingTable table;
-    Indices indices;
-    int add;
-    int out;
-
-    void run(const Step& step) override {
-        const Rows& to = step.buffers[out];
-        EmbeddingArgs args = {};
-        args.table = table.data;
-        args.dtype = table.dtype;
-        args.indices = indices == Indices::token_ids ? step.arrays.token_ids : step.arrays.positions;
-        if (add >= 0) {
-            args.add = step.buffers[add].data;
-            args.add_stride = step.buffers[add].stride;
-        }
-        args.out = to.data;
-        args.out_stride = to.stride;
-        args.num_rows = step.arrays.num_rows;
-        args.width = table.width;
-        embedding(step.runtime, args);
-    }
-};
-
-struct NormNode : Program::Node {
-    bool centred;
-    int x;
-    int residual;
-    int out;
-    int hidden;
-    RowsOf rows;
-    NormArgs args = {};
-
-    void run(const Step& step) override {
-        args.x = step.buffers[x].data;
-        args.x_stride = step.buffers[x].stride;
-        if (residual >= 0) {
-            args.residual = step.buffers[residual].data;
-            args.residual_stride = step.buffers[residual].stride;
-            args.hidden = step.buffers[hidden].data;
-            args.hidden_stride = step.buffers[hidden].stride;
-        }
-        args.out = step.buffers[out].data;
-        args.out_stride = step.buffers[out].stride;
-        args.num_rows = step.num_rows[static_cast<int>(rows)];
-        if (centred) {
-            layer_norm(step.runtime, args);
-        } else {
-            rms_norm(step.runtime, args);
-        }
-    }
-};
-
-struct LinearNode : Program::Node {
-    const PackedLinear* weight;
-    int x;
-    int residual;
-    int out;
-    RowsOf rows;
-    LinearCall call = {};
-
-    void run(const Step& step) override {
-        call.x = step.buffers[x].data;
-        call.x_stride = step.buffers[x].stride;
-        call.num_rows = step.num_rows[static_cast<int>(rows)];
-        call.out = step.buffers[out].data;
-        call.out_stride = step.buffers[out].stride;
-        if (residual >= 0) {
-            call.residual = step.buffers[residual].data;
-            call.residual_stride = step.buffers[residual].stride;
-        }
-        weight->run(step.runtime, call);
-    }
-};
-
-struct QkvToCacheNode : Program::Node {
-    int qkv;
-    int query;
-    QkvToCacheArgs args = {};
-
-    void run(const Step& step) override {
-        args.qkv = step.buffers[qkv].data;
-        args.qkv_stride = step.buffers[qkv].stride;
-        args.query = step.buffers[query].data;
-        args.query_stride = step.buffers[query].stride;
-        args.num_rows = step.arrays.num_rows;
-        args.slots = step.arrays.slots;
-        args.positions = step.arrays.positions;
-        qkv_to_cache(step.runtime, args);
-    }
-};
-
-// What a step's layers share of an attention's plan, all but pointers and the scale.
-bool can_share(const PagedAttentionArgs& a, const PagedAttentionArgs& b) {
-    return a.cache.dtype == b.cache.dtype && a.cache.num_kv_heads == b.cache.num_kv_heads &&
-           a.cache.block_size == b.cache.block_size && a.cache.head_size == b.cache.head_size &&
-           a.num_blocks == b.num_blocks && a.num_query_heads == b.num_query_heads &&
-           a.sliding_window == b.sliding_window && (a.soft_cap != 0.0f) == (b.soft_cap != 0.0f);
-}
-
-void set_arrays(const StepArrays& arrays, PagedAttentionArgs& args) {
-    args.block_tables = arrays.block_tables;
-    args.query_start = arrays.query_start;
-    args.context_lens = arrays.context_lens;
-    args.num_rows = arrays.num_rows;
-    args.num_sequences = arrays.num_sequences;
-    args.max_blocks = arrays.max_blocks;
-}
-
-struct PagedAttentionNode : Program::Node {
-    int query;
-    int out;
-    PagedAttention* operation;
-    PagedAttentionArgs args = {};
-
-    void run(const Step& step) override {
-        set_arrays(step.arrays, args);
-        args.query = step.buffers[query].data;
-        args.query_stride = step.buffers[query].stride;
-        args.out = step.buffers[out].data;
-        args.out_stride = step.buffers[out].stride;
-        operation->run(step.runtime, args);
-    }
-};
-
-struct SelectRowsNode : Program::Node {
-    int x;
-    int out;
-    int64_t width;
-
-    void run(const Step& step) override {
-        const Rows &from = step.buffers[x], &to = step.buffers[out];
-        const int64_t num_rows = step.num_rows[static_cast<int>(RowsOf::logits)];
-        select_rows(step.runtime,
-                    {from.data, from.stride, step.arrays.has_logits_rows ? step.arrays.logits_rows : nullptr, to.data, to.stride, num_rows, width});
-    }
-};
-
-struct SoftCapNode : Program::Node {
-    int x;
-    int out;
-    int64_t width;
-    RowsOf rows;
-    float cap;
-
-    void run(const Step& step) override {
-        const Rows &from = step.buffers[x], &to = step.buffers[out];
-        const int64_t num_rows = step.num_rows[static_cast<int>(rows)];
-        soft_cap(step.runtime, {from.data, from.stride, to.data, to.stride, num_rows, width, cap});
-    }
-};
 
 }  // namespace
 

@@ -18,6 +18,7 @@ namespace sampling_passes {
 static_assert(sampling_columns % lanes == 0, "a row of a block is a whole number of vectors");
 
 typedef float Floats4 __attribute__((vector_size(16)));
+typedef uint32_t Words __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
 
 constexpr int64_t sampling_rows = sampling_block / sampling_columns;
 constexpr float minus_infinity = -__builtin_inff();
@@ -144,7 +145,11 @@ inline Floats weight_of(Floats x, const Softmax& softmax) {
     p = p * r + 2.402264791363012e-1f;
     p = p * r + 6.931472028550421e-1f;
     p = p * r + 1.0f;
-    const Floats power = as_floats((as_ints(shifted) << 23) + (127 << 23));
+    Words exponent;  // unsigned: where x is below `lowest` it is anything
+    std::memcpy(&exponent, &shifted, sizeof exponent);
+    exponent = (exponent << 23) + (127u << 23);
+    Floats power;
+    std::memcpy(&power, &exponent, sizeof power);
     return select(x >= softmax.lowest, p * power, Floats{});
 }
 

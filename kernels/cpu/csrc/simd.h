@@ -18,6 +18,7 @@ constexpr int64_t lanes = PAGED_BACKEND_LANES;
 
 typedef float Floats __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
+typedef uint32_t Bits __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
 typedef float Floats8 __attribute__((vector_size(32)));
 typedef int32_t Ints8 __attribute__((vector_size(32)));
 typedef uint32_t Bits8 __attribute__((vector_size(32)));
@@ -92,7 +93,8 @@ inline Floats exp_not_positive(Floats x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    const Floats power = as_floats((as_ints(shifted) << 23) + (127 << 23));
+    const Bits exponent = ((Bits)as_ints(shifted) << 23) + (127u << 23);  // wraps around far below -87
+    const Floats power = as_floats((Ints)exponent);
     return select(x < -87.0f, Floats{}, p * power);
 }
 

@@ -1,7 +1,7 @@
 // Loops that do nothing but one kind of work, as fast as the instruction set can.
 #pragma once
 
-#include "limits.h"
+#include "machine_limits.h"
 #include "simd.h"
 
 #if defined(__AVX2__)
