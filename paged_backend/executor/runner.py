@@ -29,5 +29,6 @@ class Runner:
             if not plan.sequences:
                 return StepResult(())
             logits = self._step(self._inputs.build(plan))
-            drawn = sample(self._kernels, logits, [line.sampling for line in plan.sequences if line.sampling is not None])
+            tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
+            drawn = sample(self._kernels, logits, tasks)
         return StepResult.of(plan, drawn)
