@@ -36,7 +36,7 @@ class Layout {
         take<double>(sums_, blocks + 1);
         take<double>(buckets_, (sampling_buckets + 1) * sampling_copies);
         take<float>(changed_, changes ? num_tokens : 0);
-        take<int32_t>(tokens_, num_tokens);
+        take<int32_t>(tokens_, num_tokens + sampling_block);
         take<float>(values_, std::max(num_tokens, most_allowed) + sampling_block);
         take<LikelyToken>(likely_, describes ? num_tokens : 0);
     }

@@ -51,7 +51,8 @@ struct SamplingKernels {
     // Sums of the weights of each block.
     void (*block_sums)(const float* logits, int64_t n, const ColumnMaxima& maxima, const Softmax& softmax, double* sums);
     void (*weights)(const float* logits, int64_t count, const Softmax& softmax, float* out);
-    // Tokens with low <= logit <= high in the order of their ids; returns how many.
+    // Tokens with low <= logit <= high in the order of their ids; returns how many. tokens and values have room for a
+    // block more than there are tokens.
     int64_t (*collect)(const float* logits, int64_t n, const ColumnMaxima& maxima, float low, float high, int32_t* tokens,
                        float* values);
     // Adds weights to `sums` [count + 1, sampling_copies], each bucket's in several parts; the last bucket takes what

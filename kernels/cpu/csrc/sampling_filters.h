@@ -13,7 +13,7 @@ struct SamplingScratch {
     double* sums;      // [blocks + 1]
     double* buckets;   // [sampling_buckets + 1, sampling_copies]
     float* changed;    // [vocab_size], where a row's logits are changed
-    int32_t* tokens;   // [vocab_size]
+    int32_t* tokens;   // [vocab_size + sampling_block]
     float* values;     // [vocab_size + sampling_block]
     LikelyToken* likely;  // [vocab_size], where a row asks for descriptions
 };

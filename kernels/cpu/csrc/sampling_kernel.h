@@ -198,19 +198,17 @@ int64_t collect(const float* logits, int64_t n, const ColumnMaxima& maxima, floa
                 float* values) {
     int64_t count = 0;
     for_blocks_from(logits, n, maxima, low, [&](const float* from, int64_t block) {
-        const int64_t first = block * sampling_block;
         for (int64_t i = 0; i < sampling_block; i += lanes) {
             const Floats x = load(from + i);
-            uint32_t bits = mask_bits((x >= low) & (x <= high));
-            for (; bits; bits &= bits - 1) {
+            for (uint32_t bits = mask_bits((x >= low) & (x <= high)); bits; bits &= bits - 1, ++count) {
                 const int64_t place = i + __builtin_ctz(bits);
-                if (first + place >= n) return;  // filled up
-                tokens[count] = static_cast<int32_t>(first + place);
-                values[count++] = from[place];
+                tokens[count] = static_cast<int32_t>(block * sampling_block + place);
+                values[count] = from[place];
             }
         }
     });
-    return count;
+    // What the last block was filled up with comes last.
+    return low == minus_infinity ? count - (sampling_blocks(n) * sampling_block - n) : count;
 }
 
 void bucket_sums(const float* logits, int64_t n, const ColumnMaxima& maxima, const Softmax& softmax,
