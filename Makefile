@@ -15,10 +15,10 @@ SOURCES := paged_backend handlers kernels
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format slow bench build model clean distclean
+.PHONY: help install serve test check format slow bench bench-peers build model clean distclean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 	@echo
 	@echo "  make serve HOST=torchserve CONFIG=my.yaml ARGS='--port 9000' and make test ARGS='-k scheduler' work too."
 
@@ -91,10 +91,51 @@ STORE = $(if $(filter torchserve,$(HOST)),--model-store model_store)
 test: install ## the tests, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-bench: install ## the benchmarks on this machine, each into a JSON file in build/bench/
-	@mkdir -p build/bench
-	$(BIN)/python -m benchmarks.engine.scheduler --output build/bench/scheduler.json
-	$(BIN)/python -m benchmarks.serving.hosts --output build/bench/hosts.json
+bench: install $(VENV)/.bench ## the benchmarks, about half an hour, into docs/benchmarks (ARGS=--quick: minutes)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+$(VENV)/.bench: $(VENV)/.installed
+	@$(PIP) install --quiet --quiet -c constraints.txt --no-build-isolation --editable '.[all,dev,bench]'
+	@touch $@
+
+# The peers live in an environment of their own, and optimum-intel, which wants another transformers, in one inside it.
+# llama.cpp is built for this processor from the source that llama-cpp-python carries: 10 to 25 minutes on 2 cores.
+PEERS        := .venv-peers
+PEERS_ABS    := $(CURDIR)/$(PEERS)
+LLAMA_SDIST  := llama-cpp-python==0.3.36
+LLAMA_BINARY := $(PEERS)/llama.cpp/build/bin/llama-server
+PEERS_ARGS    = --output build/bench/peers.json --chart build/bench/peers.png
+
+bench-peers: install $(PEERS)/.installed $(PEERS)/convert/.installed $(LLAMA_BINARY) ## ours and the peers side by side, long; ARGS='--only llama --limit 8', ARGS=--sweep
+	$(BIN)/python -m benchmarks.peers --peers-folder $(PEERS) $(PEERS_ARGS) $(ARGS)
+
+# The CPU build of torch first: a peer that asks for torch would otherwise bring gigabytes of CUDA libraries.
+$(PEERS)/convert/.installed: benchmarks/peers/requirements-convert.txt | $(PEERS)/.installed
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+$(PEERS)/.installed $(PEERS)/convert/.installed:
+	@echo "Installing into $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --quiet --upgrade pip
+	@torch=$$(sed -n 's/^torch/torch/p' $<)+cpu; pip="$(@D)/bin/python -m pip install --quiet --quiet"; \
+	$$pip "$$torch" 2>/dev/null || $$pip "$$torch" --extra-index-url $(TORCH_INDEX) || $$pip "$${torch%+cpu}"
+	@$(@D)/bin/python -m pip install --quiet --quiet -r $<
+	@$(@D)/bin/python -m pip uninstall --quiet --yes torchvision 2>/dev/null
+	@touch $@
+
+$(LLAMA_BINARY): | $(PEERS)/.installed
+	@echo "Building llama.cpp: 10 to 25 minutes, once"
+	@mkdir -p $(PEERS)/llama.cpp/sdist
+	@$(PEERS)/bin/python -m pip install --quiet --quiet scikit-build-core cmake ninja
+	@PATH=$(PEERS_ABS)/bin:$$PATH $(PEERS)/bin/python -m pip download --quiet --no-deps --no-build-isolation \
+	    --no-binary llama-cpp-python --dest $(PEERS)/llama.cpp/sdist $(LLAMA_SDIST)
+	@tar xzf $(PEERS)/llama.cpp/sdist/llama_cpp_python-*.tar.gz -C $(PEERS)/llama.cpp/sdist
+	@ln -sfn $$(cd $(PEERS)/llama.cpp/sdist/llama_cpp_python-*/vendor/llama.cpp && pwd) $(PEERS)/llama.cpp/source
+	@PATH=$(PEERS_ABS)/bin:$$PATH cmake -S $(PEERS)/llama.cpp/source -B $(PEERS)/llama.cpp/build -G Ninja \
+	    -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+	    -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_NUMBER=0 \
+	    -DLLAMA_BUILD_COMMIT=$(LLAMA_SDIST) >$(PEERS)/llama.cpp/cmake.log
+	@PATH=$(PEERS_ABS)/bin:$$PATH cmake --build $(PEERS)/llama.cpp/build --target llama-server llama-quantize llama-batched-bench \
+	    >$(PEERS)/llama.cpp/build.log || { tail -30 $(PEERS)/llama.cpp/build.log >&2; exit 1; }
 
 build: install ## a wheel, in dist/
 	@$(PIP) wheel --quiet --quiet --no-build-isolation --no-deps --wheel-dir dist .
@@ -126,5 +167,5 @@ clean: ## remove what was built, not .venv
 	rm -rf build dist logs .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv too
-	rm -rf $(VENV)
+distclean: clean ## remove .venv and .venv-peers too
+	rm -rf $(VENV) $(PEERS)

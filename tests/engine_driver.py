@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from paged_backend.config import EngineConfig
+from paged_backend.engine.assembler import DeltaAssembler
 from paged_backend.engine.core import EngineCore
 from paged_backend.engine.metrics import EngineMetrics
-from paged_backend.engine.request import EngineRequest
-from paged_backend.engine.stream import StreamItem
+from paged_backend.engine.request import EngineRequest, RequestState
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.executor.executor import Executor
-from paged_backend.outputs import RequestDelta, RequestOutput
+from paged_backend.outputs import RequestOutput
 from paged_backend.sampling_params import SamplingParams
 
 MAX_STEPS = 20_000
@@ -42,7 +42,9 @@ def new_request(request_id: str, prompt: Sequence[int], params: SamplingParams, 
 class Collector:
     """Gathers items into whole outputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._assemblers: dict[str, DeltaAssembler] = {}
         self.outputs: dict[str, RequestOutput] = {}
         self.errors: dict[str, Exception] = {}
         self.finished: list[str] = []
@@ -51,15 +53,20 @@ class Collector:
         self.outputs[request.request_id] = RequestOutput.empty(
             request.request_id, None, list(request.prompt_token_ids), request.params.n
         )
+        self._assemblers[request.request_id] = DeltaAssembler(request, self._tokenizer)
 
-    def take(self, items: Sequence[tuple[str, StreamItem]]) -> None:
-        for request_id, item in items:
+    def take(self, states: Sequence[RequestState]) -> None:
+        for state in states:
+            request_id = state.request.request_id
             assert request_id not in self.finished, "a request got something after its last item"
-            if isinstance(item, RequestDelta):
-                self.outputs[request_id].extend(item)
+            if state.error is not None:
+                self.errors[request_id] = state.error
             else:
-                self.errors[request_id] = item
-            if not isinstance(item, RequestDelta) or item.finished:
+                delta = self._assemblers[request_id].assemble(state.gains)
+                self.outputs[request_id].extend(delta)
+                assert delta.finished == state.over
+                state.gains.clear()
+            if state.over:
                 self.finished.append(request_id)
 
 

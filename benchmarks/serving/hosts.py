@@ -1,123 +1,109 @@
-"""Measures one model on the bare engine, on BentoML and on TorchServe, with 1 and with 16 streams.
+"""What the hosts leave of the bare engine's speed: one model on the engine, on BentoML and on TorchServe.
 
-    python -m benchmarks.serving.hosts [--model FOLDER] [--streams 1 16] [--max-tokens 128] [--output FILE]
+    python -m benchmarks.serving.hosts [--model smollm2-135m] [--precision bf16] [--streams 1 32] [--output FILE]
 
-Each host is started as a user starts it (`paged-backend serve`), on free ports, one after the other. The last
-line of the output is one JSON object. Server and client share the machine's cores.
+Each host is started as a user starts it (`paged-backend serve`), on free ports. All of them stay up, and every round
+runs the engine and then each host with the same streams: what the machine does meanwhile meets all alike, and the
+ratios are medians over rounds of host and engine in the same round. Server and client share the machine's cores. The
+client of the ratios reads bare sockets; how much the `openai` package's client takes is measured in rounds of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import signal
-import socket
-import subprocess
-import sys
+import statistics
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
+from typing import Any
 
-from benchmarks.serving.streams import PROMPTS, StreamTimes, measure, summarize
-from paged_backend import EngineConfig, SamplingParams
+from benchmarks.engine.settings import add_engine_arguments, engine_args, model_folder, model_name
+from benchmarks.report import finish, make_parser, rounded, say
+from benchmarks.serving.clients import EngineStreams, OpenAIStreams, PlainStreams
+from benchmarks.serving.servers import HOSTS, Server, running_host
+from benchmarks.serving.streams import measure
+from paged_backend import EngineConfig
 from paged_backend.engine.client import EngineClient
 
-Record = dict[str, float | int | str]
-
-STOP_TIMEOUT_S = 60.0
-
-
-async def run_engine_stream(client: EngineClient, prompt: str, max_tokens: int) -> StreamTimes:
-    """What `streams.run_stream` does, without any server."""
-    start_s = time.perf_counter()
-    chunks_s: list[float] = []
-    num_tokens = 0
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-    async for delta in client.submit(prompt, params):
-        num_tokens += sum(len(output.token_ids) for output in delta.outputs)
-        chunks_s.append(time.perf_counter() - start_s)
-    return StreamTimes(chunks_s, time.perf_counter() - start_s, num_tokens)
-
-
-async def measure_engine(client: EngineClient, num_streams: int, max_tokens: int) -> Record:
-    """What `streams.measure` does, without any server."""
-    await run_engine_stream(client, PROMPTS[0], 8)
-    prompts = [f"{index} {PROMPTS[index % len(PROMPTS)]}" for index in range(num_streams)]
-    start_s = time.perf_counter()
-    times = await asyncio.gather(*(run_engine_stream(client, prompt, max_tokens) for prompt in prompts))
-    return summarize(times, time.perf_counter() - start_s, "engine", max_tokens)
-
-
-@contextmanager
-def running_host(host: str, model: str) -> Iterator[tuple[str, str, float]]:
-    """A host with the model; yields its base URL, the model's name there, and how long its start took (s)."""
-    port, management_port, metrics_port = _free_ports(3)
-    command = [
-        *(sys.executable, "-m", "paged_backend.handlers.cli", "serve", "--host", host),
-        *("--model", model, "--set", "name=bench", "--port", str(port)),
-        *("--set", f"torchserve.management_port={management_port}"),
-        *("--set", f"torchserve.metrics_port={metrics_port}"),
-    ]
-    start_s = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if line.startswith("Ready:"):
-                break
-        else:
-            raise SystemExit(f"{host} did not start: its messages above say why.")
-        path = "/predictions/bench/1.0/v1" if host == "torchserve" else "/v1"
-        yield f"http://127.0.0.1:{port}{path}", "bench", time.perf_counter() - start_s
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=STOP_TIMEOUT_S)
+Record = dict[str, Any]
 
 
 def main() -> None:
     """Measures, prints a line for each run, and ends in JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="paged-tiny", help="folder or name (default paged-tiny)")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16], help="requests at once")
+    parser = make_parser(__doc__)
+    add_engine_arguments(parser)
+    parser.add_argument("--hosts", nargs="+", default=list(HOSTS), choices=HOSTS)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 32], help="requests at once (default 1 and 32)")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens of each (default 128)")
-    parser.add_argument("--output", type=Path, help="also write the JSON here")
+    parser.add_argument("--rounds", type=int, default=5, help="of which medians are taken (default 5)")
+    parser.add_argument("--openai-rounds", type=int, default=2, help="more rounds, with the openai client (default 2)")
     args = parser.parse_args()
-    report: dict[str, dict[str, object]] = {}
-    start_s = time.perf_counter()
-    client = EngineClient.start(EngineConfig.from_args(model=args.model))
-    ready_s = time.perf_counter() - start_s
-    runs = [asyncio.run(measure_engine(client, count, args.max_tokens)) for count in args.streams]
-    client.shutdown()
-    report["engine"] = _entry("engine", ready_s, runs)
-    for host in ("bentoml", "torchserve"):
-        with running_host(host, args.model) as (base_url, name, ready_s):
-            runs = [asyncio.run(measure(base_url, name, count, args.max_tokens)) for count in args.streams]
-        report[host] = _entry(host, ready_s, runs)
-    text = json.dumps({"benchmark": "serving/hosts", "model": args.model, "max_tokens": args.max_tokens, **report})
-    if args.output is not None:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
-
-
-def _entry(host: str, ready_s: float, runs: list[Record]) -> dict[str, object]:
-    for run in runs:
-        print(
-            f"{host}: {run['streams']} streams, {run['tokens_per_s']} tokens/s; first token "
-            f"{run['ttft_ms_p50']} ms, between chunks p50 {run['itl_ms_p50']} ms, p99 {run['itl_ms_p99']} ms"
-            f"; ready in {ready_s:.1f} s",
-            flush=True,
-        )
-    return {"ready_s": round(ready_s, 2), "runs": runs}
-
-
-def _free_ports(count: int) -> list[int]:
+    if args.quick:
+        args.rounds, args.openai_rounds, args.max_tokens = 2, 1, 32
+    folder, extra = model_folder(args.model), engine_args(args)
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        start_s = time.perf_counter()
+        client = EngineClient.start(EngineConfig.from_args(extra, model=folder))
+        stack.callback(client.shutdown)
+        ready_s: Record = {"engine": time.perf_counter() - start_s}
+        servers = []
+        for host in args.hosts:
+            servers.append(stack.enter_context(running_host(host, folder, extra)))
+            ready_s[host] = servers[-1].ready_s
+        results = [compare(client, servers, count, args) for count in args.streams]
+    report = {
+        "benchmark": "serving/hosts",
+        "model": model_name(args.model),
+        "engine_args": extra,
+        "max_tokens": args.max_tokens,
+        "ready_s": ready_s,
+        "results": results,
+    }
+    finish(rounded(report), args.output)
+
+
+def compare(client: EngineClient, servers: list[Server], num_streams: int, args: Any) -> Record:
+    """All rounds of one number of streams."""
+    result: Record = {"streams": num_streams}
+    for kind, num_rounds in (("plain", args.rounds), ("openai", args.openai_rounds)):
+        runs: dict[str, list[Record]] = {}
+        for number in range(num_rounds):
+            salt = f"{kind} {number}"
+            runs.setdefault("engine", []).append(
+                asyncio.run(measure(EngineStreams(client), num_streams, args.max_tokens, salt))
+            )
+            for server in servers:
+                run = _run_host(server, kind, num_streams, args.max_tokens, salt)
+                runs.setdefault(server.host, []).append(run)
+        if runs:
+            result[kind] = {name: _summary(name, records, runs["engine"]) for name, records in runs.items()}
+            for name, record in result[kind].items():
+                say(
+                    f"{num_streams} streams, {kind} client, {name}: {record['tokens_per_s']:.0f} tokens/s, "
+                    f"{record['of_engine']:.1%} of the engine's; first token {record['ttft_ms_p50']:.0f} ms, between "
+                    f"chunks p50 {record['itl_ms_p50']:.1f} ms, p99 {record['itl_ms_p99']:.1f} ms"
+                )
+    return result
+
+
+def _run_host(server: Server, kind: str, num_streams: int, max_tokens: int, salt: str) -> Record:
+    async def run() -> Record:
+        if kind == "plain":
+            return await measure(PlainStreams(server.base_url, server.model), num_streams, max_tokens, salt)
+        async with OpenAIStreams(server.base_url, server.model) as client:
+            return await measure(client, num_streams, max_tokens, salt)
+
+    return asyncio.run(run())
+
+
+def _summary(name: str, records: list[Record], engine: list[Record]) -> Record:
+    """Medians over rounds; `of_engine` is that of the rounds' own ratios."""
+    ratios = [one["tokens_per_s"] / bare["tokens_per_s"] for one, bare in zip(records, engine, strict=True)]
+    keys = ("tokens_per_s", "tokens_per_chunk", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99")
+    return {
+        **{key: statistics.median(record[key] for record in records) for key in keys},
+        "of_engine": statistics.median(ratios),
+        "of_engine_rounds": [] if name == "engine" else ratios,
+    }
 
 
 if __name__ == "__main__":

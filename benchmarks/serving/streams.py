@@ -4,21 +4,18 @@
         --model paged-tiny --streams 16 --max-tokens 128
 
 Every stream sends one completion of its own prompt with `ignore_eos`, all at once; the last line of the output
-is one JSON object. Tokens are counted by the server (`stream_options.include_usage`), as a chunk may hold
-several.
+is one JSON object. Tokens are counted by the server (`stream_options.include_usage`), as a chunk may hold several.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
-import openai
+from benchmarks.report import finish, make_parser, percentile, rounded
+from benchmarks.serving.clients import OpenAIStreams, PlainStreams, StreamClient, StreamTimes
 
 PROMPTS = (
     "Once upon a time, there was a",
@@ -28,60 +25,27 @@ PROMPTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StreamTimes:
-    """One stream, in seconds from its request.
+def prompts(num_streams: int, salt: object = "") -> list[str]:
+    """Short prompts, each another one, so that no stream lives off another's prefix."""
+    return [f"{salt} {index} {PROMPTS[index % len(PROMPTS)]}" for index in range(num_streams)]
 
-    Attributes:
-        chunks_s: when each chunk with text came.
-        end_s: when the stream ended.
-        num_tokens: what the server counted.
+
+async def measure(client: StreamClient, num_streams: int, max_tokens: int, salt: object = "") -> dict[str, Any]:
+    """Runs all streams at once, after one short request that warms the server up.
+
+    Args:
+        salt: stands in every prompt, for runs that are not to find each other's prefixes.
     """
-
-    chunks_s: list[float]
-    end_s: float
-    num_tokens: int
-
-
-async def run_stream(client: openai.AsyncOpenAI, model: str, prompt: str, max_tokens: int) -> StreamTimes:
-    """Sends one completion and times its chunks."""
+    await client.run(PROMPTS[0], 4)
     start_s = time.perf_counter()
-    chunks_s: list[float] = []
-    num_tokens = 0
-    stream = await client.completions.create(
-        model=model,
-        prompt=prompt,
-        max_tokens=max_tokens,
-        temperature=0.0,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_body={"ignore_eos": True},
-    )
-    async for chunk in stream:
-        if chunk.usage is not None:
-            num_tokens = chunk.usage.completion_tokens
-        if chunk.choices:
-            chunks_s.append(time.perf_counter() - start_s)
-    return StreamTimes(chunks_s, time.perf_counter() - start_s, num_tokens)
+    times = await asyncio.gather(*(client.run(prompt, max_tokens) for prompt in prompts(num_streams, salt)))
+    wall_s = time.perf_counter() - start_s
+    num_tokens = sum(one.num_tokens for one in times)
+    assert num_tokens == num_streams * max_tokens, f"{num_tokens} tokens of {num_streams} x {max_tokens}"
+    return summarize(times, wall_s)
 
 
-async def measure(
-    base_url: str, model: str, num_streams: int, max_tokens: int, api_key: str = "none"
-) -> dict[str, float | int | str]:
-    """Runs all streams at once, after one short request that warms the server up."""
-    async with openai.AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=600, max_retries=0) as client:
-        await run_stream(client, model, PROMPTS[0], 8)
-        start_s = time.perf_counter()
-        # The number makes each prompt another one, so that no stream lives off another's prefix.
-        prompts = [f"{index} {PROMPTS[index % len(PROMPTS)]}" for index in range(num_streams)]
-        times = await asyncio.gather(*(run_stream(client, model, prompt, max_tokens) for prompt in prompts))
-        wall_s = time.perf_counter() - start_s
-    return summarize(times, wall_s, base_url, max_tokens)
-
-
-def summarize(
-    times: Sequence[StreamTimes], wall_s: float, base_url: str, max_tokens: int
-) -> dict[str, float | int | str]:
+def summarize(times: Sequence[StreamTimes], wall_s: float) -> dict[str, Any]:
     """One JSON-ready record; times in milliseconds, `itl` being the time between two chunks of a stream."""
     first_ms = [one.chunks_s[0] * 1000 for one in times if one.chunks_s]
     gaps_ms = [
@@ -90,40 +54,40 @@ def summarize(
         for earlier, later in zip(one.chunks_s, one.chunks_s[1:], strict=False)
     ]
     num_tokens = sum(one.num_tokens for one in times)
-    return {
-        "base_url": base_url,
+    record = {
         "streams": len(times),
-        "max_tokens": max_tokens,
         "tokens": num_tokens,
-        "wall_s": round(wall_s, 3),
-        "tokens_per_s": round(num_tokens / wall_s, 1),
+        "tokens_per_chunk": num_tokens / max(1, sum(len(one.chunks_s) for one in times)),
+        "wall_s": wall_s,
+        "tokens_per_s": num_tokens / wall_s,
         "ttft_ms_p50": percentile(first_ms, 50),
         "ttft_ms_p99": percentile(first_ms, 99),
         "itl_ms_p50": percentile(gaps_ms, 50),
         "itl_ms_p99": percentile(gaps_ms, 99),
     }
+    return dict(rounded(record))
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile; NaN of nothing."""
-    if not values:
-        return math.nan
-    ordered = sorted(values)
-    rank = max(1, math.ceil(percent / 100 * len(ordered)))
-    return round(ordered[rank - 1], 2)
+async def _run(base_url: str, model: str, api_key: str, plain: bool, num_streams: int, max_tokens: int) -> Any:
+    if plain:
+        return await measure(PlainStreams(base_url, model, api_key), num_streams, max_tokens)
+    async with OpenAIStreams(base_url, model, api_key) as client:
+        return await measure(client, num_streams, max_tokens)
 
 
 def main() -> None:
     """Reads the command line, measures, prints JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = make_parser(__doc__)
     parser.add_argument("--base-url", required=True, help="the OpenAI routes, ending in /v1")
     parser.add_argument("--model", required=True, help="a name that the server serves")
     parser.add_argument("--streams", type=int, default=16, help="requests at once (default 16)")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens of each (default 128)")
     parser.add_argument("--api-key", default="none", help="bearer token, where the server wants one")
+    parser.add_argument("--plain", action="store_true", help="bare sockets in place of the openai client")
     args = parser.parse_args()
-    result = asyncio.run(measure(args.base_url, args.model, args.streams, args.max_tokens, api_key=args.api_key))
-    print(json.dumps(result))
+    num_streams, max_tokens = (2, 16) if args.quick else (args.streams, args.max_tokens)
+    result = asyncio.run(_run(args.base_url, args.model, args.api_key, args.plain, num_streams, max_tokens))
+    finish({"benchmark": "serving/streams", "max_tokens": max_tokens, **result}, args.output)
 
 
 if __name__ == "__main__":

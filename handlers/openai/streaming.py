@@ -144,22 +144,29 @@ async def _event_frames(
     continuous_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     begun: set[int] = set()
+
+    def frames(prompt_index: int, delta: RequestDelta) -> bytes:
+        """One engine step gives one piece: hosts pay per piece, not per byte."""
+        tally.add(prompt_index, delta)
+        tail = b"]}\n\n"
+        if continuous_usage:
+            tail = b'],"usage":' + encode_json(tally.body()) + b"}\n\n"
+        choices = [writer.choice(prompt_index, output) for output in delta.outputs]
+        if prompt_index not in begun:
+            begun.add(prompt_index)
+            choices = writer.first_choices(prompt_index) + choices
+        return b"".join([b"data: " + writer.head + encode_json(choice) + tail for choice in choices])
+
     try:
-        async with aclosing(_merged(requests)) as deltas:
-            async for prompt_index, delta in deltas:
-                tally.add(prompt_index, delta)
-                tail = b"]"
-                if continuous_usage:
-                    tail += b',"usage":' + encode_json(tally.body())
-                choices = [writer.choice(prompt_index, output) for output in delta.outputs]
-                if prompt_index not in begun:
-                    begun.add(prompt_index)
-                    choices = writer.first_choices(prompt_index) + choices
-                if choices:
-                    # One engine step gives one piece: hosts pay per piece, not per byte.
-                    yield b"".join(
-                        b"data: " + writer.head + encode_json(choice) + tail + b"}\n\n" for choice in choices
-                    )
+        if len(requests) == 1:
+            async for delta in requests[0]:
+                if piece := frames(0, delta):
+                    yield piece
+        else:
+            async with aclosing(_merged(requests)) as deltas:
+                async for prompt_index, delta in deltas:
+                    if piece := frames(prompt_index, delta):
+                        yield piece
         if include_usage:
             yield b"data: " + writer.head + b'],"usage":' + encode_json(tally.body()) + b"}\n\n"
     except Exception as error:
@@ -169,11 +176,7 @@ async def _event_frames(
 
 
 async def _merged(requests: Sequence[StreamPort]) -> AsyncGenerator[tuple[int, RequestDelta], None]:
-    """The deltas of all requests as they come, with the index of their prompt."""
-    if len(requests) == 1:
-        async for delta in requests[0]:
-            yield 0, delta
-        return
+    """The deltas of several requests as they come, with the index of their prompt."""
     queue: asyncio.Queue[tuple[int, RequestDelta | Exception | None]] = asyncio.Queue()
 
     async def forward(index: int, request: StreamPort) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pydantic_core import to_json
+
 JSON_TYPE = "application/json"
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 class ByteStream(Protocol):
@@ -64,8 +64,12 @@ class HttpResponse:
 
 
 def encode_json(value: Any) -> bytes:
-    """Compact UTF-8 JSON. A lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
-    return _encode(value).encode("utf-8", "replace")
+    """Compact UTF-8 JSON. A lone surrogate, which UTF-8 cannot hold, becomes "?"; an infinite number becomes null."""
+    try:
+        return to_json(value, inf_nan_mode="null")
+    except ValueError:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode("utf-8", "replace")
 
 
 def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> HttpResponse:

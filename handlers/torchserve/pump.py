@@ -25,13 +25,26 @@ from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpRequest, HttpRes
 logger = logging.getLogger(__name__)
 
 WAIT_S = 0.025
-"""Longest that one exchange waits for output: new requests are let in only between exchanges."""
+"""Longest that one exchange waits for output: new requests are let in only between exchanges.
+
+With an engine whose steps take longer it may be more, as each exchange costs the host a message for every live request.
+"""
+
+WAIT_OF_STEP = 0.75
+LONGEST_WAIT_S = 0.1
+"""Bounds of the longer wait: so much of the time between two outputs lets new requests in before the next step."""
 
 COMMIT_AFTER_S = 0.25
 """How long an accepted request that has no output yet is withheld from the host.
 
 The first reply commits the status line, so a refusal must come before it, and what is not accepted yet is never
 committed; but the host notices that a client has gone only when it is given a reply.
+"""
+
+PROBE_EVERY_S = 0.1
+"""How often the host is given an empty reply for a stream with no output: only then does it notice a client's leaving.
+
+Each reply costs the host a message and a write, and with steps longer than WAIT_S most of them would be empty.
 """
 
 QUIET_TICKS = 10
@@ -80,6 +93,7 @@ class _Live:
     request_id: str
     wants_stream: bool
     commit_at_s: float = math.inf
+    probe_at_s: float = 0.0
     response: HttpResponse | None = None
     chunks: deque[bytes] = field(default_factory=deque)
     finished: bool = False
@@ -123,6 +137,8 @@ class Pump:
         self._announcing = False  # the event loop's thread's alone
         self._live: dict[str, _Live] = {}
         self._in_exchange = False
+        self._output_at_s = 0.0  # this and the next are the host's thread's alone
+        self._pace_s = 0.0
         self._ticks_since_exchange = 0
         self._closed = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -164,7 +180,9 @@ class Pump:
             self._wait(request_ids)
             with self._lock:
                 now_s = time.monotonic()
-                return [self._take(request_id, now_s) for request_id in request_ids]
+                replies = [self._take(request_id, now_s) for request_id in request_ids]
+            self._note_pace(replies, now_s, begins=not known)
+            return replies
         finally:
             with self._lock:
                 self._in_exchange = False
@@ -216,7 +234,7 @@ class Pump:
             self._loop.call_soon_threadsafe(task.cancel)
 
     def _wait(self, request_ids: Sequence[str]) -> None:
-        deadline_s = time.monotonic() + self._wait_s
+        deadline_s = time.monotonic() + max(self._wait_s, min(WAIT_OF_STEP * self._pace_s, LONGEST_WAIT_S))
         while True:
             # Cleared before looking: news that comes after the look sets it again.
             self._news.clear()
@@ -227,6 +245,14 @@ class Pump:
             remaining_s = deadline_s - time.monotonic()
             if remaining_s <= 0 or not self._news.wait(remaining_s):
                 return
+
+    def _note_pace(self, replies: Sequence[Reply | None], now_s: float, *, begins: bool) -> None:
+        """Keeps the time between the last two outputs, seconds; 0 where there were none yet."""
+        if begins:
+            self._pace_s = 0.0
+        if any(reply is not None and reply.body for reply in replies):
+            self._pace_s = 0.0 if begins else now_s - self._output_at_s
+            self._output_at_s = now_s
 
     def _take(self, request_id: str, now_s: float) -> Reply | None:
         live = self._live.get(request_id)
@@ -239,6 +265,9 @@ class Pump:
             assert live.response is not None, "a request ends with a response"
             del self._live[request_id]
         if live.committed:
+            if not body and not ends and now_s < live.probe_at_s:
+                return None
+            live.probe_at_s = now_s + PROBE_EVERY_S
             return Reply(body, more=not ends)
         response = live.response
         if response is None:

@@ -58,6 +58,21 @@ def paged_attention(
     sliding_window: int = 0,
     soft_cap: float = 0.0,
 ) -> None: ...
+def time_paged_attention(
+    runtime: Runtime,
+    query: Tensor,
+    layers: list[tuple[Tensor, Tensor]],
+    dtype: str,
+    num_kv_heads: int,
+    block_size: int,
+    head_size: int,
+    block_tables: Tensor,
+    query_start: Tensor,
+    context_lens: Tensor,
+    out: Tensor,
+    scale: float,
+    seconds: float,
+) -> float: ...
 def copy_blocks(runtime: Runtime, storage: Tensor, pairs: Tensor) -> None: ...
 def sample(
     runtime: Runtime,

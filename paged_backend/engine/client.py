@@ -94,7 +94,7 @@ class EngineClient:
             arrival_s=time.monotonic(),
         )
         self._core.check_fits(request)
-        stream = RequestStream(request.request_id, text, prompt_token_ids, params.n, self._abort_stream)
+        stream = RequestStream(request, text, self.tokenizer, self._abort_stream)
         self._loop.submit(request, stream)
         return stream
 
@@ -111,7 +111,7 @@ class EngineClient:
 
     def metrics_text(self) -> str:
         """Prometheus exposition text, under vLLM's names."""
-        return self._metrics.text()
+        return self._metrics.text(self.stats)
 
     def check_health(self, stall_timeout_s: float | None = None) -> None:
         """Raises EngineUnavailableError when the engine is dead or draining, or has work but makes no step.

@@ -6,24 +6,24 @@ import dataclasses
 import hashlib
 import logging
 import time
+from collections import Counter
+from itertools import count, repeat
 
 from paged_backend.config import EngineConfig
+from paged_backend.engine.detokenizer import Finish
 from paged_backend.engine.metrics import EngineMetrics
-from paged_backend.engine.request import EngineRequest, Finish, RequestState
+from paged_backend.engine.request import EngineRequest, RequestState, SampleState
 from paged_backend.engine.stats import EngineStats
-from paged_backend.engine.stream import StreamItem
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import EngineUnavailableError, RequestFailedError
 from paged_backend.executor.executor import Executor
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
-from paged_backend.scheduler.plan import StepPlan
-from paged_backend.scheduler.scheduler import Scheduler, StepEvent
+from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, StepPlan, StepResult
+from paged_backend.scheduler.scheduler import Scheduler
+from paged_backend.scheduler.sequence import Sequence
 
 logger = logging.getLogger(__name__)
-
-Items = list[tuple[str, StreamItem]]
-"""What requests, by id, have gained."""
 
 _MEAN_WEIGHT = 0.1
 """Weight of the newest request in the running mean of request durations."""
@@ -49,6 +49,7 @@ class EngineCore:
         self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids)
         self._seed = config.model.seed
         self._requests: dict[str, RequestState] = {}
+        self._samples: dict[int, SampleState] = {}  # by sequence id, from the first token on
         self._not_started: dict[int, RequestState] = {}  # by sequence id, until first in a plan
         self._num_added = 0
         self._num_steps = 0
@@ -84,7 +85,7 @@ class EngineCore:
         self._metrics.request_params_max_tokens.observe(sequence.max_tokens)
         self._metrics.request_params_n.observe(params.n)
 
-    def abort(self, request_id: str) -> Items:
+    def abort(self, request_id: str) -> list[RequestState]:
         """Ends a request with finish_reason "abort"; one that is unknown or over gives nothing."""
         state = self._requests.get(request_id)
         if state is None:
@@ -92,12 +93,11 @@ class EngineCore:
         for sequence in self._scheduler.abort(request_id):
             self._not_started.pop(sequence.seq_id, None)
         state.end("abort")
-        delta = state.take_delta()
         self._forget(state, "abort")
-        return [(request_id, delta)]
+        return [state]
 
-    def step(self) -> Items:
-        """Computes one step; returns what each request gained. Nothing to do gives nothing."""
+    def step(self) -> list[RequestState]:
+        """Computes one step; returns the requests that gained something or ended, for their gains to be taken."""
         if not self._scheduler.has_work:
             return []
         plan = self._scheduler.plan()
@@ -109,12 +109,12 @@ class EngineCore:
             return self._fail_step()
         self._num_steps += 1
         self._metrics.iteration_tokens.observe(plan.num_tokens)
-        return self._take_events(self._scheduler.commit(result))
+        return self._take_tokens(self._scheduler.commit(result), result)
 
     def stats(self) -> EngineStats:
-        """A snapshot; also brings the gauges up to date."""
+        """A snapshot."""
         cache = self._kv.stats()
-        stats = EngineStats(
+        self.last_stats = EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
             num_total_blocks=cache.num_blocks,
@@ -128,19 +128,18 @@ class EngineCore:
             prefix_cache_queries=cache.prefix_queries,
             prefix_cache_hits=cache.prefix_hits,
         )
-        self._metrics.observe_stats(self.last_stats, stats)
-        self.last_stats = stats
-        return stats
+        return self.last_stats
 
-    def end_all(self, reason: str) -> Items:
+    def end_all(self, reason: str) -> list[RequestState]:
         """Ends every live request with EngineUnavailableError: nothing can be computed any more.
 
         The scheduler is left alone, as it may be what broke.
         """
-        items: Items = [(request_id, EngineUnavailableError(reason)) for request_id in self._requests]
-        for state in list(self._requests.values()):
+        states = list(self._requests.values())
+        for state in states:
+            state.fail(EngineUnavailableError(reason))
             self._forget(state, "error")
-        idle = dataclasses.replace(
+        self.last_stats = dataclasses.replace(
             self.last_stats,
             num_running=0,
             num_waiting=0,
@@ -148,9 +147,7 @@ class EngineCore:
             num_used_blocks=0,
             kv_cache_usage=0.0,
         )
-        self._metrics.observe_stats(self.last_stats, idle)
-        self.last_stats = idle
-        return items
+        return states
 
     def close(self) -> None:
         """Frees the model and the cache."""
@@ -170,53 +167,75 @@ class EngineCore:
             if state is not None:
                 state.times.scheduled_s = now_s
 
-    def _take_events(self, events: list[StepEvent]) -> Items:
+    def _take_tokens(self, owners: list[Sequence], result: StepResult) -> list[RequestState]:
+        """Hands each request what its sequences drew, and ends what their text ends."""
         now_s = time.monotonic()
-        touched: dict[str, RequestState] = {}
-        items: Items = []
-        for sequence, tokens in events:
-            state = self._requests.get(sequence.request_id)
-            if state is None:  # a sample before this one has failed the request
-                continue
-            if not tokens:
-                logger.error("request %s: its logits are not numbers", sequence.request_id)
-                touched.pop(sequence.request_id, None)
-                items.append(self._fail(state))
-                continue
-            touched[sequence.request_id] = state
-            if not state.times.first_token_s:
-                state.num_cached_tokens = sequence.num_cached_tokens
-                self._note_first_token(state, now_s)
-            self._note_tokens(state, sequence.index, len(tokens), now_s)
-            for number, token in enumerate(tokens, start=1):
-                by_token = None
-                if sequence.finish_reason is not None and number == len(tokens):
-                    by_token = Finish(sequence.finish_reason, sequence.stop_reason)
-                finish = state.take_token(sequence.index, token, by_token)
-                if finish is not None:
-                    if not sequence.finished:
-                        self._scheduler.finish_sequence(sequence, finish.reason, finish.stop_reason)
-                    break
-        items.extend((request_id, state.take_delta()) for request_id, state in touched.items())
-        for state in touched.values():
-            if state.over:
+        samples = self._samples
+        changed: list[RequestState] = []
+        last_times_s: list[float] = []
+        described = map(result.described.get, count()) if result.described else repeat(None)
+        for sequence, token_id, full in zip(owners, result.token_ids, described, strict=False):
+            sample = samples.get(sequence.seq_id)
+            if sample is None or token_id == NOT_DRAWN:
+                state = self._requests.get(sequence.request_id)
+                if state is None:  # a sample before this one has failed the request
+                    continue
+                if token_id == NOT_DRAWN:
+                    logger.error("request %s: its logits are not numbers", sequence.request_id)
+                    changed = [other for other in changed if other is not state]
+                    changed.append(self._fail(state))
+                    continue
+                sample = self._add_sample(state, sequence, now_s)
+            else:
+                last_times_s.append(sample.last_token_s)
+                sample.last_token_s = now_s
+                state = sample.state
+            if not state.gains:
+                changed.append(state)
+            if full is None and sample.text is None and sequence.finish_reason is None:
+                state.gains.append((sample.index, token_id, None, None, None, state.num_cached_tokens))
+            else:
+                self._take_token(sample, token_id, full)
+        self._num_generated_tokens += len(owners)
+        for last_s, number in Counter(last_times_s).items():
+            self._metrics.inter_token_latency.observe(now_s - last_s, number)
+        for state in changed:
+            if state.over and state.error is None:
                 self._forget(state, state.reason)
-        return items
+        return changed
 
-    def _fail_step(self) -> Items:
+    def _take_token(self, sample: SampleState, token_id: int, described: SampledToken | None) -> None:
+        """A token that ends a sample, or may end it by its text, or comes with logprobs."""
+        sequence = sample.sequence
+        by_token = Finish(sequence.finish_reason, sequence.stop_reason) if sequence.finish_reason is not None else None
+        finish = sample.state.take_token(sample, token_id, described, by_token)
+        if finish is not None and not sequence.finished:
+            self._scheduler.finish_sequence(sequence, finish.reason, finish.stop_reason)
+
+    def _add_sample(self, state: RequestState, sequence: Sequence, now_s: float) -> SampleState:
+        """A sample's first token."""
+        if not state.times.first_token_s:
+            state.num_cached_tokens = sequence.num_cached_tokens
+            self._note_first_token(state, now_s)
+        sample = self._samples[sequence.seq_id] = state.add_sample(sequence, now_s)
+        return sample
+
+    def _fail_step(self) -> list[RequestState]:
         failed = dict.fromkeys(sequence.request_id for sequence in self._scheduler.fail())
         return [self._fail(self._requests[request_id]) for request_id in failed]
 
-    def _fail(self, state: RequestState) -> tuple[str, StreamItem]:
-        request_id = state.request.request_id
-        for sequence in self._scheduler.sequences(request_id):
+    def _fail(self, state: RequestState) -> RequestState:
+        for sequence in self._scheduler.sequences(state.request.request_id):
             self._scheduler.finish_sequence(sequence, "error")
+        state.fail(RequestFailedError("The engine failed on this request: try it again."))
         self._forget(state, "error")
-        return request_id, RequestFailedError("The engine failed on this request: try it again.")
+        return state
 
     def _forget(self, state: RequestState, reason: FinishReason) -> None:
         now_s = time.monotonic()
         del self._requests[state.request.request_id]
+        for sample in state.samples.values():
+            self._samples.pop(sample.sequence.seq_id, None)
         self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)
         duration_s = now_s - state.times.arrival_s
         weight = _MEAN_WEIGHT if self.mean_request_s else 1.0
@@ -229,10 +248,3 @@ class EngineCore:
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
         self._metrics.prompt_tokens_cached.inc(state.num_cached_tokens)
         self._metrics.time_to_first_token.observe(now_s - state.times.arrival_s)
-
-    def _note_tokens(self, state: RequestState, index: int, count: int, now_s: float) -> None:
-        self._num_generated_tokens += count
-        last_s = state.times.last_token_s.get(index)
-        if last_s is not None:
-            self._metrics.inter_token_latency.observe((now_s - last_s) / count)
-        state.times.last_token_s[index] = now_s

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from paged_backend.engine.token_text import TokenTexts
 from paged_backend.engine.tokenizer import Tokenizer
+from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 
 _REPLACEMENT = "\ufffd"
@@ -20,15 +22,17 @@ class IncrementalDetokenizer:
     """Turns one sample's tokens into text that never holds half a character.
 
     Two offsets into the tokens move along: text up to `_read` has been given out, and `_prefix` begins the window
-    that is decoded together with what is new, so that the tokenizer sees enough context.
+    that is decoded together with what is new, so that the tokenizer sees enough context. Most tokens need none of
+    it: where all before is given out, and some of it is there, a token of a text of its own adds just that.
     """
 
     tokenizer: Tokenizer
     skip_special_tokens: bool
+    _texts: TokenTexts
     _ids: list[int] = field(default_factory=list)
     _prefix: int = 0
     _read: int = 0
-    _prefix_text: str = ""
+    _prefix_text: str | None = ""  # of _prefix .. _read; None until it is asked for
 
     @classmethod
     def after_prompt(
@@ -42,13 +46,21 @@ class IncrementalDetokenizer:
             text = tokenizer.decode(context, skip_special_tokens)
         if text.endswith(_REPLACEMENT):
             context, text = [], ""  # the prompt's end is no whole character: begin afresh
-        return cls(tokenizer, skip_special_tokens, context, 0, len(context), text)
+        texts = tokenizer.token_texts(skip_special_tokens)
+        return cls(tokenizer, skip_special_tokens, texts, context, 0, len(context), text)
 
     def push(self, token_id: int) -> str:
         """Adds a token; returns the text that became final."""
+        if self._read == len(self._ids) and self._prefix_text != "":
+            own_text = self._texts[token_id]
+            if own_text is not None:
+                if own_text:
+                    self._ids = [token_id]
+                    self._prefix, self._read, self._prefix_text = 0, 1, None
+                return own_text
         self._ids.append(token_id)
         text = self._decode(len(self._ids))
-        if len(text) > len(self._prefix_text) and not text.endswith(_REPLACEMENT):
+        if len(text) > len(self._context_text()) and not text.endswith(_REPLACEMENT):
             return self._give_out(text, len(self._ids))
         if len(self._ids) - self._read > 2 * _MAX_CHARACTER_TOKENS:
             return self._give_out_settled(text)
@@ -60,11 +72,16 @@ class IncrementalDetokenizer:
             return ""
         return self._give_out(self._decode(len(self._ids)), len(self._ids))
 
+    def _context_text(self) -> str:
+        if self._prefix_text is None:
+            self._prefix_text = self._decode(self._read)
+        return self._prefix_text
+
     def _decode(self, end: int) -> str:
         return self.tokenizer.decode(self._ids[self._prefix : end], self.skip_special_tokens)
 
     def _give_out(self, text: str, end: int) -> str:
-        new = text[len(self._prefix_text) :]
+        new = text[len(self._context_text()) :]
         self._prefix, self._read = self._read, end
         self._prefix_text = self._decode(end)
         return new
@@ -78,24 +95,66 @@ class IncrementalDetokenizer:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Why a sample ends."""
+
+    reason: FinishReason
+    stop_reason: int | str | None = None
+
+
 class SampleText:
     """The text of one sample: detokenised, searched for stop strings, held back while it may become one."""
 
-    __slots__ = ("_detokenizer", "_held", "_include_stop", "_min_tokens", "_num_tokens", "_stops")
+    __slots__ = (
+        "_beginnings",
+        "_detokenizer",
+        "_held",
+        "_include_stop",
+        "_min_tokens",
+        "_most_held",
+        "_num_tokens",
+        "_stops",
+    )
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         self._detokenizer = IncrementalDetokenizer.after_prompt(tokenizer, prompt_token_ids, params.skip_special_tokens)
         self._stops = tuple(params.stop or ())
+        self._beginnings = frozenset(stop[0] for stop in self._stops)
+        self._most_held = max(map(len, self._stops), default=1) - 1
         self._include_stop = params.include_stop_str_in_output
         self._min_tokens = params.min_tokens
         self._num_tokens = 0
         self._held = ""
 
+    def take(self, token_id: int | None, finish: Finish | None) -> tuple[str, Finish | None]:
+        """Adds a token or an end, or both.
+
+        Args:
+            token_id: None for an end without a token.
+            finish: why the sample ends with it, whatever its text.
+
+        Returns:
+            The text that became final, and why the sample ends: `finish`, or a stop string that was reached.
+        """
+        if token_id is None:
+            return self.finish(None), finish
+        if finish is not None and finish.reason == "stop":
+            return self.finish(token_id if self._include_stop else None), finish
+        text, stop = self.push(token_id)
+        if stop is not None:
+            return text, Finish("stop", stop)
+        if finish is not None:
+            text += self.finish(None)
+        return text, finish
+
     def push(self, token_id: int) -> tuple[str, str | None]:
         """Adds a token; returns (text that became final, the stop string that ended the sample or None)."""
+        if not self._stops:
+            return self._detokenizer.push(token_id), None
         self._num_tokens += 1
         text = self._held + self._detokenizer.push(token_id)
-        if not self._stops or self._num_tokens <= self._min_tokens:
+        if self._num_tokens <= self._min_tokens:
             self._held = ""
             return text, None
         found = self._first_stop(text)
@@ -124,7 +183,9 @@ class SampleText:
         return min(hits, default=None, key=lambda hit: hit[0])
 
     def _num_held_characters(self, text: str) -> int:
-        longest = min(len(text), max(map(len, self._stops)) - 1)
+        longest = min(len(text), self._most_held)
+        if self._beginnings.isdisjoint(text[len(text) - longest :]):
+            return 0
         for size in range(longest, 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._stops):
                 return size

@@ -9,12 +9,17 @@ import threading
 import time
 from collections import deque
 
-from paged_backend.engine.core import EngineCore, Items
-from paged_backend.engine.request import EngineRequest
+from paged_backend.engine.core import EngineCore
+from paged_backend.engine.request import EngineRequest, RequestState
 from paged_backend.engine.stats import EngineStats
-from paged_backend.engine.stream import RequestStream
-from paged_backend.errors import EngineUnavailableError, InvalidRequestError, QueueFullError, RequestFailedError
-from paged_backend.outputs import RequestDelta
+from paged_backend.engine.stream import RequestStream, Waiter
+from paged_backend.errors import (
+    EngineUnavailableError,
+    InvalidRequestError,
+    PagedBackendError,
+    QueueFullError,
+    RequestFailedError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -139,23 +144,23 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while self._take_inbox():
-                items = self._core.step()
+                changed = self._core.step()
                 self._publish()  # before readers learn of it: who asks then must see it
-                self._deliver(items)
+                self._deliver(changed)
         except Exception:
             logger.exception("the engine died")
             reason = "The engine has died of an internal error: it must be restarted."
         else:
             reason = _SHUT_DOWN
-        items = self._core.end_all(reason)
+        ended = self._core.end_all(reason)
         with self._changed:
             self._dead = reason
             self._busy = False
             self._stats = self._core.last_stats
             self._num_inbox_requests = 0
-            ended = {request_id for request_id, _ in items}
-            never_added = [request_id for request_id in self._streams if request_id not in ended]
-        self._deliver([*items, *((request_id, EngineUnavailableError(reason)) for request_id in never_added)])
+        self._deliver(ended)
+        for request_id in list(self._streams):  # never added
+            self._deliver_error(request_id, EngineUnavailableError(reason))
         self._core.close()
 
     def _take_inbox(self) -> bool:
@@ -170,20 +175,26 @@ class EngineLoop:
                 return True
             inbox = list(self._inbox)
             self._inbox.clear()
-        ended: Items = []
+        ended: list[RequestState] = []
+        not_added: list[str] = []
         for item in inbox:
-            ended.extend(self._core.abort(item) if isinstance(item, str) else self._add(item))
+            if isinstance(item, str):
+                ended.extend(self._core.abort(item))
+            elif not self._add(item):
+                not_added.append(item.request_id)
         self._publish(num_taken=sum(not isinstance(item, str) for item in inbox))
         self._deliver(ended)
+        for request_id in not_added:
+            self._deliver_error(request_id, RequestFailedError("The engine failed on this request."))
         return True
 
-    def _add(self, request: EngineRequest) -> Items:
+    def _add(self, request: EngineRequest) -> bool:
         try:
             self._core.add(request)
         except Exception:
             logger.exception("request %s could not be added; the others go on", request.request_id)
-            return [(request.request_id, RequestFailedError("The engine failed on this request."))]
-        return []
+            return False
+        return True
 
     def _publish(self, num_taken: int = 0) -> None:
         """Renews the snapshot; num_taken requests have moved from the inbox into it."""
@@ -193,16 +204,36 @@ class EngineLoop:
             self._num_inbox_requests -= num_taken
             self._moved_s = time.monotonic()
 
-    def _deliver(self, items: Items) -> None:
-        """Hands items to their streams; one wake-up per event loop, however many streams it reads."""
-        waiting: dict[asyncio.AbstractEventLoop, list[tuple[str, asyncio.Future[None]]]] = {}
-        for request_id, item in items:
-            is_last = not isinstance(item, RequestDelta) or item.finished
-            stream = self._forget(request_id) if is_last else self._streams[request_id]
-            waiter = stream.put(item)
+    def _deliver(self, states: list[RequestState]) -> None:
+        """Hands over what requests gained; one wake-up per event loop, however many streams it reads."""
+        streams = self._streams
+        waiting: list[tuple[str, Waiter]] = []
+        for state in states:
+            request_id = state.request.request_id
+            if state.error is not None:
+                self._deliver_error(request_id, state.error)
+                continue
+            stream = self._forget(request_id) if state.over else streams[request_id]
+            waiter = stream.put(state.gains, state.over)
+            state.gains.clear()
             if waiter is not None:
-                waiting.setdefault(waiter[0], []).append((request_id, waiter[1]))
-        for loop, waiters in waiting.items():
+                waiting.append((request_id, waiter))
+        if waiting:
+            self._wake(waiting)
+
+    def _deliver_error(self, request_id: str, error: PagedBackendError) -> None:
+        waiter = self._forget(request_id).put_error(error)
+        if waiter is not None:
+            self._wake([(request_id, waiter)])
+
+    def _wake(self, waiting: list[tuple[str, Waiter]]) -> None:
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[str, asyncio.Future[None]]]] = {}
+        for request_id, waiter in waiting:
+            if isinstance(waiter, threading.Event):
+                waiter.set()
+            else:
+                loops.setdefault(waiter[0], []).append((request_id, waiter[1]))
+        for loop, waiters in loops.items():
             try:
                 loop.call_soon_threadsafe(_wake, [future for _, future in waiters])
             except RuntimeError:  # the reader's event loop has closed: nobody is left to read

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from paged_backend.engine.stats import EngineStats
 from paged_backend.outputs import FinishReason
@@ -27,13 +32,37 @@ class RequestTimes:
         arrival_s: submitted.
         scheduled_s: first part of the prompt computed; 0 before.
         first_token_s: first token drawn; 0 before.
-        last_token_s: latest token drawn by sample index.
     """
 
     arrival_s: float
     scheduled_s: float = 0.0
     first_token_s: float = 0.0
-    last_token_s: dict[int, float] = field(default_factory=dict)
+
+
+class TallyHistogram(Collector):
+    """A histogram that takes many equal observations at once: a step gives each of its sequences the same."""
+
+    def __init__(
+        self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str], values: Sequence[str]
+    ) -> None:
+        self._name, self._text = name, text
+        self._labels, self._values = labels, values
+        self._bounds = [*map(float, buckets), float("inf")]
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Adds `count` observations of one value."""
+        self._counts[bisect_left(self._bounds, value)] += count
+        self._sum += value * count
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """The registry's question."""
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        names = [*map(str, self._bounds[:-1]), "+Inf"]
+        buckets = list(zip(names, accumulate(self._counts), strict=True))
+        family.add_metric(self._values, buckets, self._sum)
+        yield family
 
 
 class EngineMetrics:
@@ -42,6 +71,8 @@ class EngineMetrics:
     def __init__(self, model_name: str, max_model_len: int, engine_index: int = 0) -> None:
         self.registry = CollectorRegistry()
         self._label_values = (model_name, str(engine_index))
+        self._stats = EngineStats()
+        self._told = threading.Lock()
         token_buckets = _one_two_five(max_model_len)
 
         self.num_requests_running = self._gauge("num_requests_running", "Sequences that run (n for a request of n).")
@@ -59,9 +90,14 @@ class EngineMetrics:
         self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN_S
         )
-        self.inter_token_latency = self._histogram(
-            "inter_token_latency_seconds", "From one token to the next.", _INTER_TOKEN_S
+        self.inter_token_latency = TallyHistogram(
+            "vllm:inter_token_latency_seconds",
+            "From one token to the next.",
+            _INTER_TOKEN_S,
+            _LABELS,
+            self._label_values,
         )
+        self.registry.register(self.inter_token_latency)
         self.time_per_output_token = self._histogram(
             "request_time_per_output_token_seconds", "Decode time over tokens, per request.", _INTER_TOKEN_S
         )
@@ -92,11 +128,15 @@ class EngineMetrics:
             for reason, finished_reason in zip(reasons, reasons, strict=True)
         }
 
-    def text(self) -> str:
-        """The exposition format."""
-        return generate_latest(self.registry).decode()
+    def text(self, snapshot: Callable[[], EngineStats]) -> str:
+        """The exposition format, gauges and counters as of a snapshot taken now. For any thread."""
+        with self._told:
+            stats = snapshot()
+            self._observe_stats(self._stats, stats)
+            self._stats = stats
+            return generate_latest(self.registry).decode()
 
-    def observe_stats(self, previous: EngineStats, stats: EngineStats) -> None:
+    def _observe_stats(self, previous: EngineStats, stats: EngineStats) -> None:
         """Sets the gauges from a snapshot, and moves the counters on by what came since the one before."""
         self.num_requests_running.set(stats.num_running)
         self.num_requests_waiting.set(stats.num_waiting)

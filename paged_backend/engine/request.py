@@ -1,15 +1,22 @@
-"""A request inside the engine: what was asked, and its samples' tokens on their way to text."""
+"""A request inside the engine: what was asked, and what its samples have gained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paged_backend.engine.detokenizer import SampleText
+from paged_backend.engine.detokenizer import Finish, SampleText
 from paged_backend.engine.metrics import RequestTimes
 from paged_backend.engine.tokenizer import Tokenizer
-from paged_backend.outputs import CompletionDelta, FinishReason, Logprob, RequestDelta, TokenLogprobs
+from paged_backend.errors import PagedBackendError
+from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import SampledToken
+from paged_backend.scheduler.sequence import Sequence
+
+Gain = tuple[int, "int | None", "str | None", "SampledToken | None", "Finish | None", int]
+"""What a sample gained: (its index, a token, that token's text, that token in full, why the sample ends, prompt tokens
+that came from the cache). Text is made by whoever needs it first: the engine where stop strings wait for it, else
+whoever reads, and then it is None here. A plain tuple: it is made once per sample and step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +37,27 @@ class EngineRequest:
     arrival_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Why a sample ends."""
-
-    reason: FinishReason
-    stop_reason: int | str | None = None
-
-
 class RequestState:
-    """One live request: turns its sampled tokens into deltas and knows when it is over.
+    """One live request: gathers what its samples gain and knows when it is over.
 
     Attributes:
-        num_generated: tokens by sample index.
+        gains: what came together and has not been handed over.
+        error: what ended it, if it ended so.
+        over: whether every sample has ended, or an error ended all of them.
         reason: why the sample that ended last did.
+        samples: those that have a token, by index.
     """
 
     __slots__ = (
-        "_finished",
-        "_pending",
         "_texts",
-        "_tokenizer",
+        "_unfinished",
+        "error",
+        "gains",
         "num_cached_tokens",
-        "num_generated",
+        "over",
         "reason",
         "request",
+        "samples",
         "times",
     )
 
@@ -63,96 +66,80 @@ class RequestState:
         self.request = request
         self.times = RequestTimes(request.arrival_s)
         self.num_cached_tokens = 0
+        self.error: PagedBackendError | None = None
+        self.over = False
         self.reason: FinishReason = "stop"
-        self.num_generated = [0] * params.n
-        self._tokenizer = tokenizer if params.detokenize else None
-        self._texts = (
-            [SampleText(self._tokenizer, request.prompt_token_ids, params) for _ in range(params.n)]
-            if self._tokenizer is not None
-            else None
-        )
-        self._finished = [False] * params.n
-        self._pending: list[CompletionDelta] = []
+        self.gains: list[Gain] = []
+        self.samples: dict[int, SampleState] = {}
+        self._unfinished = set(range(params.n))
+        self._texts: list[SampleText] | None = None
+        if params.stop and tokenizer is not None:
+            self._texts = [SampleText(tokenizer, request.prompt_token_ids, params) for _ in range(params.n)]
 
     @property
-    def over(self) -> bool:
-        """Whether every sample has ended."""
-        return all(self._finished)
+    def num_generated(self) -> list[int]:
+        """Tokens by sample, of those that have any."""
+        return [len(sample.sequence.output_token_ids) for sample in self.samples.values()] or [0]
 
-    def take_token(self, index: int, token: SampledToken, finish: Finish | None) -> Finish | None:
-        """Adds a sampled token to the pending delta.
+    def add_sample(self, sequence: Sequence, now_s: float) -> SampleState:
+        """A sample that has its first token."""
+        text = self._texts[sequence.index] if self._texts is not None else None
+        sample = self.samples[sequence.index] = SampleState(self, sequence, text, now_s)
+        return sample
+
+    def take_token(
+        self, sample: SampleState, token_id: int, described: SampledToken | None, finish: Finish | None
+    ) -> Finish | None:
+        """Adds a sampled token to the gains.
 
         Args:
+            described: the token in full, where logprobs were asked for.
             finish: set where the token itself ends the sample (EOS, a stop token, or the length).
 
         Returns:
             Why the sample ends, if it does: `finish`, or a stop string that its text has reached.
         """
-        assert not self._finished[index]
-        self.num_generated[index] += 1
-        text = ""
-        if self._texts is not None:
-            sample = self._texts[index]
-            if finish is not None and finish.reason == "stop":
-                shown = self.request.params.include_stop_str_in_output
-                text = sample.finish(token.token_id if shown else None)
-            else:
-                text, stop = sample.push(token.token_id)
-                if stop is not None:
-                    finish = Finish("stop", stop)
-                elif finish is not None:
-                    text += sample.finish(None)
-        logprobs = None if token.logprob is None else (self._logprobs(token),)
-        self._add(index, text, (token.token_id,), logprobs, finish)
+        text = None
+        if sample.text is not None:
+            text, finish = sample.text.take(token_id, finish)
+        self.gains.append((sample.index, token_id, text, described, finish, self.num_cached_tokens))
+        if finish is not None:
+            self._end(sample.index, finish)
         return finish
 
     def end(self, reason: FinishReason) -> None:
         """Ends every sample that has not ended, with the text held back so far."""
-        for index, finished in enumerate(self._finished):
-            if not finished:
-                text = self._texts[index].finish(None) if self._texts is not None else ""
-                self._add(index, text, (), None, Finish(reason))
+        finish = Finish(reason)
+        for index in sorted(self._unfinished):
+            text = self._texts[index].finish(None) if self._texts is not None else None
+            self.gains.append((index, None, text, None, finish, self.num_cached_tokens))
+            self._end(index, finish)
 
-    def take_delta(self) -> RequestDelta:
-        """What has come together since the last call."""
-        pending, self._pending = self._pending, []
-        return RequestDelta(
-            request_id=self.request.request_id,
-            outputs=tuple(pending),
-            finished=self.over,
-            num_prompt_tokens=len(self.request.prompt_token_ids),
-            num_cached_tokens=self.num_cached_tokens,
-        )
+    def fail(self, error: PagedBackendError) -> None:
+        """Ends the request with an error; what it gained and nobody has seen is lost."""
+        self.gains.clear()
+        self.error = error
+        self.over = True
 
-    def _add(
-        self,
-        index: int,
-        text: str,
-        token_ids: tuple[int, ...],
-        logprobs: tuple[TokenLogprobs, ...] | None,
-        finish: Finish | None,
-    ) -> None:
-        self._pending.append(
-            CompletionDelta(
-                index,
-                text,
-                token_ids,
-                logprobs,
-                finish.reason if finish else None,
-                finish.stop_reason if finish else None,
-            )
-        )
-        if finish is not None:
-            self._finished[index] = True
-            self.reason = finish.reason
+    def _end(self, index: int, finish: Finish) -> None:
+        self._unfinished.remove(index)
+        self.over = not self._unfinished
+        self.reason = finish.reason
 
-    def _logprobs(self, token: SampledToken) -> TokenLogprobs:
-        assert token.logprob is not None and token.rank is not None
-        candidates = {token.token_id: self._logprob(token.token_id, token.logprob, token.rank)}
-        for rank, (token_id, logprob) in enumerate(token.top, start=1):
-            candidates.setdefault(token_id, self._logprob(token_id, logprob, rank))
-        return candidates
 
-    def _logprob(self, token_id: int, logprob: float, rank: int) -> Logprob:
-        text = self._tokenizer.decode([token_id], skip_special_tokens=False) if self._tokenizer else None
-        return Logprob(logprob, rank, text)
+class SampleState:
+    """One sample that has a token.
+
+    Attributes:
+        text: what searches its stop strings; None without any.
+        last_token_s: when its latest token was drawn; seconds of `time.monotonic`.
+    """
+
+    __slots__ = ("index", "last_token_s", "sequence", "state", "text")
+
+    def __init__(self, state: RequestState, sequence: Sequence, text: SampleText | None, now_s: float) -> None:
+        self.state = state
+        self.sequence = sequence
+        self.index = sequence.index
+        self.text = text
+        self.last_token_s = now_s

@@ -1,61 +1,78 @@
-"""One request's deltas on their way from the engine's thread to whoever asked, on asyncio or a plain thread."""
+"""One request's gains on their way from the engine's thread to whoever asked, on asyncio or a plain thread."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+from paged_backend.engine.assembler import DeltaAssembler
+from paged_backend.engine.request import EngineRequest, Gain
+from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import PagedBackendError
 from paged_backend.outputs import RequestDelta, RequestOutput
 
-StreamItem = RequestDelta | PagedBackendError
-"""What a stream carries: deltas, the last of them finished, or an error, which is always the last."""
+StreamItem = Gain | PagedBackendError
+"""What a stream carries: gains, or an error, which is always the last."""
 
-Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+Waiter = threading.Event | tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+"""Whom to wake: a thread, or a future of an event loop."""
 
 
 class RequestStream:
-    """The deltas of one accepted request; iterate it once, with `for` or `async for`.
+    """The deltas of one accepted request; iterate it once, with `for` or `async for`, or collect it.
 
     It ends after the delta with `finished`, or raises what ended the request. Whoever stops reading early must call
     `abort`, or the request runs on for nobody.
 
-    Attributes:
+    The engine's thread adds items and looks who waits; one reader takes items and says that it waits, then looks again
+    before it sleeps. So neither needs a lock, and deltas and their text are made by who reads them, when they are read.
+
+    Args:
+        request: what was accepted.
         prompt: the prompt's text, or None where token ids were given.
-        n: number of samples.
+        tokenizer: None gives deltas without text.
+        abort: called with the stream to end it.
     """
 
     def __init__(
         self,
-        request_id: str,
+        request: EngineRequest,
         prompt: str | None,
-        prompt_token_ids: list[int],
-        n: int,
+        tokenizer: Tokenizer | None,
         abort: Callable[[RequestStream], None],
     ) -> None:
-        self.request_id = request_id
+        self.request_id = request.request_id
         self.prompt = prompt
-        self.prompt_token_ids = prompt_token_ids
-        self.n = n
+        self.prompt_token_ids = request.prompt_token_ids
+        self.n = request.params.n
         self._abort = abort
+        self._assembler = DeltaAssembler(request, tokenizer)
         self._items: deque[StreamItem] = deque()
-        self._changed = threading.Condition()
+        self._closed = False  # by the last item
         self._waiter: Waiter | None = None
-        self._ended = False
+        self._waits_for_end = False
+        self._ended = False  # for the reader
 
     def abort(self) -> None:
         """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time."""
         self._abort(self)
 
-    def put(self, item: StreamItem) -> Waiter | None:
-        """Adds an item (engine's thread); returns the asyncio waiter to wake, so that wake-ups can be batched."""
-        with self._changed:
-            self._items.append(item)
-            waiter, self._waiter = self._waiter, None
-            self._changed.notify_all()
-        return waiter
+    def put(self, gains: Sequence[Gain], is_last: bool) -> Waiter | None:
+        """Adds what a step gave (engine's thread); returns whom to wake, so that wake-ups can be batched."""
+        self._items.extend(gains)
+        if is_last:
+            self._closed = True
+        elif self._waits_for_end:
+            return None
+        return self._waiter
+
+    def put_error(self, error: PagedBackendError) -> Waiter | None:
+        """Ends the stream with an error; see `put`."""
+        self._items.append(error)
+        self._closed = True
+        return self._waiter
 
     def __iter__(self) -> Iterator[RequestDelta]:
         return self
@@ -63,11 +80,8 @@ class RequestStream:
     def __next__(self) -> RequestDelta:
         if self._ended:
             raise StopIteration
-        with self._changed:
-            while not self._items:
-                self._changed.wait()
-            item = self._items.popleft()
-        return self._unwrap(item)
+        self._wait()
+        return self._take()
 
     def __aiter__(self) -> AsyncIterator[RequestDelta]:
         return self
@@ -75,37 +89,65 @@ class RequestStream:
     async def __anext__(self) -> RequestDelta:
         if self._ended:
             raise StopAsyncIteration
-        while True:
-            with self._changed:
-                if self._items:
-                    item = self._items.popleft()
-                    break
-                loop = asyncio.get_running_loop()
-                future: asyncio.Future[None] = loop.create_future()
-                self._waiter = (loop, future)
-            await future
-        return self._unwrap(item)
+        await self._wait_async()
+        return self._take()
 
     def collect(self) -> RequestOutput:
         """Waits for the end; returns the whole output."""
-        output = self._empty_output()
-        for delta in self:
-            output.extend(delta)
-        return output
+        self._waits_for_end = True
+        self._wait()
+        return self._take_all()
 
     async def collect_async(self) -> RequestOutput:
         """`collect` for asyncio."""
-        output = self._empty_output()
-        async for delta in self:
-            output.extend(delta)
-        return output
+        self._waits_for_end = True
+        await self._wait_async()
+        return self._take_all()
 
-    def _empty_output(self) -> RequestOutput:
-        return RequestOutput.empty(self.request_id, self.prompt, self.prompt_token_ids, self.n)
+    def _is_ready(self) -> bool:
+        return self._closed or (bool(self._items) and not self._waits_for_end)
 
-    def _unwrap(self, item: StreamItem) -> RequestDelta:
+    def _wait(self) -> None:
+        while not self._is_ready():
+            event = threading.Event()
+            self._waiter = event
+            if not self._is_ready():
+                event.wait()
+        self._waiter = None
+
+    async def _wait_async(self) -> None:
+        while not self._is_ready():
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            self._waiter = loop, future
+            if not self._is_ready():
+                await future
+        self._waiter = None
+
+    def _take(self) -> RequestDelta:
+        """The next step's gains as a delta: a step gives each sample one, in order of index."""
+        item = self._items.popleft()
         if isinstance(item, PagedBackendError):
             self._ended = True
             raise item
-        self._ended = item.finished
-        return item
+        gains = [item]
+        while self._items and isinstance(following := self._items[0], tuple) and following[0] > gains[-1][0]:
+            gains.append(following)
+            self._items.popleft()
+        delta = self._assembler.assemble(gains)
+        self._ended = delta.finished
+        return delta
+
+    def _take_all(self) -> RequestOutput:
+        """What is left of a closed stream."""
+        self._ended = True
+        gains: list[Gain] = []
+        for item in self._items:
+            if isinstance(item, PagedBackendError):
+                raise item
+            gains.append(item)
+        self._items.clear()
+        output = RequestOutput.empty(self.request_id, self.prompt, self.prompt_token_ids, self.n)
+        if gains:
+            output.extend(self._assembler.assemble(gains))
+        return output

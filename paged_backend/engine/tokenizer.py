@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from paged_backend.engine.token_length import longest_token_characters
+from paged_backend.engine.token_text import TokenTexts
 from paged_backend.errors import InvalidRequestError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """A model's tokenizer. Safe to share between threads: nothing in it changes after loading.
+    """A model's tokenizer. Safe to share between threads: after loading, nothing but a memory of tokens' texts changes.
 
     Attributes:
         vocab_size: tokens that it knows, the added ones included.
@@ -30,6 +31,7 @@ class Tokenizer:
         self._backend.no_padding()
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
         self.longest_token_characters: int | None = longest_token_characters(self._backend)
+        self._texts = {skip: TokenTexts(self._backend, skip) for skip in (False, True)}
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -70,6 +72,10 @@ class Tokenizer:
         """Text of token ids; bytes that make no character come as U+FFFD."""
         text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def token_texts(self, skip_special_tokens: bool = True) -> TokenTexts:
+        """What each token adds to a text, where that does not depend on its neighbours."""
+        return self._texts[skip_special_tokens]
 
     def apply_chat_template(
         self,

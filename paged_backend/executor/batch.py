@@ -4,55 +4,128 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 
 from paged_backend.kernels.interface import StepInputs
-from paged_backend.scheduler.plan import ScheduledSequence
+from paged_backend.scheduler.plan import ScheduledSequence, StepPlan
+
+_Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+_WIDTH_STEP = 8
+"""Columns of block tables come by that many."""
+
+
+class BatchInputs:
+    """Makes each step's inputs, and keeps the block tables of the sequences in between.
+
+    Row s of the tables is sequence s of the latest plan. While a sequence stays, its row is read again only where a
+    token needs a block that is not in it yet, or blocks were copied. The tensors that `build` gives are lent until the
+    next `build`.
+
+    Args:
+        block_size: tokens in a block.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._lines: tuple[ScheduledSequence, ...] = ()
+        self._tables = np.zeros((0, 0), np.int32)
+        self._num_blocks = np.zeros(0, np.int64)  # entries of each row that are right
+
+    def build(self, plan: StepPlan) -> StepInputs:
+        """Tensors of a step with at least one sequence."""
+        lines = plan.sequences
+        num_seqs = len(lines)
+        computed = np.array([line.num_computed_tokens for line in lines], np.int64)
+        num_tokens = plan.num_tokens
+        owners = np.arange(num_seqs)
+        if num_tokens == num_seqs:
+            known = [line.token_ids[0] for line in lines]
+            query_start = np.arange(num_seqs + 1, dtype=np.int64)
+            positions, ends = computed, computed + 1
+        else:
+            known = list(chain.from_iterable([line.token_ids for line in lines]))
+            num_new = np.array([len(line.token_ids) for line in lines], np.int64)
+            query_start = np.zeros(num_seqs + 1, np.int64)
+            np.cumsum(num_new, out=query_start[1:])
+            owners = np.repeat(owners, num_new)
+            positions = np.arange(num_tokens) + (computed - query_start[:-1])[owners]
+            ends = computed + num_new
+        self._update_tables(plan, (ends - 1) // self._block_size + 1)
+        blocks = positions // self._block_size
+        slots = (self._tables[owners, blocks] - blocks) * np.int64(self._block_size) + positions
+        return StepInputs(
+            token_ids=torch.from_numpy(np.array(known, np.int64)),
+            positions=torch.from_numpy(positions),
+            slot_mapping=torch.from_numpy(slots),
+            block_tables=torch.from_numpy(self._tables),
+            query_start=torch.from_numpy(query_start.astype(np.int32)),
+            context_lens=torch.from_numpy(ends.astype(np.int32)),
+            logits_rows=_logits_rows(lines, query_start, num_tokens),
+        )
+
+    def _update_tables(self, plan: StepPlan, needed: _Ints) -> None:
+        """Brings the tables up to date; row s must have needed[s] blocks."""
+        lines = plan.sequences
+        if lines != self._lines:
+            self._rearrange(lines)
+        if plan.block_copies:
+            self._num_blocks[:] = 0
+        stale = np.flatnonzero(needed > self._num_blocks).tolist()
+        if not stale:
+            return
+        lengths = [len(lines[row].block_table) for row in stale]
+        width = max(lengths)
+        if width > self._tables.shape[1]:
+            self._tables = _widened(self._tables, width)
+        rows: list[int] = []
+        columns: list[int] = []
+        blocks: list[int] = []
+        for row, have in zip(stale, self._num_blocks[stale].tolist(), strict=True):
+            new = lines[row].block_table[have:]
+            rows += [row] * len(new)
+            columns += range(have, have + len(new))
+            blocks += new
+        self._tables[rows, columns] = blocks
+        self._num_blocks[stale] = lengths
+
+    def _rearrange(self, lines: tuple[ScheduledSequence, ...]) -> None:
+        """Moves the rows of sequences that stay to where they are in the new plan; the others' count as empty."""
+        row_of = {line: row for row, line in enumerate(self._lines)}
+        rows = np.array([row_of.get(line, -1) for line in lines])
+        new = rows < 0
+        num_blocks = np.zeros(len(lines), np.int64)
+        if self._lines:
+            num_blocks = np.where(new, 0, self._num_blocks[rows])
+            width = min(_round_up(int(num_blocks.max())), self._tables.shape[1])
+            self._tables = self._tables[rows, :width]
+        else:
+            self._tables = np.zeros((len(lines), 0), np.int32)
+        self._num_blocks = num_blocks
+        self._lines = lines
 
 
 def build_inputs(sequences: Sequence[ScheduledSequence], block_size: int) -> StepInputs:
-    """Tensors of one step.
-
-    Args:
-        sequences: at least one; each with a block table that covers its tokens.
-        block_size: tokens in a block.
-    """
-    num_new = np.fromiter((len(sequence.token_ids) for sequence in sequences), np.int64, len(sequences))
-    computed = np.fromiter((sequence.num_computed_tokens for sequence in sequences), np.int64, len(sequences))
-    query_start = np.zeros(len(sequences) + 1, np.int64)
-    np.cumsum(num_new, out=query_start[1:])
-    num_tokens = int(query_start[-1])
-    token_ids = np.fromiter(chain.from_iterable(s.token_ids for s in sequences), np.int64, num_tokens)
-    block_tables = _block_tables(sequences)
-    if num_tokens == len(sequences):
-        positions, owners = computed, np.arange(num_tokens)
-    else:
-        owners = np.repeat(np.arange(len(sequences)), num_new)
-        positions = np.arange(num_tokens) + (computed - query_start[:-1])[owners]
-    blocks, offsets = np.divmod(positions, block_size)
-    slots = block_tables[owners, blocks] * np.int64(block_size) + offsets
-    sampling = np.fromiter((s.sampling is not None for s in sequences), np.bool_, len(sequences))
-    rows = query_start[1:][sampling] - 1
-    return StepInputs(
-        token_ids=torch.from_numpy(token_ids),
-        positions=torch.from_numpy(positions),
-        slot_mapping=torch.from_numpy(slots),
-        block_tables=torch.from_numpy(block_tables),
-        query_start=torch.from_numpy(query_start.astype(np.int32)),
-        context_lens=torch.from_numpy((computed + num_new).astype(np.int32)),
-        logits_rows=None if len(rows) == num_tokens else torch.from_numpy(rows),
-    )
+    """The inputs of a step that stands alone; see `BatchInputs.build`."""
+    return BatchInputs(block_size).build(StepPlan(tuple(sequences)))
 
 
-def _block_tables(sequences: Sequence[ScheduledSequence]) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-    """int32 [S, longest table], padded with block 0, which is never read past a context's end."""
-    lengths = np.fromiter((len(sequence.block_table) for sequence in sequences), np.int64, len(sequences))
-    flat = np.fromiter(chain.from_iterable(s.block_table for s in sequences), np.int32, int(lengths.sum()))
-    width = int(lengths.max())
-    if len(flat) == width * len(sequences):
-        return flat.reshape(len(sequences), width)
-    tables = np.zeros((len(sequences), width), np.int32)
-    tables[np.arange(width) < lengths[:, None]] = flat
-    return tables
+def _widened(tables: np.ndarray[Any, np.dtype[np.int32]], width: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    wide = np.zeros((len(tables), _round_up(width)), np.int32)
+    wide[:, : tables.shape[1]] = tables
+    return wide
+
+
+def _round_up(width: int) -> int:
+    return -(-width // _WIDTH_STEP) * _WIDTH_STEP
+
+
+def _logits_rows(lines: Sequence[ScheduledSequence], query_start: _Ints, num_tokens: int) -> torch.Tensor | None:
+    """The last row of each sequence that draws, or None where that is every row."""
+    drawing = [line.sampling is not None for line in lines]
+    if num_tokens == len(lines) and all(drawing):
+        return None
+    return torch.from_numpy(query_start[1:][np.array(drawing)] - 1)

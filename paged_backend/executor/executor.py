@@ -12,6 +12,7 @@ from paged_backend.config import EngineConfig
 from paged_backend.executor.kv_storage import KVStorage, cache_dtype, num_cache_blocks
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.interface import OperationChoice
+from paged_backend.kernels.reference.kernels import ReferenceKernels
 from paged_backend.kernels.registry import select_kernels
 from paged_backend.models.architecture import Architecture
 from paged_backend.models.loader import load_model
@@ -33,16 +34,17 @@ class Executor:
     def __init__(self, config: EngineConfig) -> None:
         """Loads the model and takes the cache's memory.
 
-        Sets the number of torch's CPU threads, which is the process's.
+        Sets the number of torch's CPU threads, which is the process's: to one where the kernels have their own.
 
         Raises:
             ModelLoadError: the model cannot be used.
             ConfigError: the configuration asks for more than the model or the memory gives.
         """
         num_threads = config.executor.num_threads or usable_cores()
-        torch.set_num_threads(num_threads)
         kernels = select_kernels(config.executor.kernel_backend, "cpu", num_threads=num_threads)
-        model = load_model(config.model, kernels)
+        # torch's threads wait actively for each other: beside the kernels' own they would only be in the way.
+        torch.set_num_threads(num_threads if isinstance(kernels, ReferenceKernels) else 1)
+        model = load_model(config.model, kernels, num_threads=num_threads)
         dtype = cache_dtype(config)
         self.max_model_len: int = model.max_model_len
         self.architecture: Architecture = model.architecture
@@ -54,6 +56,9 @@ class Executor:
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
         storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype)
         self._runner: Runner | None = Runner(model.decoder, storage, kernels, self.block_size)
+        if kernels.report["linear"].implementation == "cpu":
+            # Our own threads compute. For the little that is left to torch, its own would only spin beside them.
+            torch.set_num_threads(1)
 
     def close(self) -> None:
         """Gives up the model and the cache. `run` must not be called any more."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from paged_backend.executor.batch import build_inputs
+from paged_backend.executor.batch import BatchInputs
 from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.kernels.interface import Kernels
 from paged_backend.models.decoder import Decoder
 from paged_backend.sampling.sampler import sample
-from paged_backend.scheduler.plan import SampledToken, StepPlan, StepResult
+from paged_backend.scheduler.plan import StepPlan, StepResult
 
 
 class Runner:
@@ -19,7 +19,7 @@ class Runner:
         self._step = kernels.compile(lambda kernels, inputs: decoder(kernels, inputs, storage.layers))
         self._storage = storage
         self._kernels = kernels
-        self._block_size = block_size
+        self._inputs = BatchInputs(block_size)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Copies blocks, computes every sequence's tokens, and draws where the plan asks for it."""
@@ -27,9 +27,8 @@ class Runner:
             if plan.block_copies:
                 self._kernels.copy_blocks(self._storage.blocks, torch.tensor(plan.block_copies, dtype=torch.int64))
             if not plan.sequences:
-                return StepResult({})
-            inputs = build_inputs(plan.sequences, self._block_size)
-            logits = self._step(inputs)
-            drawing = [(s.seq_id, s.sampling) for s in plan.sequences if s.sampling is not None]
-            drawn: list[tuple[SampledToken, ...]] = sample(self._kernels, logits, [task for _, task in drawing])
-        return StepResult({seq_id: tokens for (seq_id, _), tokens in zip(drawing, drawn, strict=True)})
+                return StepResult(())
+            logits = self._step(self._inputs.build(plan))
+            tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
+            drawn = sample(self._kernels, logits, tasks)
+        return StepResult.of(plan, drawn)

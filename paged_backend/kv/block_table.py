@@ -15,6 +15,7 @@ class BlockTable:
         token_ids: the sequence's known tokens, lent by its owner, who only ever appends to them.
         block_ids: block i holds positions i * block_size and after. The list itself is lent to step plans.
         num_computed: tokens whose K/V are in the blocks.
+        num_writable: positions below this one need no `allocate` before they are written.
         root: the parent of the first block's digest; it stands for the salt.
         digests: one per full block of known tokens that was asked about so far.
         packed: those blocks' tokens as bytes.
@@ -28,6 +29,7 @@ class BlockTable:
         "digests",
         "num_computed",
         "num_indexed",
+        "num_writable",
         "packed",
         "root",
         "token_ids",
@@ -37,6 +39,7 @@ class BlockTable:
         self.token_ids = token_ids
         self.block_ids: list[int] = []
         self.num_computed = 0
+        self.num_writable = 0
         self.root = root
         self.digests: list[bytes] = []
         self.packed: list[bytes] = []

@@ -117,7 +117,7 @@ class KVCacheManager:
         for block in prefix:
             self.pool.hold(block)
         table.block_ids = list(prefix)
-        table.num_computed = len(prefix) * self.block_size
+        table.num_computed = table.num_writable = len(prefix) * self.block_size
         table.num_indexed = len(prefix)
         table.active = True
         self._tables[table] = None
@@ -131,12 +131,12 @@ class KVCacheManager:
         Where the next position falls into a block with other holders, the table gets a copy of its own; the
         last holder writes in place. `take_copies` has the copies.
         """
+        if num_tokens <= table.num_writable:
+            return True
         block_ids = table.block_ids
-        needed = -(-num_tokens // self.block_size) - len(block_ids)
+        needed = max(self.blocks_for(num_tokens) - len(block_ids), 0)
         position = table.num_computed // self.block_size
         shared = table.num_computed % self.block_size != 0 and self.pool.ref_counts[block_ids[position]] > 1
-        if not needed and not shared:
-            return True
         if needed + shared > self.pool.num_free:
             return False
         if shared:
@@ -148,6 +148,7 @@ class KVCacheManager:
             self._copy_sources.add(source)
         for _ in range(needed):
             block_ids.append(self._allocate_block())
+        table.num_writable = len(block_ids) * self.block_size
         return True
 
     def take_copies(self) -> tuple[tuple[int, int], ...]:
@@ -171,24 +172,32 @@ class KVCacheManager:
 
         A block whose tokens are indexed under another block already stays unindexed.
         """
-        assert table.active and table.num_computed <= num_computed <= len(table.block_ids) * self.block_size
+        assert table.active and table.num_computed <= num_computed <= table.num_writable
         table.num_computed = num_computed
         num_full = num_computed // self.block_size
-        if num_full == table.num_indexed or self.index is None:
-            return
-        if len(table.digests) < num_full:
-            self._extend_digests(table)
-        for i in range(table.num_indexed, num_full):
-            parent = table.digests[i - 1] if i else table.root
-            self.index.add(table.digests[i], parent, table.packed[i], table.block_ids[i])
+        if self.index is not None:
+            if len(table.digests) < num_full:
+                self._extend_digests(table)
+            for i in range(table.num_indexed, num_full):
+                parent = table.digests[i - 1] if i else table.root
+                self.index.add(table.digests[i], parent, table.packed[i], table.block_ids[i])
         table.num_indexed = num_full
+
+    def commit_all(self, tables: Sequence[BlockTable], num_computed: Sequence[int]) -> None:
+        """`commit` of many tables, quick for those in which no block was filled."""
+        size = self.block_size
+        for table, end in zip(tables, num_computed, strict=True):
+            if end // size == table.num_indexed:
+                table.num_computed = end
+            else:
+                self.commit(table, end)
 
     def fork(self, parent: BlockTable, token_ids: Sequence[int]) -> BlockTable:
         """A table that shares all blocks of its parent, for a sequence with the same computed tokens."""
         assert parent.active
         child = BlockTable(token_ids, parent.root)
         child.block_ids = list(parent.block_ids)
-        child.num_computed = parent.num_computed
+        child.num_computed = child.num_writable = parent.num_writable = parent.num_computed
         num_shared = parent.num_computed // self.block_size
         child.digests = parent.digests[:num_shared]
         child.packed = parent.packed[:num_shared]
@@ -210,7 +219,7 @@ class KVCacheManager:
                 if block not in self._copy_sources:
                     self._retire(block)
         table.block_ids = []
-        table.num_computed = 0
+        table.num_computed = table.num_writable = 0
         table.num_indexed = 0
         table.active = False
         del self._tables[table]
@@ -245,6 +254,9 @@ class KVCacheManager:
             assert table.active
             assert len(set(table.block_ids)) == len(table.block_ids), "a block is twice in a table"
             assert len(table.block_ids) == self.blocks_for(table.num_computed), "blocks and tokens disagree"
+            assert table.num_computed <= table.num_writable <= len(table.block_ids) * self.block_size
+            if table.num_computed < table.num_writable:
+                assert self.pool.ref_counts[table.block_ids[-1]] == 1, "a shared block is taken for writable"
             holders.update(table.block_ids)
             self._check_digests(table)
         free = self.pool.free_blocks()

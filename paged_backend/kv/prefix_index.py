@@ -6,19 +6,13 @@ import hashlib
 import secrets
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 _DIGEST_BYTES = 16
 _KEY_BYTES = 32
 
 
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """One indexed block: what a hit is confirmed against."""
-
-    block: int
-    parent: bytes
-    tokens: bytes
+IndexEntry = tuple[int, bytes, bytes]
+"""One indexed block, and what a hit is confirmed against: its parent's digest and its tokens."""
 
 
 class PrefixIndex:
@@ -30,10 +24,11 @@ class PrefixIndex:
     salt share.
     """
 
-    __slots__ = ("_digest_of", "_entries", "_key")
+    __slots__ = ("_digest_of", "_entries", "_keyed")
 
     def __init__(self, *, key: bytes | None = None) -> None:
-        self._key = secrets.token_bytes(_KEY_BYTES) if key is None else key
+        key = secrets.token_bytes(_KEY_BYTES) if key is None else key
+        self._keyed = hashlib.blake2b(key=key, digest_size=_DIGEST_BYTES)
         self._entries: dict[bytes, IndexEntry] = {}
         self._digest_of: dict[int, bytes] = {}
 
@@ -46,25 +41,27 @@ class PrefixIndex:
     def root(self, salt: str | None) -> bytes:
         """The parent of a sequence's first block."""
         text = b"shared" if salt is None else b"salt:" + salt.encode("utf-8", "surrogatepass")
-        return self._hash(text)
+        return self.digest(b"", text)
 
     def digest(self, parent: bytes, tokens: bytes) -> bytes:
         """The chain's next link; `tokens` are a full block's, packed by `pack_tokens`."""
-        return self._hash(parent + tokens)
+        state = self._keyed.copy()
+        state.update(parent + tokens)
+        return state.digest()
 
     def find(self, digest: bytes, parent: bytes, tokens: bytes) -> int | None:
         """The block that holds these tokens after that parent, or None. Changes nothing."""
         entry = self._entries.get(digest)
-        if entry is None or entry.tokens != tokens or entry.parent != parent:
+        if entry is None or entry[2] != tokens or entry[1] != parent:
             return None
-        return entry.block
+        return entry[0]
 
     def add(self, digest: bytes, parent: bytes, tokens: bytes, block: int) -> bool:
         """Indexes a computed block; False, and no change, where the digest is taken by another block."""
         if digest in self._entries:
             return False
         assert block not in self._digest_of, f"block {block} is indexed already"
-        self._entries[digest] = IndexEntry(block, parent, tokens)
+        self._entries[digest] = block, parent, tokens
         self._digest_of[block] = digest
         return True
 
@@ -82,12 +79,9 @@ class PrefixIndex:
         """Asserts that both directions of the index agree. For tests."""
         assert len(self._entries) == len(self._digest_of)
         for block, digest in self._digest_of.items():
-            entry = self._entries[digest]
-            assert entry.block == block
-            assert self.digest(entry.parent, entry.tokens) == digest
-
-    def _hash(self, text: bytes) -> bytes:
-        return hashlib.blake2b(text, key=self._key, digest_size=_DIGEST_BYTES).digest()
+            indexed, parent, tokens = self._entries[digest]
+            assert indexed == block
+            assert self.digest(parent, tokens) == digest
 
 
 def pack_tokens(token_ids: Sequence[int]) -> bytes:

@@ -42,8 +42,13 @@ class LoadedModel:
     eos_token_ids: frozenset[int]
 
 
-def load_model(config: ModelConfig, kernels: Kernels) -> LoadedModel:
+def load_model(config: ModelConfig, kernels: Kernels, *, num_threads: int = 1) -> LoadedModel:
     """Loads config.model.
+
+    Args:
+        config: which one, and how it is held.
+        kernels: what its layers are packed for.
+        num_threads: that quantize weights.
 
     Raises:
         ModelLoadError: the folder, its configuration or its weights cannot be used.
@@ -59,9 +64,8 @@ def load_model(config: ModelConfig, kernels: Kernels) -> LoadedModel:
         )
     quantizer = None if config.quantization is None else QUANTIZERS[config.quantization]
     with Checkpoint(folder, names.prefix) as checkpoint:
-        decoder = _Builder(architecture, names, checkpoint, kernels, _DTYPES.get(config.dtype), quantizer).decoder(
-            max_model_len
-        )
+        builder = _Builder(architecture, names, checkpoint, kernels, _DTYPES.get(config.dtype), quantizer, num_threads)
+        decoder = builder.decoder(max_model_len)
         checkpoint.finish(names.ignored)
     return LoadedModel(
         decoder=decoder,
@@ -88,6 +92,7 @@ class _Builder:
     Attributes:
         dtype: what weights and tables are rounded to; None holds them as they are stored.
         quantizer: makes whole numbers of the linear layers' weights; None for none.
+        num_threads: that it works with.
     """
 
     architecture: Architecture
@@ -96,6 +101,7 @@ class _Builder:
     kernels: Kernels
     dtype: torch.dtype | None
     quantizer: Quantizer | None
+    num_threads: int
 
     def decoder(self, num_positions: int) -> Decoder:
         arch, names = self.architecture, self.names
@@ -213,7 +219,7 @@ class _Builder:
         if not weight.isfinite().all():
             raise ModelLoadError(f"{name} holds numbers that are not finite, so that it cannot be quantized.")
         quantize = self.quantizer.head if is_head else self.quantizer.layer
-        return self.kernels.pack_linear(quantize(weight), bias, gated=gated)
+        return self.kernels.pack_linear(quantize(weight, self.num_threads), bias, gated=gated)
 
     def _norm(self, template: str, layer: int = 0) -> Norm:
         arch = self.architecture

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-NUMBERS_AT_ONCE = 2**18
-"""How many numbers are searched at a time: 1 MiB of float32, which stays in the cores' caches."""
+_NUMBERS_AT_ONCE = 2**17
+"""How many numbers a thread looks at: half a MiB of float32, which stays in a core's cache."""
+
+
+def for_parts(weight: Tensor, num_threads: int, quantize: Callable[[Tensor, slice], None]) -> None:
+    """Calls quantize(rows in float32, which rows) for all rows of a weight, some at a time.
+
+    On threads of its own: torch's wait for each other after every operation, which takes a hundred times as long where
+    something else runs on the cores. They are best left at one (`torch.set_num_threads`) meanwhile.
+
+    Args:
+        weight: float [N, K].
+        num_threads: of Python, at least 1; torch's operations let the others run.
+    """
+    num_outputs, num_inputs = weight.shape
+    num_rows = max(1, _NUMBERS_AT_ONCE // num_inputs)
+    parts = [slice(begin, begin + num_rows) for begin in range(0, num_outputs, num_rows)]
+
+    def run(part: slice) -> None:
+        quantize(weight[part].float().contiguous(), part)
+
+    with ThreadPoolExecutor(num_threads) as threads:
+        for _ in threads.map(run, parts):  # looks at every result, so that an exception is raised here
+            pass
 
 
 def nearest_values(x: Tensor, candidates: Sequence[Tensor], low: int, high: int) -> tuple[Tensor, Tensor]:

@@ -15,15 +15,15 @@ from paged_backend.quantization.int8 import quantize_int8
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """How a model's linear layers are quantized; each takes float [N, K], all finite.
+    """How a model's linear layers are quantized; each takes float [N, K], all finite, and a number of threads.
 
     Attributes:
         layer: those inside the model.
         head: the one that makes the logits.
     """
 
-    layer: Callable[[Tensor], QuantizedWeight]
-    head: Callable[[Tensor], QuantizedWeight]
+    layer: Callable[[Tensor, int], QuantizedWeight]
+    head: Callable[[Tensor, int], QuantizedWeight]
 
 
 # The head's error goes straight into the logits, and so into which token is the first; the others' errors are

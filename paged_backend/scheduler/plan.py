@@ -1,19 +1,22 @@
 """What crosses between scheduler and executor: plain data, no tensor, no policy.
 
-Sequences of token and block ids are lent for the length of one step: the executor reads them and keeps none.
-What the scheduler makes once per sequence and step is not frozen, because a frozen dataclass takes twice as
-long to make; nobody writes to it all the same.
+A sequence's line in the plan is made when it is admitted and lent to every step until it ends or is preempted;
+between steps the scheduler writes to it what has changed, nobody else ever does. So an executor that keeps
+something by sequence may know it by the line itself, and a decode step makes nothing per sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from paged_backend.sampling_params import SamplingParams
 
+NOT_DRAWN = -1
+"""In the place of a token: logits were not numbers, or the parameters left no token."""
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class SamplingTask:
     """Tokens to draw from the logits after a sequence's last scheduled token.
 
@@ -32,14 +35,15 @@ class SamplingTask:
     suppressed_token_ids: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ScheduledSequence:
-    """One sequence's share of a step.
+    """One sequence's share of a step; compared by identity.
 
     Attributes:
         token_ids: tokens to compute, at least one; decode is the case of one.
         num_computed_tokens: tokens whose K/V are in the cache already: the position of token_ids[0].
-        block_table: block ids that hold positions 0 .. num_computed_tokens + len(token_ids) - 1.
+        block_table: block ids that hold positions 0 .. num_computed_tokens + len(token_ids) - 1. From step to
+            step it only grows, but where the plan's block_copies put a copy in a block's place.
         sampling: None where more of the prompt is still to come.
     """
 
@@ -57,15 +61,16 @@ class StepPlan:
     Attributes:
         block_copies: (source, destination) block ids, to be copied in every layer before anything is
             computed.
+        num_tokens: tokens computed in this step; counted where they are not given.
     """
 
     sequences: tuple[ScheduledSequence, ...]
     block_copies: tuple[tuple[int, int], ...] = ()
+    num_tokens: int = -1
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens computed in this step."""
-        return sum(len(sequence.token_ids) for sequence in self.sequences)
+    def __post_init__(self) -> None:
+        if self.num_tokens < 0:
+            object.__setattr__(self, "num_tokens", sum(len(sequence.token_ids) for sequence in self.sequences))
 
 
 @dataclass(slots=True)
@@ -85,6 +90,25 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step drew: by sequence id, one token per seed of its sampling task."""
+    """What a step drew.
 
-    samples: Mapping[int, tuple[SampledToken, ...]]
+    Attributes:
+        token_ids: one for each seed of each sampling task, in the plan's order; NOT_DRAWN for all seeds of a task that
+            left nothing to draw.
+        described: the same tokens in full, by place in `token_ids`, where logprobs were asked for.
+    """
+
+    token_ids: Sequence[int]
+    described: Mapping[int, SampledToken] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: StepPlan, rows: Sequence[Sequence[SampledToken]]) -> StepResult:
+        """A result of tokens in full, a row for each sampling task, empty where nothing could be drawn."""
+        tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
+        token_ids: list[int] = []
+        described: dict[int, SampledToken] = {}
+        for task, row in zip(tasks, rows, strict=True):
+            if row and row[0].logprob is not None:
+                described.update(enumerate(row, len(token_ids)))
+            token_ids.extend([token.token_id for token in row] if row else [NOT_DRAWN] * len(task.seeds))
+        return cls(token_ids, described)

@@ -12,12 +12,9 @@ from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.limits import resolve_max_tokens
-from paged_backend.scheduler.plan import SampledToken, SamplingTask, ScheduledSequence, StepPlan, StepResult
+from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
 from paged_backend.scheduler.policy import WaitingQueue, order_key
 from paged_backend.scheduler.sequence import Sequence, SequenceStatus, sample_seed
-
-StepEvent = tuple[Sequence, tuple[SampledToken, ...]]
-"""A sequence and the tokens that it gained in a step; `sequence.finished` tells whether they end it."""
 
 _ORDER = attrgetter("order")
 
@@ -180,73 +177,73 @@ class Scheduler:
     def plan(self) -> StepPlan:
         """Decides a step and takes its blocks. Empty only if there is no work."""
         assert self._in_flight is None, "the last step was neither committed nor failed"
-        scheduled: list[ScheduledSequence] = []
         running = self._running
         allocate = self.kv.allocate
-        budget = self.config.max_num_batched_tokens
         num_preemptions = self.num_preemptions
-        num_samples = 0
-        i = 0
-        while i < len(running):
-            sequence = running[i]
+        spare = self.config.max_num_batched_tokens - len(running)  # each gets one
+        assert spare >= 0, "more running sequences than tokens in the budget"
+        for sequence in [s for s in running if not s.ready]:
             table = sequence.table
-            num_new = len(sequence.token_ids) - table.num_computed
-            if num_new > 1:
-                num_new = min(num_new, budget - (len(running) - i - 1))
-            if not allocate(table, table.num_computed + num_new):
+            num_missing = len(sequence.token_ids) - table.num_computed
+            while sequence.status is SequenceStatus.RUNNING:
+                num_new = min(num_missing, 1 + spare)
+                if allocate(table, table.num_computed + num_new):
+                    sequence.schedule(num_new)
+                    spare -= num_new - 1
+                    break
                 # The last one gives way, and if that is this one, the list ends here.
                 self._preempt(running.pop())
-                continue
-            scheduled.append(self._schedule(sequence, num_new))
-            budget -= num_new
-            num_samples += len(sequence.seeds)
-            i += 1
+                spare += 1
         in_flight = running.copy()
-        assert budget >= 0, "more running sequences than tokens in the budget"
         if self.num_preemptions == num_preemptions:
-            self._admit(budget, num_samples, scheduled, in_flight)
-        assert scheduled or not self.has_work, "a step without progress"
-        plan = StepPlan(tuple(scheduled), self.kv.take_copies())
+            spare = self._admit(spare, in_flight)
+        assert in_flight or not self.has_work, "a step without progress"
+        lines = tuple([sequence.line for sequence in in_flight])
+        plan = StepPlan(lines, self.kv.take_copies(), self.config.max_num_batched_tokens - spare)
         self._in_flight = in_flight, plan
         return plan
 
-    def commit(self, result: StepResult) -> list[StepEvent]:
+    def commit(self, result: StepResult) -> list[Sequence]:
         """Books a step that was computed.
 
         Returns:
-            What each sequence gained, in the plan's order. Sequences that this ended are out of the
-            scheduler, their blocks given back, with finish_reason and stop_reason set. The samples of an
-            n > 1 request come as n events, in order of index, in the step that computes its last prompt
-            token: sample 0 is the sequence that `add` returned, the others appear here for the first time.
-            A sequence for which the executor could draw nothing comes with no tokens: the caller must end it
-            with `finish_sequence` before the next plan.
+            Whose each of the result's tokens is. Sequences that this ended are out of the scheduler, their blocks
+            given back, with finish_reason and stop_reason set. The samples of an n > 1 request part in the step that
+            computes its last prompt token: sample 0 is the sequence that `add` returned, the others appear here for
+            the first time. A sequence for which nothing could be drawn stays as it was: the caller must end it with
+            `finish_sequence` before the next plan.
         """
         assert self._in_flight is not None, "commit without a plan"
         (in_flight, plan), self._in_flight = self._in_flight, None
-        samples = result.samples
-        events: list[StepEvent] = []
-        num_ended = 0
-        commit_blocks = self.kv.commit
-        for sequence, scheduled in zip(in_flight, plan.sequences, strict=True):
-            commit_blocks(sequence.table, scheduled.num_computed_tokens + len(scheduled.token_ids))
-            if scheduled.sampling is None:
+        lines = plan.sequences
+        ends = [line.num_computed_tokens + len(line.token_ids) for line in lines]
+        self.kv.commit_all([sequence.table for sequence in in_flight], ends)
+        token_ids = result.token_ids
+        owners: list[Sequence] = []
+        ended = False
+        for sequence, line, end in zip(in_flight, lines, ends, strict=True):
+            line.num_computed_tokens = end
+            if line.sampling is None:
                 continue
-            drawn = samples[sequence.seq_id]
-            if not drawn:  # nothing could be drawn: whoever commits must end the request
-                events.append((sequence, drawn))
+            token_id = token_ids[len(owners)]
+            if token_id == NOT_DRAWN:
+                owners.extend([sequence] * sequence.num_samples)
                 continue
-            assert len(drawn) == len(sequence.seeds), sequence
-            if len(drawn) > 1:
-                num_ended += self._part_ways(sequence, drawn, events)
+            if len(line.sampling.seeds) > 1:
+                family = self._part_ways(sequence)
+                ended |= self._take_first_tokens(family, token_ids[len(owners) : len(owners) + len(family)])
+                owners.extend(family)
                 continue
-            ended = sequence.append(drawn[0].token_id)
-            events.append((sequence, drawn))
-            if ended:
+            owners.append(sequence)
+            line.token_ids = [token_id]
+            sequence.ready = end < sequence.table.num_writable
+            if sequence.append(token_id):
                 self._end(sequence)
-                num_ended += 1
-        if num_ended:
+                ended = True
+        assert len(owners) == len(token_ids), "the result is another plan's"
+        if ended:
             self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
-        return events
+        return owners
 
     def fail(self) -> list[Sequence]:
         """Drops the requests whose sequences were in the plan, after the executor raised; others go on.
@@ -275,7 +272,7 @@ class Scheduler:
         assert sum(sequence.num_samples for sequence in self._running) <= self.config.max_num_seqs
         for sequence in self._running:
             assert sequence.status is SequenceStatus.RUNNING and sequence.table.active, sequence
-            assert sequence.num_computed_tokens < len(sequence.token_ids), sequence
+            self._check_line(sequence)
         for sequence in self._waiting:
             assert sequence.status is SequenceStatus.WAITING and not sequence.table.active, sequence
         live = {id(sequence) for sequence in (*self._running, *self._waiting)}
@@ -284,56 +281,47 @@ class Scheduler:
         assert all(self._requests.values())
         self.kv.check_invariants()
 
-    def _admit(
-        self,
-        budget: int,
-        num_samples: int,
-        scheduled: list[ScheduledSequence],
-        in_flight: list[Sequence],
-    ) -> None:
-        """Starts waiting sequences, in order, until one does not fit."""
+    def _check_line(self, sequence: Sequence) -> None:
+        line, table, known = sequence.line, sequence.table, sequence.token_ids
+        assert line.block_table is table.block_ids
+        assert line.num_computed_tokens == table.num_computed < len(known), sequence
+        assert sequence.task.position == len(known), sequence
+        if sequence.ready:
+            assert list(line.token_ids) == known[table.num_computed :] and line.sampling is sequence.task, sequence
+            assert len(known) <= table.num_writable, sequence
+
+    def _admit(self, budget: int, in_flight: list[Sequence]) -> int:
+        """Starts waiting sequences, in order, until one does not fit; returns what is left of the budget."""
         kv = self.kv
+        max_num_seqs = self.config.max_num_seqs
+        if not len(self._waiting) or len(in_flight) >= max_num_seqs:
+            return budget
+        num_samples = sum([sequence.num_samples for sequence in in_flight])
         while budget > 0 and len(self._waiting):
             sequence = self._waiting.peek()
-            if num_samples + sequence.num_samples > self.config.max_num_seqs:
-                return
-            prefix = kv.cached_prefix(sequence.table)
+            if num_samples + sequence.num_samples > max_num_seqs:
+                break
+            table = sequence.table
+            prefix = kv.cached_prefix(table)
             # None of the free blocks is spoken for: a prompt still computed in chunks uses the budget up.
             num_wanted = min(len(sequence.token_ids) + 1, sequence.max_cached_tokens)
             if kv.missing_to_start(prefix, num_wanted) > kv.num_free_blocks:
-                return
+                break
             self._waiting.pop()
             is_new = sequence.num_preemptions == 0
-            kv.start(sequence.table, prefix, count=is_new)
+            kv.start(table, prefix, count=is_new)
             if is_new:
-                sequence.num_cached_tokens = sequence.table.num_computed
-            sequence.status = SequenceStatus.RUNNING
-            num_new = min(len(sequence.token_ids) - sequence.table.num_computed, budget)
-            fits = kv.allocate(sequence.table, sequence.table.num_computed + num_new)
+                sequence.num_cached_tokens = table.num_computed
+            num_new = min(len(sequence.token_ids) - table.num_computed, budget)
+            fits = kv.allocate(table, table.num_computed + num_new)
             assert fits, "admitted without room"
+            sequence.admit()
+            sequence.schedule(num_new)
             insort(self._running, sequence, key=_ORDER)
-            scheduled.append(self._schedule(sequence, num_new))
             in_flight.append(sequence)
             budget -= num_new
             num_samples += sequence.num_samples
-
-    def _schedule(self, sequence: Sequence, num_new: int) -> ScheduledSequence:
-        """A sequence's line in the plan; its blocks are allocated already."""
-        table = sequence.table
-        start = table.num_computed
-        end = start + num_new
-        token_ids = sequence.token_ids
-        sampling = None
-        if end == len(token_ids):
-            sampling = SamplingTask(
-                sequence.params,
-                sequence.seeds,
-                end,
-                sequence.prompt_token_ids,
-                sequence.output_token_ids,
-                sequence.suppressed_token_ids,
-            )
-        return ScheduledSequence(sequence.seq_id, token_ids[start:end], start, table.block_ids, sampling)
+        return budget
 
     def _preempt(self, sequence: Sequence) -> None:
         self.kv.free(sequence.table)
@@ -342,10 +330,11 @@ class Scheduler:
         self.num_preemptions += 1
         self._waiting.push(sequence)
 
-    def _part_ways(self, parent: Sequence, drawn: tuple[SampledToken, ...], events: list[StepEvent]) -> int:
-        """Splits a request into its samples, each with its first token; returns how many that ended."""
+    def _part_ways(self, parent: Sequence) -> list[Sequence]:
+        """Splits a request, whose prompt is computed, into its samples."""
+        seeds = parent.task.seeds
         family = [parent]
-        for index in range(1, len(drawn)):
+        for index in range(1, len(seeds)):
             token_ids = list(parent.prompt_token_ids)
             child = Sequence(
                 seq_id=self._new_seq_id(),
@@ -353,7 +342,7 @@ class Scheduler:
                 index=index,
                 prompt_token_ids=parent.prompt_token_ids,
                 params=parent.params,
-                seeds=parent.seeds[index : index + 1],
+                seeds=seeds[index : index + 1],
                 priority=parent.priority,
                 arrival=parent.arrival,
                 order=self._order_key(parent.priority, parent.arrival, index),
@@ -362,21 +351,20 @@ class Scheduler:
                 token_ids=token_ids,
                 table=self.kv.fork(parent.table, token_ids),
             )
-            child.status = SequenceStatus.RUNNING
+            child.admit()
             child.num_cached_tokens = parent.num_cached_tokens
+            insort(self._running, child, key=_ORDER)
             family.append(child)
-        parent.seeds = parent.seeds[:1]
+        parent.task.seeds = seeds[:1]
         self._requests[parent.request_id] = list(family)
-        num_ended = 0
-        for sequence, sample in zip(family, drawn, strict=True):
-            ended = sequence.append(sample.token_id)
-            events.append((sequence, (sample,)))
-            if sequence is not parent:
-                insort(self._running, sequence, key=_ORDER)
-            if ended:
+        return family
+
+    def _take_first_tokens(self, family: list[Sequence], token_ids: TokenIds[int]) -> bool:
+        """Gives each sample the token that it drew; whether that ended any."""
+        for sequence, token_id in zip(family, token_ids, strict=True):
+            if sequence.append(token_id):
                 self._end(sequence)
-                num_ended += 1
-        return num_ended
+        return any(sequence.finished for sequence in family)
 
     def _end(self, sequence: Sequence) -> None:
         """Gives the blocks back and forgets the sequence; whoever calls takes it out of its list."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence as TokenIds
 from paged_backend.kv.block_table import BlockTable
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
+from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence
 
 _SEED_SPAN = 2**64
 _SEED_HALF = 2**63
@@ -32,7 +33,6 @@ class Sequence:
         request_id: the request it belongs to.
         index: which of the request's n samples.
         params: the request's sampling parameters.
-        seeds: one per sample that its next draw gives: its own, or all n before the samples part.
         priority: lower goes first under the priority policy.
         arrival: the request's number in order of arrival.
         prompt_token_ids: shared with the request's other samples, never changed.
@@ -42,19 +42,24 @@ class Sequence:
         eos_token_ids: the model's, sorted.
         num_cached_tokens: prompt tokens that came from the prefix cache on first admission.
         num_preemptions: how often its blocks were taken away.
-        suppressed_token_ids: EOS and stop tokens while fewer than min_tokens tokens are out, then nothing.
         table: its blocks.
+        task: how its next token is drawn. It holds the seeds, one per sample that the next draw gives (its own, or
+            all n before the samples part), and the EOS and stop tokens while fewer than min_tokens tokens are out.
+        line: its line in the plans; a new one each time that it is admitted.
+        ready: whether all that the next step takes is the token drawn last, whose slot it has.
         order: sort key; the smallest is served first and preempted last.
         finish_reason, stop_reason: set when it ends; stop_reason is the stop token id or stop string, if that
             ended it.
     """
 
     __slots__ = (
+        "_num_tokens_to_check",
         "_stop_token_ids",
         "arrival",
         "eos_token_ids",
         "finish_reason",
         "index",
+        "line",
         "max_tokens",
         "num_cached_tokens",
         "num_preemptions",
@@ -63,13 +68,13 @@ class Sequence:
         "params",
         "priority",
         "prompt_token_ids",
+        "ready",
         "request_id",
-        "seeds",
         "seq_id",
         "status",
         "stop_reason",
-        "suppressed_token_ids",
         "table",
+        "task",
         "token_ids",
     )
 
@@ -97,7 +102,6 @@ class Sequence:
         self.output_token_ids: list[int] = []
         self.token_ids = token_ids
         self.params = params
-        self.seeds = seeds
         self.priority = priority
         self.arrival = arrival
         self.order = order
@@ -111,7 +115,11 @@ class Sequence:
         self.num_preemptions = 0
         stops = params.stop_token_ids or ()
         self._stop_token_ids = frozenset(stops if params.ignore_eos else (*stops, *self.eos_token_ids))
-        self.suppressed_token_ids = tuple(sorted({*stops, *self.eos_token_ids})) if params.min_tokens else ()
+        suppressed = tuple(sorted({*stops, *self.eos_token_ids})) if params.min_tokens else ()
+        self.task = SamplingTask(params, seeds, len(token_ids), prompt_token_ids, self.output_token_ids, suppressed)
+        self.line = ScheduledSequence(seq_id, (), 0, (), None)
+        self.ready = False
+        self._num_tokens_to_check = len(prompt_token_ids) + (params.min_tokens if suppressed else max_tokens)
 
     def __repr__(self) -> str:
         return (
@@ -121,11 +129,6 @@ class Sequence:
         )
 
     @property
-    def seed(self) -> int:
-        """This sample's own seed."""
-        return self.seeds[0]
-
-    @property
     def num_computed_tokens(self) -> int:
         """Tokens whose K/V are in the cache."""
         return self.table.num_computed
@@ -133,7 +136,7 @@ class Sequence:
     @property
     def num_samples(self) -> int:
         """Samples that it stands for, and counts as: n until the first token, then 1."""
-        return len(self.seeds)
+        return len(self.task.seeds)
 
     @property
     def max_cached_tokens(self) -> int:
@@ -147,11 +150,31 @@ class Sequence:
 
     def append(self, token_id: int) -> bool:
         """Adds a drawn token; True if it ends the sequence, with finish_reason and stop_reason set."""
-        self.token_ids.append(token_id)
+        known = self.token_ids
+        known.append(token_id)
+        self.output_token_ids.append(token_id)
+        self.task.position = len(known)
+        return (token_id in self._stop_token_ids or len(known) >= self._num_tokens_to_check) and self._check(token_id)
+
+    def admit(self) -> None:
+        """Begins a stay among the running: its table has been started."""
+        self.status = SequenceStatus.RUNNING
+        self.line = ScheduledSequence(self.seq_id, (), self.table.num_computed, self.table.block_ids, None)
+        self.ready = False
+
+    def schedule(self, num_new: int) -> None:
+        """Makes its line ask for the next num_new tokens, for which it has slots."""
+        line = self.line
+        end = line.num_computed_tokens + num_new
+        line.token_ids = self.token_ids[line.num_computed_tokens : end]
+        line.sampling = self.task if end == len(self.token_ids) else None
+
+    def _check(self, token_id: int) -> bool:
+        """What a token that may end the sequence does."""
         output = self.output_token_ids
-        output.append(token_id)
-        if self.suppressed_token_ids and len(output) >= self.params.min_tokens:
-            self.suppressed_token_ids = ()
+        if self.task.suppressed_token_ids and len(output) >= self.params.min_tokens:
+            self.task.suppressed_token_ids = ()
+            self._num_tokens_to_check = len(self.prompt_token_ids) + self.max_tokens
         if token_id in self._stop_token_ids and len(output) > self.params.min_tokens:
             self.finish_reason = "stop"
             is_eos = token_id in self.eos_token_ids and not self.params.ignore_eos

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from paged_backend.scheduler.plan import SampledToken, StepPlan, StepResult
+from paged_backend.scheduler.plan import StepPlan, StepResult
 
 VOCAB_SIZE = 200
 EOS = 2
@@ -33,12 +33,12 @@ class FakeExecutor:
     def run(self, plan: StepPlan) -> StepResult:
         self.plans.append(plan)
         self.before_run(plan)
-        samples = {}
+        samples = []
         for sequence in plan.sequences:
             if sequence.sampling is not None:
                 task = sequence.sampling
                 known = (*task.prompt_token_ids, *task.output_token_ids)
-                samples[sequence.seq_id] = tuple(SampledToken(next_token(known, seed)) for seed in task.seeds)
+                samples += [next_token(known, seed) for seed in task.seeds]
         return StepResult(samples)
 
     def close(self) -> None:

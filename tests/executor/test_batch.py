@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from paged_backend.executor.batch import build_inputs
+from paged_backend.executor.batch import BatchInputs, build_inputs
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence
+from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence, StepPlan
 
 TASK = SamplingTask(SamplingParams(), (0,), 1, (), ())
 
@@ -58,3 +58,51 @@ def test_build_inputs(block_size: int, most_new: int) -> None:
             assert tensor.is_contiguous()
         for tensor in (inputs.token_ids, inputs.positions, inputs.slot_mapping):
             assert tensor.dtype == torch.int64
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kept_tables_are_those_made_afresh(seed: int) -> None:
+    """Sequences come, leave and change places; tables grow, and blocks are replaced by copies."""
+    rng = random.Random(seed)
+    block_size = rng.choice([1, 3, 16])
+    kept = BatchInputs(block_size)
+    lines: list[ScheduledSequence] = []
+    free = iter(range(1_000_000))
+    for step in range(80):
+        for line in lines:
+            line.num_computed_tokens += len(line.token_ids)
+        lines = [line for line in lines if rng.random() < 0.9]
+        if rng.random() < 0.2:
+            rng.shuffle(lines)
+        while not lines or (len(lines) < 9 and rng.random() < 0.4):
+            lines.insert(rng.randrange(len(lines) + 1), ScheduledSequence(step, [1], rng.randrange(60), [], TASK))
+        copies = []
+        for line in lines:
+            num_new = rng.choice([1, 1, 1, 1, 7])
+            line.token_ids = [rng.randrange(500) for _ in range(num_new)]
+            line.sampling = TASK if rng.random() < 0.9 else None
+            table = line.block_table
+            assert isinstance(table, list)
+            if table and rng.random() < 0.05:
+                copies.append((table[-1], next(free)))
+                table[-1] = copies[-1][1]
+            needed = -(-(line.num_computed_tokens + num_new) // block_size) + rng.choice([0, 0, 2])
+            table.extend(next(free) for _ in range(needed - len(table)))
+        inputs = kept.build(StepPlan(tuple(lines), tuple(copies)))
+        fresh = build_inputs(lines, block_size)
+        for name in ("token_ids", "positions", "slot_mapping", "query_start", "context_lens"):
+            assert getattr(inputs, name).tolist() == getattr(fresh, name).tolist(), name
+        assert (inputs.logits_rows is None) == (fresh.logits_rows is None)
+        if inputs.logits_rows is not None and fresh.logits_rows is not None:
+            assert inputs.logits_rows.tolist() == fresh.logits_rows.tolist()
+        assert inputs.block_tables.is_contiguous()
+        for row, line in enumerate(lines):
+            num_read = -(-(line.num_computed_tokens + len(line.token_ids)) // block_size)
+            assert inputs.block_tables[row, :num_read].tolist() == list(line.block_table)[:num_read]
+
+
+def test_tables_shrink_when_long_sequences_leave() -> None:
+    kept = BatchInputs(1)
+    long, short = (ScheduledSequence(i, [1], length - 1, list(range(length)), TASK) for i, length in ((0, 900), (1, 5)))
+    assert kept.build(StepPlan((long, short))).block_tables.shape[1] >= 900
+    assert kept.build(StepPlan((short,))).block_tables.shape[1] < 20

@@ -14,7 +14,7 @@ from paged_backend.errors import ConfigError
 from paged_backend.executor import kv_storage
 from paged_backend.executor.executor import Executor, usable_cores
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence, StepPlan
+from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, ScheduledSequence, StepPlan
 from tests.models.step_driver import GREEDY, scheduled
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model
 
@@ -63,7 +63,7 @@ def table(index: int) -> list[int]:
 
 def run_one(executor: Executor, sequence: ScheduledSequence) -> int:
     result = executor.run(StepPlan((sequence,)))
-    return result.samples[sequence.seq_id][0].token_id
+    return result.token_ids[0]
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])
@@ -85,9 +85,9 @@ def test_mixed_batches_give_transformers_tokens(folder: Path, expected: list[lis
         if not shares:
             break
         result = executor.run(StepPlan(tuple(shares)))
-        assert set(result.samples) == {share.seq_id for share in shares if share.sampling is not None}
-        for seq_id, drawn in result.samples.items():
-            known[seq_id].append(drawn[0].token_id)
+        drawing = [share.seq_id for share in shares if share.sampling is not None]
+        for seq_id, token_id in zip(drawing, result.token_ids, strict=True):
+            known[seq_id].append(token_id)
     assert [tokens[length:] for tokens, length in zip(known, LENGTHS, strict=True)] == expected
     assert all(len(set(tokens)) > 5 for tokens in expected)
 
@@ -99,17 +99,17 @@ def test_copied_blocks_hold_the_same(folder: Path) -> None:
     again = scheduled(1, tokens, len(tokens) - 1, [200 + i for i in range(32)])
     pairs = tuple(zip(table(0)[:9], again.block_table, strict=False))
     result = executor.run(StepPlan((again,), block_copies=pairs))
-    assert result.samples[1][0].token_id == first
-    assert executor.run(StepPlan((), block_copies=pairs)).samples == {}
+    assert list(result.token_ids) == [first]
+    assert not executor.run(StepPlan((), block_copies=pairs)).token_ids
 
 
 def test_draws_repeat_with_their_seed(folder: Path) -> None:
     executor = new_executor(folder)
     tokens = prompts()[4]
     share = scheduled(0, tokens, 0, table(0), params=SamplingParams(temperature=3.0), seeds=(1, 2, 3, 4))
-    first = executor.run(StepPlan((share,))).samples[0]
-    assert len({token.token_id for token in first}) > 1
-    assert executor.run(StepPlan((share,))).samples[0] == first
+    first = executor.run(StepPlan((share,))).token_ids
+    assert len(first) == 4 and len(set(first)) > 1
+    assert executor.run(StepPlan((share,))).token_ids == first
 
 
 def test_broken_logits_end_their_own_sequence(folder: Path) -> None:
@@ -118,9 +118,8 @@ def test_broken_logits_end_their_own_sequence(folder: Path) -> None:
     good = scheduled(0, tokens, 0, table(0))
     nothing = SamplingTask(SamplingParams(temperature=0.0, allowed_token_ids=[1]), (0,), len(tokens), tokens, (), (1,))
     bad = ScheduledSequence(1, tokens, 0, table(1), nothing)
-    samples = executor.run(StepPlan((good, bad))).samples
-    assert samples[1] == ()
-    assert len(samples[0]) == 1
+    tokens_drawn = executor.run(StepPlan((good, bad))).token_ids
+    assert tokens_drawn[0] >= 0 and tokens_drawn[1] == NOT_DRAWN
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])

@@ -34,6 +34,15 @@ def random_weight(
     return QuantizedWeight(values, scales, bits, group_size), values.double() * spread
 
 
+def rounded_activations_error(x: Tensor, weight: Tensor, largest: int) -> Tensor:
+    """Of activations rounded to -largest .. largest, a scale for 256 inputs at most: each is off by half a step."""
+    error = torch.zeros(len(x), len(weight), dtype=torch.float64)
+    for numbers, columns in zip(x.double().abs().split(256, 1), weight.abs().split(256, 1), strict=True):
+        step = numbers.amax(1, keepdim=True) / largest
+        error += step / 2 * 1.001 * columns.sum(1)
+    return error
+
+
 @implementations
 @pytest.mark.parametrize("kind", WEIGHTS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -58,11 +67,9 @@ def test_linear(
             exact, magnitude = exact + term.double(), magnitude + term.double().abs()
     # K products, their sum, a rounding of each weight where it is dequantized, bias and residual.
     error = magnitude * (num_inputs + 3) * unit(torch.float32)
-    steps = {"int8": 127, "int16": 32767}.get(getattr(packed, "route", "float32"))
-    if steps is not None:
-        # Activations are rounded to whole numbers of some scale, which the largest of a row bounds: half a step each.
-        half_step = x.double().abs().amax(1, keepdim=True) / (2 * steps) * 1.001
-        error = error + half_step * exact_weight.abs().sum(1)
+    largest = {"int8": 127, "int16": 32767}.get(getattr(packed, "route", "float32"))
+    if largest is not None:
+        error = error + rounded_activations_error(x, exact_weight, largest)
     assert_within(out, exact, error)
 
 

@@ -50,9 +50,10 @@ def test_whole_or_in_chunks(instruction_set: str, variant: dict[str, Any], chunk
     kernels = CppAttention(2, instruction_set)
     together = case.run(kernels)
     for index in (1, 3, 7):
-        parts = []
-        for first in range(0, ROWS[index], chunk):
-            parts.append(case.part(index, first, min(chunk, ROWS[index] - first)).run(kernels))
+        parts = [
+            case.part(index, first, min(chunk, ROWS[index] - first)).run(kernels)
+            for first in range(0, ROWS[index], chunk)
+        ]
         assert torch.equal(torch.cat(parts), case.rows_of(together, index))
 
 

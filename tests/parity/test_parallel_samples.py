@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from paged_backend.sampling_params import SamplingParams
+from paged_backend.scheduler.plan import NOT_DRAWN
 from tests.engine_driver import Collector, new_core, new_request, run_core
 from tests.tiny_models import make_tiny_model
 
@@ -86,10 +87,11 @@ def test_a_failed_draw_ends_its_request_alone(model_folder: Path, monkeypatch: p
 
     def run_without_marked(plan):  # type: ignore[no-untyped-def]
         result = run(plan)
-        for sequence in plan.sequences:
-            task = sequence.sampling
-            if task is not None and list(task.prompt_token_ids) == marked and len(task.output_token_ids) == 3:
-                result.samples[sequence.seq_id] = ()
+        tasks = [sequence.sampling for sequence in plan.sequences if sequence.sampling is not None]
+        tasks = [task for task in tasks for _ in task.seeds]
+        for place, task in enumerate(tasks):
+            if list(task.prompt_token_ids) == marked and len(task.output_token_ids) == 3:
+                result.token_ids[place] = NOT_DRAWN
         return result
 
     monkeypatch.setattr(core._executor, "run", run_without_marked)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import SampledToken, SamplingTask, StepPlan, StepResult
+from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, StepPlan, StepResult
 
 EOS = 0
 VOCAB_SIZE = 7
@@ -81,7 +81,7 @@ class SimulatedExecutor:
         """Copies, writes all new K/V, and draws, but for one sequence that nothing can be drawn for."""
         self.copy_blocks(plan.block_copies)
         self._write(plan)
-        samples: dict[int, tuple[SampledToken, ...]] = {}
+        samples: list[int] = []
         for scheduled in plan.sequences:
             known = self.known(scheduled.seq_id)
             end = scheduled.num_computed_tokens + len(scheduled.token_ids)
@@ -94,9 +94,9 @@ class SimulatedExecutor:
             caught_up = end == len(known.token_ids)
             assert (scheduled.sampling is not None) == caught_up, "draws exactly when caught up"
             if scheduled.sampling is not None and scheduled.seq_id == undrawable:
-                samples[scheduled.seq_id] = ()
+                samples += [NOT_DRAWN] * len(scheduled.sampling.seeds)
             elif scheduled.sampling is not None:
-                samples[scheduled.seq_id] = self._draw(scheduled.sampling, known, digest)
+                samples += self._draw(scheduled.sampling, known, digest)
         return StepResult(samples)
 
     def break_off(self, plan: StepPlan) -> None:
@@ -135,14 +135,14 @@ class SimulatedExecutor:
                 written[slot] = scheduled.seq_id
                 self._set(scheduled.block_table, position, (known.scope, position, digest))
 
-    def _draw(self, task: SamplingTask, known: Known, digest: int) -> tuple[SampledToken, ...]:
+    def _draw(self, task: SamplingTask, known: Known, digest: int) -> list[int]:
         num_prompt = len(task.prompt_token_ids)
         assert (*task.prompt_token_ids, *task.output_token_ids) == known.token_ids
         assert task.position == len(known.token_ids)
         stops = (EOS, *(task.params.stop_token_ids or ()))
         suppress = task.position - num_prompt < task.params.min_tokens
         assert task.suppressed_token_ids == (tuple(sorted(set(stops))) if suppress else ())
-        return tuple(SampledToken(draw(seed, task.position, digest, task.suppressed_token_ids)) for seed in task.seeds)
+        return [draw(seed, task.position, digest, task.suppressed_token_ids) for seed in task.seeds]
 
     def _cell(self, block_table: object, position: int) -> Cell:
         assert isinstance(block_table, list)

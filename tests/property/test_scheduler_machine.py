@@ -21,7 +21,8 @@ from paged_backend.config import SchedulerConfig
 from paged_backend.errors import InvalidRequestError
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.scheduler import Scheduler, StepEvent
+from paged_backend.scheduler.plan import NOT_DRAWN
+from paged_backend.scheduler.scheduler import Scheduler
 from paged_backend.scheduler.sequence import Sequence
 from tests.property.simulated_executor import (
     EOS,
@@ -165,14 +166,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     def one_step(self) -> None:
         plan = self.scheduler.plan()
         assert plan.sequences, "a step without progress"
+        assert plan.num_tokens == sum(len(line.token_ids) for line in plan.sequences)
         assert plan.num_tokens <= self.config.max_num_batched_tokens
         assert len(plan.sequences) == self.scheduler.num_running <= self.config.max_num_seqs
-        for event in self.scheduler.commit(self.executor.run(plan)):
-            self.book(event)
+        result = self.executor.run(plan)
+        for sequence, token_id in zip(self.scheduler.commit(result), result.token_ids, strict=True):
+            self.book(sequence, token_id)
 
-    def book(self, event: StepEvent) -> None:
-        sequence, samples = event
-        if not samples:
+    def book(self, sequence: Sequence, token_id: int) -> None:
+        if token_id == NOT_DRAWN:
             request = self.requests[sequence.request_id]
             for sibling in self.scheduler.sequences(sequence.request_id):
                 self.scheduler.finish_sequence(sibling, "error")
@@ -184,7 +186,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.sequences[sequence.seq_id] = sequence
         sample = self.by_seq_id[sequence.seq_id]
         assert sample.ended is None, "an event after the end"
-        sample.output.extend(token.token_id for token in samples)
+        sample.output.append(token_id)
         assert sequence.output_token_ids == sample.output
         tokens, reason, stop_reason = self.alone(sample)
         if sequence.finished:
@@ -250,9 +252,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         plan = self.scheduler.plan()
         seq_id = data.draw(st.sampled_from([s.seq_id for s in plan.sequences]), label="undrawable")
         # The fault may come after its siblings got tokens in the same step: each has had its say by then.
-        events = self.scheduler.commit(self.executor.run(plan, undrawable=seq_id))
-        for event in sorted(events, key=lambda event: not event[1]):
-            self.book(event)
+        result = self.executor.run(plan, undrawable=seq_id)
+        owners = self.scheduler.commit(result)
+        for sequence, token_id in sorted(zip(owners, result.token_ids, strict=True), key=lambda pair: -pair[1]):
+            self.book(sequence, token_id)
 
     @precondition(lambda self: self.scheduler.has_work)
     @rule()

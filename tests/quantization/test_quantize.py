@@ -114,6 +114,17 @@ def test_the_best_scale_is_found_for_given_values() -> None:
 
 
 @formats
+def test_any_number_of_threads(quantize: Callable[..., QuantizedWeight]) -> None:
+    torch.manual_seed(7)
+    weight = torch.randn(600, 700).bfloat16()
+    expected = quantize(weight)
+    for num_threads in (2, 5):
+        again = quantize(weight, num_threads)
+        assert torch.equal(again.values, expected.values)
+        assert torch.equal(again.scales, expected.scales)
+
+
+@formats
 def test_memory_layout_does_not_matter(quantize: Callable[[Tensor], QuantizedWeight]) -> None:
     torch.manual_seed(6)
     weight = torch.randn(130, 70)

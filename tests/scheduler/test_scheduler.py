@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,24 @@ from paged_backend.config import SchedulerConfig
 from paged_backend.errors import InvalidRequestError
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import SampledToken, StepPlan, StepResult
-from paged_backend.scheduler.scheduler import Scheduler, StepEvent
+from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
+from paged_backend.scheduler.scheduler import Scheduler
+from paged_backend.scheduler.sequence import Sequence
 
 EOS = 2
+
+
+def snapshot(plan: StepPlan) -> StepPlan:
+    """A plan as it is now: its lines are the sequences' own, and change with them."""
+    lines = tuple(
+        replace(
+            line,
+            block_table=list(line.block_table),
+            sampling=None if line.sampling is None else replace(line.sampling),
+        )
+        for line in plan.sequences
+    )
+    return StepPlan(lines, plan.block_copies)
 
 
 class Bench:
@@ -32,25 +47,23 @@ class Bench:
         prompt = list(range(first, first + num_prompt))
         return self.scheduler.add(name, prompt, SamplingParams(**params), **{"seed": 0, **options})
 
-    def step(self) -> list[StepEvent]:
+    def step(self) -> list[tuple[Sequence, int]]:
         plan = self.scheduler.plan()
-        self.plans.append(plan)
-        samples = {}
+        self.plans.append(snapshot(plan))
+        samples = []
         for s in plan.sequences:
             if s.sampling is not None:
                 default = [100 + s.sampling.position]
-                samples[s.seq_id] = tuple(
-                    SampledToken((self.draws.get(seed) or list(default)).pop(0)) for seed in s.sampling.seeds
-                )
-        events = self.scheduler.commit(StepResult(samples))
+                samples += [(self.draws.get(seed) or list(default)).pop(0) for seed in s.sampling.seeds]
+        owners = self.scheduler.commit(StepResult(samples))
         self.scheduler.check_invariants()
-        return events
+        return list(zip(owners, samples, strict=True))
 
     def shape(self) -> list[tuple[int, int]]:
         """(seq_id, number of tokens) of the last plan."""
         return [(s.seq_id, len(s.token_ids)) for s in self.plans[-1].sequences]
 
-    def run(self, limit: int = 1000) -> list[StepEvent]:
+    def run(self, limit: int = 1000) -> list[tuple[Sequence, int]]:
         events = []
         while self.scheduler.has_work:
             events += self.step()
@@ -64,7 +77,7 @@ def test_a_request_runs_to_its_end() -> None:
     sequence = bench.add("a", 6, max_tokens=3, seed=11)
     assert (bench.scheduler.num_waiting, bench.scheduler.num_running) == (1, 0)
     events = bench.step()
-    assert events == [(sequence, (SampledToken(106),))]
+    assert events == [(sequence, 106)]
     (scheduled,) = bench.plans[0].sequences
     assert list(scheduled.token_ids) == list(range(1000, 1006)) and scheduled.num_computed_tokens == 0
     assert scheduled.sampling is not None
@@ -217,7 +230,7 @@ def test_samples_part_after_the_prompt() -> None:
     events = bench.step()
     (scheduled,) = bench.plans[-1].sequences
     assert scheduled.sampling is not None and scheduled.sampling.seeds == (7, 8, 9)
-    assert [(s.index, s.seq_id, s.seeds) for s, _ in events] == [(0, 0, (7,)), (1, 1, (8,)), (2, 2, (9,))]
+    assert [(s.index, s.seq_id, s.task.seeds) for s, _ in events] == [(0, 0, (7,)), (1, 1, (8,)), (2, 2, (9,))]
     assert events[0][0] is parent and bench.scheduler.sequences("a") == tuple(s for s, _ in events)
     assert bench.kv.num_free_blocks == 64 - 3
     bench.step()
@@ -310,8 +323,8 @@ def test_a_sequence_without_a_drawable_token_is_handed_back() -> None:
     bench = Bench()
     first, second = bench.add("a", 6), bench.add("b", 6, first=2000)
     bench.scheduler.plan()
-    events = bench.scheduler.commit(StepResult({0: (), 1: (SampledToken(9),)}))
-    assert events == [(first, ()), (second, (SampledToken(9),))]
+    assert bench.scheduler.commit(StepResult([NOT_DRAWN, 9])) == [first, second]
+    assert first.output_token_ids == [] and second.output_token_ids == [9]
     bench.scheduler.finish_sequence(first, "error")
     bench.scheduler.check_invariants()
     assert {s.request_id for s, _ in bench.run()} == {"b"}
@@ -333,7 +346,7 @@ def test_no_work_is_an_empty_plan() -> None:
     bench = Bench()
     plan = bench.scheduler.plan()
     assert plan == StepPlan(()) and plan.num_tokens == 0
-    assert bench.scheduler.commit(StepResult({})) == []
+    assert bench.scheduler.commit(StepResult([])) == []
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_tokens_are_known_in_order() -> None:
     sequence = new_sequence()
     assert not sequence.append(5) and not sequence.append(6)
     assert sequence.output_token_ids == [5, 6] and sequence.token_ids == [7, 8, 5, 6]
-    assert sequence.finish_reason is None and sequence.seed == 1 and sequence.num_samples == 1
+    assert sequence.finish_reason is None and sequence.task.seeds == (1,) and sequence.num_samples == 1
 
 
 @pytest.mark.parametrize("token", [EOS, 3])
@@ -70,11 +70,11 @@ def test_max_tokens_ends_with_length_but_a_stop_wins() -> None:
 
 def test_stops_are_suppressed_before_min_tokens() -> None:
     sequence = new_sequence(min_tokens=2, stop_token_ids=[9, EOS])
-    assert sequence.suppressed_token_ids == (EOS, 3, 9)
+    assert sequence.task.suppressed_token_ids == (EOS, 3, 9)
     assert not sequence.append(5)
-    assert sequence.suppressed_token_ids == (EOS, 3, 9)
+    assert sequence.task.suppressed_token_ids == (EOS, 3, 9)
     assert not sequence.append(9), "a stop token before min_tokens ends nothing"
-    assert not any(sequence.suppressed_token_ids)
+    assert not any(sequence.task.suppressed_token_ids)
     assert sequence.append(9)
 
 

@@ -116,7 +116,7 @@ inline Floats exp2_not_positive(Floats x) {
     p = p * r + 2.40226507e-1f;
     p = p * r + 6.93147181e-1f;
     p = p * r + 1.0f;
-    const Floats power = as_floats((as_ints(shifted) << 23) + (127 << 23));
+    const Floats power = as_floats((Ints)(((Bits)as_ints(shifted) << 23) + (127u << 23)));
     return select(x < -126.0f, Floats{}, p * power);
 }
 
@@ -189,6 +189,27 @@ inline int64_t scratch_bytes(int64_t num_lines) {
 // Asks for a cache line that will be read soon: the processor does not foresee which block comes next.
 inline void fetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
+// Adds factor(line) * vector(v) to all sums. The fewer of the two stay in registers.
+template <int num_lines, int num_vectors, class Factor, class Vector>
+inline __attribute__((always_inline)) void add_products(Floats (&sums)[num_lines][num_vectors], const Factor& factor,
+                                                        const Vector& vector) {
+    if (num_lines < num_vectors) {
+        float factors[num_lines];
+        for (int l = 0; l < num_lines; ++l) factors[l] = factor(l);
+        for (int v = 0; v < num_vectors; ++v) {
+            const Floats numbers = vector(v);
+            for (int l = 0; l < num_lines; ++l) sums[l][v] += factors[l] * numbers;
+        }
+    } else {
+        Floats numbers[num_vectors];
+        for (int v = 0; v < num_vectors; ++v) numbers[v] = vector(v);
+        for (int l = 0; l < num_lines; ++l) {
+            const float line_factor = factor(l);
+            for (int v = 0; v < num_vectors; ++v) sums[l][v] += line_factor * numbers[v];
+        }
+    }
+}
+
 // Where some vectors of keys begin, and what to fetch as they are read: the same bytes from other places.
 struct Keys {
     const char* const* vectors;
@@ -213,15 +234,12 @@ __attribute__((noinline)) void score_lines(const Keys& key_vectors, int64_t firs
     int64_t i = 0;
     int64_t at = 0;
     do {
-        Floats key[num_vectors];
-        for (int v = 0; v < num_vectors; ++v) {
-            key[v] = widen(keys[v] + at);
-            fetch(next[v] + at);
-        }
-        for (int l = 0; l < num_lines; ++l) {
-            const float query = queries[l * line_stride + i];
-            for (int v = 0; v < num_vectors; ++v) sums[l][v] += query * key[v];
-        }
+        add_products(
+            sums, [&](int l) { return queries[l * line_stride + i]; },
+            [&](int v) {
+                fetch(next[v] + at);
+                return widen(keys[v] + at);
+            });
         at += key_stride;
     } while (++i < head_size);
     for (int l = 0; l < num_lines; ++l) {
@@ -270,15 +288,12 @@ __attribute__((noinline)) void add_columns(const Values& values, int64_t column,
         const T* from = reinterpret_cast<const T*>(run->values) + (key - run->first) * stride + column;
         const T* next = reinterpret_cast<const T*>(run[values.ahead].values) + column;
         do {
-            Floats value[num_vectors];
-            for (int v = 0; v < num_vectors; ++v) {
-                value[v] = widen(from + v * lanes);
-                if (v * lanes * sizeof(T) % 64 == 0) fetch(next + v * lanes);
-            }
-            for (int l = 0; l < num_lines; ++l) {
-                const float weight = weights[l * weight_stride + key];
-                for (int v = 0; v < num_vectors; ++v) sum[l][v] += weight * value[v];
-            }
+            add_products(
+                sum, [&](int l) { return weights[l * weight_stride + key]; },
+                [&](int v) {
+                    if (v * lanes * sizeof(T) % 64 == 0) fetch(next + v * lanes);
+                    return widen(from + v * lanes);
+                });
             from += stride;
             next += stride;
         } while (++key < end);
@@ -644,7 +659,8 @@ class Head {
         }
         const int64_t last = args_.context_lens[task->sequence] - 1;
         const int64_t seen = first_position_of(args_, *task) - args_.sliding_window + 1;
-        int64_t position = max_of(part * part_size, args_.sliding_window ? seen : 0) / lanes * lanes;
+        int64_t position = max_of(part * part_size, args_.sliding_window ? seen : 0);
+        if (has_whole_vectors()) position = position / lanes * lanes;
         Walk walk(table_of(*task), position, block_size_);
         for (int64_t v = 0; v < values_ahead_; ++v) {
             space_.runs[num_runs_ + v].values =

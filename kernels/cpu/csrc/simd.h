@@ -20,7 +20,6 @@ typedef float Floats __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
 typedef uint32_t Bits __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
 typedef float Floats8 __attribute__((vector_size(32)));
-typedef int32_t Ints8 __attribute__((vector_size(32)));
 typedef uint32_t Bits8 __attribute__((vector_size(32)));
 typedef uint16_t Halves8 __attribute__((vector_size(16)));
 
@@ -149,34 +148,6 @@ inline Floats8 load8(const Float16* from) {  // as to_float(Float16)
 }
 
 inline void store8(Floats8 value, float* to) { std::memcpy(to, &value, sizeof value); }
-
-#if defined(__clang__)
-#define PAGED_BACKEND_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define PAGED_BACKEND_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints8{__VA_ARGS__})
-#endif
-
-// Rows become columns.
-inline void transpose8(Floats8 (&row)[8]) {
-    Floats8 pair[8];
-    for (int i = 0; i < 8; i += 2) {
-        pair[i] = PAGED_BACKEND_SHUFFLE(row[i], row[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        pair[i + 1] = PAGED_BACKEND_SHUFFLE(row[i], row[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-    }
-    Floats8 quad[8];
-    for (int i = 0; i < 8; i += 4) {
-        quad[i] = PAGED_BACKEND_SHUFFLE(pair[i], pair[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-        quad[i + 1] = PAGED_BACKEND_SHUFFLE(pair[i], pair[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-        quad[i + 2] = PAGED_BACKEND_SHUFFLE(pair[i + 1], pair[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
-        quad[i + 3] = PAGED_BACKEND_SHUFFLE(pair[i + 1], pair[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
-    }
-    for (int i = 0; i < 4; ++i) {
-        row[i] = PAGED_BACKEND_SHUFFLE(quad[i], quad[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        row[i + 4] = PAGED_BACKEND_SHUFFLE(quad[i], quad[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
-}
-
-#undef PAGED_BACKEND_SHUFFLE
 
 }  // namespace
 }  // namespace paged_backend

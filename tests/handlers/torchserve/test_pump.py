@@ -276,3 +276,28 @@ def test_close_aborts_and_stops(service: ScriptedService) -> None:
     host.call()
     pump.close()
     assert service.num_running == 0
+
+
+def test_streams_without_output_are_only_probed(make_host: Callable[..., Host]) -> None:
+    host = make_host(wait_s=0.005)
+    host.send("slow", frames=2, gap=0.5)
+    host.run()
+    empty = [reply for reply in host.replies["slow"] if not reply.body]
+    assert host.body("slow").count(b"data: ") == 2
+    # About a second at one exchange in 5 ms: without the withholding these would be two hundred.
+    assert 2 <= len(empty) <= 40
+
+
+def test_waits_grow_with_the_steps_and_shrink_with_them(make_host: Callable[..., Host]) -> None:
+    host = make_host(wait_s=0.001)
+    host.send("stream", frames=6, gap=0.05)
+    num_calls = 0
+    while host.live:
+        host.call()
+        num_calls += 1
+    # Six steps of 50 ms, and waits of 37 ms but before the first: at 1 ms each these would be three hundred.
+    assert num_calls < 120
+    assert 0.03 < host.pump._pace_s < 0.5
+    host.send("next", bytes=1)
+    host.run()
+    assert host.pump._pace_s == 0.0

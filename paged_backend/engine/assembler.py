@@ -1,0 +1,91 @@
+"""On the reader's side: what the engine's thread handed over becomes deltas, with text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paged_backend.engine.detokenizer import SampleText
+from paged_backend.engine.request import EngineRequest, Gain
+from paged_backend.engine.tokenizer import Tokenizer
+from paged_backend.outputs import CompletionDelta, Logprob, RequestDelta, TokenLogprobs
+from paged_backend.scheduler.plan import SampledToken
+
+
+class DeltaAssembler:
+    """Makes one request's deltas from its gains, in order. For one reader.
+
+    Args:
+        tokenizer: None gives deltas without text.
+    """
+
+    def __init__(self, request: EngineRequest, tokenizer: Tokenizer | None) -> None:
+        self._request = request
+        self._tokenizer = tokenizer if request.params.detokenize else None
+        self._texts: dict[int, SampleText] = {}
+        self._num_unfinished = request.params.n
+
+    def assemble(self, gains: Sequence[Gain]) -> RequestDelta:
+        """One delta of what was gained in one step, or in several."""
+        if len(gains) == 1:
+            groups = [gains]
+        else:
+            by_index: dict[int, list[Gain]] = {}
+            for gain in gains:
+                by_index.setdefault(gain[0], []).append(gain)
+            groups = list(by_index.values())
+        outputs = tuple([self._delta(group) for group in groups])
+        return RequestDelta(
+            request_id=self._request.request_id,
+            outputs=outputs,
+            finished=self._num_unfinished == 0,
+            num_prompt_tokens=len(self._request.prompt_token_ids),
+            num_cached_tokens=gains[-1][5],
+        )
+
+    def _delta(self, gains: Sequence[Gain]) -> CompletionDelta:
+        """What one sample gained."""
+        index = gains[0][0]
+        own_text = self._text(index)
+        parts: list[str] = []
+        token_ids: list[int] = []
+        logprobs: list[TokenLogprobs] = []
+        finish = None
+        for _, token_id, text, described, finish, _ in gains:
+            if text is None and own_text is not None:
+                text, _ = own_text.take(token_id, finish)
+            if text:
+                parts.append(text)
+            if token_id is not None:
+                token_ids.append(token_id)
+            if described is not None:
+                logprobs.append(self._logprobs(described))
+        if finish is not None:
+            self._num_unfinished -= 1
+        return CompletionDelta(
+            index,
+            "".join(parts),
+            tuple(token_ids),
+            tuple(logprobs) or None,
+            finish.reason if finish else None,
+            finish.stop_reason if finish else None,
+        )
+
+    def _text(self, index: int) -> SampleText | None:
+        if self._tokenizer is None or self._request.params.stop:
+            return None
+        text = self._texts.get(index)
+        if text is None:
+            request = self._request
+            text = self._texts[index] = SampleText(self._tokenizer, request.prompt_token_ids, request.params)
+        return text
+
+    def _logprobs(self, token: SampledToken) -> TokenLogprobs:
+        assert token.logprob is not None and token.rank is not None
+        candidates = {token.token_id: self._logprob(token.token_id, token.logprob, token.rank)}
+        for rank, (token_id, logprob) in enumerate(token.top, start=1):
+            candidates.setdefault(token_id, self._logprob(token_id, logprob, rank))
+        return candidates
+
+    def _logprob(self, token_id: int, logprob: float, rank: int) -> Logprob:
+        text = self._tokenizer.decode([token_id], skip_special_tokens=False) if self._tokenizer else None
+        return Logprob(logprob, rank, text)

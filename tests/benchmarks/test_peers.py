@@ -1,0 +1,62 @@
+"""The parts of the peers' benchmark that need no peer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.models import SHAPES
+from benchmarks.peers.candidates import BEST, RUNNERS, SWEEP, Candidate
+from benchmarks.peers.compare import Difference, first_differences
+from benchmarks.peers.contract import Job, read_outcome
+from benchmarks.workloads import FIRST_PLAIN_ID, BenchRequest, load_workload
+
+RUNNERS_FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "peers" / "runners"
+
+
+def test_lognormal_workload_is_the_same_every_time() -> None:
+    workload = load_workload("lognormal-48", vocab_size=1000)
+    assert (len(workload.requests), workload.num_prompt_tokens, workload.num_output_tokens) == (48, 7191, 6661)
+    assert workload.max_model_len == 809
+    assert workload == load_workload("lognormal-48", vocab_size=1000)
+    assert all(FIRST_PLAIN_ID <= token < 1000 for request in workload.requests for token in request.prompt_token_ids)
+
+
+def test_fixed_and_unknown_workloads() -> None:
+    workload = load_workload("fixed-3x5x7", vocab_size=100)
+    assert [(len(request.prompt_token_ids), request.num_output_tokens) for request in workload.requests] == [(5, 7)] * 3
+    assert len(workload.first(2).requests) == 2
+    with pytest.raises(ValueError, match="lognormal-48"):
+        load_workload("lognormal-49", vocab_size=100)
+
+
+def test_shapes_have_their_numbers_of_parameters() -> None:
+    parameters = {}
+    for name, shape in SHAPES.items():
+        parameters[name] = 0
+        for _, size in shape.weights():
+            parameters[name] += size[0] * (size[1] if len(size) > 1 else 1)
+    assert parameters == {"smollm2-135m": 134_515_008, "qwen3-0.6b": 596_049_920}
+
+
+def test_first_differences() -> None:
+    assert first_differences([[1, 2, 3], [4, 5]], [[1, 2, 3], [4, 6]]) == [Difference(1, 1, (5, 6))]
+
+
+def test_short_answers_do_not_count(tmp_path: Path) -> None:
+    job = Job("model", {}, [BenchRequest([1, 2], 3), BenchRequest([1], 1)], num_threads=1)
+    file = tmp_path / "outcome.json"
+    file.write_text(json.dumps({"seconds": 1.0, "output_token_ids": [[7, 8], [9]]}))
+    with pytest.raises(ValueError, match=r"wrong lengths in requests \[0\]"):
+        read_outcome(file, job)
+    file.write_text(json.dumps({"seconds": 1.0, "output_token_ids": [[7, 8, 9], [9]]}))
+    assert read_outcome(file, job).output_token_ids == [[7, 8, 9], [9]]
+
+
+@pytest.mark.parametrize("candidates", [BEST, SWEEP], ids=["best", "sweep"])
+def test_every_candidate_has_a_runner_and_a_name_of_its_own(candidates: tuple[Candidate, ...]) -> None:
+    labels = [candidate.label for candidate in candidates]
+    assert len(set(labels)) == len(labels)
+    assert all((RUNNERS_FOLDER / f"{RUNNERS[candidate.engine]}.py").is_file() for candidate in candidates)
