@@ -80,7 +80,7 @@ class CpuLinear:
             out = torch.empty(x.shape[0], self.num_outputs)
         _check_floats("out", out)
         try:
-            self.packed.run(self.runtime, _plain(x), _plain(out), _plain(residual), activation or "")
+            self.packed.run(self.runtime, x.detach(), out.detach(), _plain(residual), activation or "")
         except ValueError as error:
             raise KernelError(str(error)) from None
         return out
@@ -106,7 +106,7 @@ def _pack(
         raise KernelError(f"route {route} is for quantised weights only.")
     if weight.dtype not in WEIGHT_DTYPES or weight.dim() != 2 or weight.device.type != "cpu" or 0 in weight.shape:
         raise KernelError(f"weight must be float [N, K] on the CPU, neither of them 0, got {_describe(weight)}.")
-    return _cpu.pack_linear(runtime, _plain(weight), bias=_plain(bias), gated=gated)
+    return _cpu.pack_linear(runtime, weight.detach(), bias=_plain(bias), gated=gated)
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:
