@@ -75,6 +75,8 @@ class Program {
 
     explicit Program(Runtime& runtime);
     ~Program();
+    Program(const Program&) = delete;
+    Program& operator=(const Program&) = delete;
 
     // Recording. Each gives the number of the buffer that it fills; see kernels/interface.py for what is computed.
     // Throws std::invalid_argument, naming the argument, for a buffer or a size that does not fit; then nothing is

@@ -9,7 +9,7 @@ namespace paged_backend {
 
 namespace {
 
-// Floats that one thread reads and writes in the time that it takes to share work with another.
+// Sharing less than this (some microseconds of work) gains nothing, and waits where another process has the core.
 constexpr int64_t floats_in_task = 32768;
 // Tasks a thread, so that threads end together.
 constexpr int64_t tasks_per_thread = 4;
