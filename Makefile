@@ -106,7 +106,7 @@ LLAMA_SDIST  := llama-cpp-python==0.3.36
 LLAMA_BINARY := $(PEERS)/llama.cpp/build/bin/llama-server
 PEERS_ARGS    = --output build/bench/peers.json --chart build/bench/peers.png
 
-bench-peers: install $(PEERS)/.installed $(PEERS)/convert/.installed $(LLAMA_BINARY) ## ours and the peers side by side, long; ARGS='--only llama --limit 8', ARGS=--sweep
+bench-peers: install $(PEERS)/.installed $(PEERS)/convert/.installed $(LLAMA_BINARY) ## ours and the peers side by side (long)
 	$(BIN)/python -m benchmarks.peers --peers-folder $(PEERS) $(PEERS_ARGS) $(ARGS)
 
 # The CPU build of torch first: a peer that asks for torch would otherwise bring gigabytes of CUDA libraries.

@@ -30,5 +30,4 @@ class Runner:
                 return StepResult(())
             logits = self._step(self._inputs.build(plan))
             tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
-            drawn = sample(self._kernels, logits, tasks)
-        return StepResult.of(plan, drawn)
+            return sample(self._kernels, logits, tasks)

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 from torch import Tensor
 
 from paged_backend.kernels.interface import Kernels
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 from paged_backend.sampling.processors import changes_logits, logit_changes
-from paged_backend.scheduler.plan import SampledToken, SamplingTask
+from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, SamplingTask, StepResult
 
 
-def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> list[tuple[SampledToken, ...]]:
+def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
     """Draws one token per row and seed.
 
     Args:
         logits: float32 [R, vocab_size].
         tasks: one for each row.
-
-    Returns:
-        One tuple per row with a token for each of its seeds; an empty one where the row's logits are not
-        numbers, or its parameters leave no token to draw.
     """
     if not tasks:
-        return []
+        return StepResult(())
     sampled = kernels.sample(logits, build_batch(tasks))
-    if len(sampled.token_ids) == len(tasks) and not sampled.logprobs and min(sampled.token_ids) >= 0:
-        return list(zip(map(SampledToken, sampled.token_ids)))  # of one iterable: tuples of one
-    return _gather(sampled, tasks)
+    return StepResult(sampled.token_ids, _described(sampled, tasks) if sampled.logprobs else {})
 
 
 def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:
@@ -51,19 +44,15 @@ def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:
     return batch
 
 
-def _gather(sampled: SampledBatch, tasks: Sequence[SamplingTask]) -> list[tuple[SampledToken, ...]]:
-    """The tokens of each row; where they are described, with what was said of them."""
-    token_ids, logprobs, ranks = iter(sampled.token_ids), iter(sampled.logprobs), iter(sampled.ranks)
-    samples: list[tuple[SampledToken, ...]] = []
+def _described(sampled: SampledBatch, tasks: Sequence[SamplingTask]) -> dict[int, SampledToken]:
+    """By its place among all, each drawn token of the tasks that ask for logprobs."""
+    described = {}
+    end = 0
     for row, task in enumerate(tasks):
-        num_samples = len(task.seeds)
-        own = list(islice(token_ids, num_samples))
-        described = list(zip(own, islice(logprobs, num_samples), islice(ranks, num_samples), strict=False))
-        if own[0] < 0:
-            samples.append(())
-        elif task.params.logprobs is None:
-            samples.append(tuple(map(SampledToken, own)))
-        else:
-            top = sampled.top[row]
-            samples.append(tuple(SampledToken(*token, top) for token in described))
-    return samples
+        start, end = end, end + len(task.seeds)
+        if task.params.logprobs is None or sampled.token_ids[start] == NOT_DRAWN:
+            continue
+        for place in range(start, end):
+            token = sampled.token_ids[place], sampled.logprobs[place], sampled.ranks[place]
+            described[place] = SampledToken(*token, sampled.top[row])
+    return described

@@ -100,15 +100,3 @@ class StepResult:
 
     token_ids: Sequence[int]
     described: Mapping[int, SampledToken] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, plan: StepPlan, rows: Sequence[Sequence[SampledToken]]) -> StepResult:
-        """A result of tokens in full, a row for each sampling task, empty where nothing could be drawn."""
-        tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
-        token_ids: list[int] = []
-        described: dict[int, SampledToken] = {}
-        for task, row in zip(tasks, rows, strict=True):
-            if row and row[0].logprob is not None:
-                described.update(enumerate(row, len(token_ids)))
-            token_ids.extend([token.token_id for token in row] if row else [NOT_DRAWN] * len(task.seeds))
-        return cls(token_ids, described)

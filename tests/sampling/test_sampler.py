@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from paged_backend.kernels.interface import Kernels
-from paged_backend.sampling.sampler import build_batch, sample
+from paged_backend.sampling import sampler
+from paged_backend.sampling.sampler import build_batch
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import SampledToken, SamplingTask
+from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, SamplingTask
 
 VOCAB_SIZE = 1003
 
@@ -30,6 +32,20 @@ def task(
     **params: Any,
 ) -> SamplingTask:
     return SamplingTask(SamplingParams(**params), seeds, position, prompt, output, suppressed)
+
+
+def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> list[tuple[SampledToken, ...]]:
+    """The drawn tokens of each task; none where nothing could be drawn."""
+    result = sampler.sample(kernels, logits, tasks)
+    places = iter(enumerate(result.token_ids))
+    rows = [[next(places) for _ in one.seeds] for one in tasks]
+    assert next(places, None) is None
+    for row in rows:
+        assert len({token_id == NOT_DRAWN for _, token_id in row}) == 1
+    return [
+        tuple(result.described.get(place, SampledToken(token_id)) for place, token_id in row if token_id != NOT_DRAWN)
+        for row in rows
+    ]
 
 
 def random_logits(num_rows: int, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Tensor:
