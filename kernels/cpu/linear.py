@@ -76,11 +76,12 @@ class CpuLinear:
         _check_floats("x", x)
         if residual is not None:
             _check_floats("residual", residual)
+            residual = residual.detach()
         if out is None:
             out = torch.empty(x.shape[0], self.num_outputs)
         _check_floats("out", out)
         try:
-            self.packed.run(self.runtime, x.detach(), out.detach(), _plain(residual), activation or "")
+            self.packed.run(self.runtime, x.detach(), out.detach(), residual, activation or "")
         except ValueError as error:
             raise KernelError(str(error)) from None
         return out
@@ -91,6 +92,7 @@ def _pack(
 ) -> _cpu.PackedLinear:
     if bias is not None:
         _check_floats("bias", bias, dims=1)
+        bias = bias.detach()  # a parameter's history may not be given to other libraries
     if isinstance(weight, QuantizedWeight):
         return _cpu.pack_quantized_linear(
             runtime,
@@ -98,7 +100,7 @@ def _pack(
             weight.scales,
             weight.bits,
             weight.group_size,
-            bias=_plain(bias),
+            bias=bias,
             gated=gated,
             route=route,
         )
@@ -106,12 +108,7 @@ def _pack(
         raise KernelError(f"route {route} is for quantised weights only.")
     if weight.dtype not in WEIGHT_DTYPES or weight.dim() != 2 or weight.device.type != "cpu" or 0 in weight.shape:
         raise KernelError(f"weight must be float [N, K] on the CPU, neither of them 0, got {_describe(weight)}.")
-    return _cpu.pack_linear(runtime, weight.detach(), bias=_plain(bias), gated=gated)
-
-
-def _plain(tensor: Tensor | None) -> Tensor | None:
-    """The tensor without the history that parameters have, which other libraries may not be given."""
-    return None if tensor is None else tensor.detach()
+    return _cpu.pack_linear(runtime, weight.detach(), bias=bias, gated=gated)
 
 
 def _check_floats(name: str, tensor: Tensor, dims: int = 2) -> None:

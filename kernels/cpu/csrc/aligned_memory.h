@@ -1,5 +1,5 @@
-// Memory for weights and activations: aligned, and in huge pages where the system gives them. A core reads a cold buffer of
-// 4 KiB pages at little more than half of the speed of one of 2 MiB pages.
+// Memory for weights and activations: aligned, and in huge pages where the system gives them. A core reads a cold
+// buffer of 4 KiB pages at little more than half of the speed of one of 2 MiB pages.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace paged_backend {
 
 constexpr int64_t huge_page_bytes = 2 << 20;
 
-// A piece of memory; copies share it.
+// A piece of memory, freed with its last part.
 class AlignedMemory {
   public:
     AlignedMemory() = default;
@@ -31,6 +31,9 @@ class AlignedMemory {
         if (alignment == huge_page_bytes) madvise(memory, static_cast<size_t>(rounded), MADV_HUGEPAGE);  // a wish only
 #endif
     }
+
+    AlignedMemory(AlignedMemory&&) = default;
+    AlignedMemory& operator=(AlignedMemory&&) = default;
 
     // Part of another piece, which lives as long as this one.
     AlignedMemory(const AlignedMemory& whole, int64_t offset, int64_t size)

@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "machine_limits.h"
 #include "linear.h"
+#include "machine_limits.h"
 #include "runtime.h"
 
 namespace nb = nanobind;
@@ -47,15 +47,18 @@ template <class Array>
 void require_rows(const char* name, const Array& array) {
     const auto address = reinterpret_cast<uintptr_t>(array.data());
     const uintptr_t size = array.dtype().bits / 8;
-    require(address % size == 0, std::string(name) + " must be aligned to its numbers' " + std::to_string(size) + " bytes.");
-    require(array.shape(0) == 0 || array.shape(1) <= 1 || array.stride(1) == 1, std::string(name) + "'s last dimension must have stride 1.");
+    require(address % size == 0,
+            std::string(name) + " must be aligned to its numbers' " + std::to_string(size) + " bytes.");
+    require(array.shape(0) == 0 || array.shape(1) <= 1 || array.stride(1) == 1,
+            std::string(name) + "'s last dimension must have stride 1.");
     require(array.shape(0) <= 1 || array.stride(0) >= static_cast<int64_t>(array.shape(1)),
             std::string(name) + "'s rows must not overlap.");
 }
 
 const float* bias_of(const std::optional<FloatVector>& bias, size_t num_rows) {
     if (!bias) return nullptr;
-    require(bias->shape(0) == num_rows, "bias must be [" + std::to_string(num_rows) + "], got [" + std::to_string(bias->shape(0)) + "].");
+    require(bias->shape(0) == num_rows,
+            "bias must be [" + std::to_string(num_rows) + "], got [" + std::to_string(bias->shape(0)) + "].");
     require(num_rows <= 1 || bias->stride(0) == 1, "bias must be contiguous.");
     require(reinterpret_cast<uintptr_t>(bias->data()) % sizeof(float) == 0, "bias must be aligned to 4 bytes.");
     return bias->data();
@@ -68,8 +71,8 @@ std::unique_ptr<PackedLinear> pack(Runtime& runtime, const LinearWeights& weight
     return std::make_unique<PackedLinear>(runtime, weights, chosen);
 }
 
-std::unique_ptr<PackedLinear> pack_floats(Runtime& runtime, const Matrix& weight, const std::optional<FloatVector>& bias,
-                                          bool gated) {
+std::unique_ptr<PackedLinear> pack_floats(Runtime& runtime, const Matrix& weight,
+                                          const std::optional<FloatVector>& bias, bool gated) {
     LinearWeights weights;
     weights.format = float_format(weight.dtype());
     require_rows("weight", weight);
@@ -82,9 +85,9 @@ std::unique_ptr<PackedLinear> pack_floats(Runtime& runtime, const Matrix& weight
     return pack(runtime, weights, "auto");
 }
 
-std::unique_ptr<PackedLinear> pack_quantized(Runtime& runtime, const Int8Matrix& values, const FloatMatrix& scales, int bits,
-                                             int64_t group_size, const std::optional<FloatVector>& bias, bool gated,
-                                             const std::string& route) {
+std::unique_ptr<PackedLinear> pack_quantized(Runtime& runtime, const Int8Matrix& values, const FloatMatrix& scales,
+                                             int bits, int64_t group_size, const std::optional<FloatVector>& bias,
+                                             bool gated, const std::string& route) {
     require(bits == 8 || bits == 4, "bits must be 8 or 4, got " + std::to_string(bits) + ".");
     require_rows("values", values);
     require(values.shape(0) > 0 && values.shape(1) > 0, "values must be [N, K], neither of them 0.");
@@ -119,7 +122,8 @@ template <class Array>
 Span span_of(const Array& array) {
     const auto begin = reinterpret_cast<uintptr_t>(array.data());
     if (array.shape(0) == 0 || array.shape(1) == 0) return {begin, begin};
-    const int64_t numbers = static_cast<int64_t>(array.shape(0) - 1) * array.stride(0) + static_cast<int64_t>(array.shape(1));
+    const int64_t numbers =
+        static_cast<int64_t>(array.shape(0) - 1) * array.stride(0) + static_cast<int64_t>(array.shape(1));
     return {begin, begin + static_cast<uintptr_t>(numbers) * sizeof(float)};
 }
 
@@ -131,7 +135,8 @@ std::string shape_of(const Array& array) {
 template <class Array>
 void require_floats(const char* name, const Array& array, size_t num_rows, int64_t width) {
     require(array.shape(0) == num_rows && static_cast<int64_t>(array.shape(1)) == width,
-            std::string(name) + " must be [" + std::to_string(num_rows) + ", " + std::to_string(width) + "], got " + shape_of(array) + ".");
+            std::string(name) + " must be [" + std::to_string(num_rows) + ", " + std::to_string(width) + "], got " +
+                shape_of(array) + ".");
     require_rows(name, array);
 }
 
@@ -163,8 +168,8 @@ void run(const PackedLinear& layer, Runtime& runtime, const FloatMatrix& x, cons
 }
 
 // Seconds of one call, in the best twentieth of calls of one layer after the other.
-double time_layers(const std::vector<const PackedLinear*>& layers, Runtime& runtime, const FloatMatrix& x, const OutMatrix& out,
-                   const std::string& activation, double seconds) {
+double time_layers(const std::vector<const PackedLinear*>& layers, Runtime& runtime, const FloatMatrix& x,
+                   const OutMatrix& out, const std::string& activation, double seconds) {
     require(!layers.empty(), "layers must not be empty.");
     require(seconds > 0.0 && seconds <= 60.0, "seconds must be more than 0, and 60 at most.");
     LinearCall call;
@@ -216,7 +221,8 @@ nb::dict limits(Runtime& runtime, double seconds) {
 }  // namespace
 
 void bind_linear(nb::module_& module) {
-    nb::class_<PackedLinear>(module, "PackedLinear", "A linear layer's weight, packed for one runtime's instruction set.")
+    nb::class_<PackedLinear>(module, "PackedLinear",
+                             "A linear layer's weight, packed for one runtime's instruction set.")
         .def_prop_ro("num_inputs", &PackedLinear::num_inputs)
         .def_prop_ro("num_outputs", &PackedLinear::num_outputs)
         .def_prop_ro("num_bytes", &PackedLinear::num_bytes)

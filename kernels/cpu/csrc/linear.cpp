@@ -97,11 +97,7 @@ PackedLinear::PackedLinear(Runtime& runtime, const LinearWeights& weights, Linea
         segments_ = segments_of(layout, segment_size(route_));
         padded_inputs_ = segments_.back().padded_begin + round_up(segments_.back().length, 8);
     }
-    bias_.assign(static_cast<size_t>(num_panels_ * panel_width), 0.0f);
-    for (int64_t i = 0; weights.bias != nullptr && i < num_panels_ * panel_width; ++i) {
-        const int64_t row = layout.row_of(i / panel_width, i % panel_width);
-        if (row >= 0) bias_[static_cast<size_t>(i)] = weights.bias[row];
-    }
+    if (layout.has_bias) bias_begin_ = layout.bias_begin();
     panels_ = runtime.weights().allocate(num_panels_ * panel_stride_);
     runtime.team().run(num_panels_, [&](int64_t panel, int) {
         pack_panel(layout, weights, panel, panels_.data() + panel * panel_stride_);
@@ -131,7 +127,8 @@ void PackedLinear::choose_route(const Runtime& runtime, LinearRoute route) {
     route_ = route;
     tile_format_ = route == LinearRoute::int8 ? int8 : route == LinearRoute::int16 ? int16 : TileFormat::float32;
     if (!has_tiles(kernels, tile_format_)) {
-        refuse(std::string("route ") + name_of(route) + " is not there with instruction set " + runtime.instruction_set() + ".");
+        refuse(std::string("route ") + name_of(route) + " is not there with instruction set " +
+               runtime.instruction_set() + ".");
     }
 }
 

@@ -34,13 +34,13 @@ const char* name_of(LinearRoute route);
 // A weight [num_rows, num_inputs] to pack. Pointers are not kept.
 struct LinearWeights {
     WeightFormat format = WeightFormat::float32;
-    const void* values = nullptr;   // int8: -127 .. 127 (int4: -8 .. 7), one number a byte
-    int64_t num_rows = 0;           // a gated layer's are all gates, then all ups
+    const void* values = nullptr;  // int8: -127 .. 127 (int4: -8 .. 7), one number a byte
+    int64_t num_rows = 0;          // a gated layer's are all gates, then all ups
     int64_t num_inputs = 0;
     int64_t row_stride = 0;         // in numbers
     const float* scales = nullptr;  // [num_rows, ceil(num_inputs / group_size)], for int8 and int4
     int64_t group_size = 0;
-    const float* bias = nullptr;    // [num_rows] or null
+    const float* bias = nullptr;  // [num_rows] or null
     bool gated = false;
 };
 
@@ -49,14 +49,14 @@ struct LinearCall {
     const float* x = nullptr;  // [num_rows, num_inputs]
     int64_t x_stride = 0;
     int64_t num_rows = 0;
-    float* out = nullptr;      // [num_rows, num_outputs]; may be `residual`, must not overlap x
+    float* out = nullptr;  // [num_rows, num_outputs]; may be `residual`, must not overlap x
     int64_t out_stride = 0;
     const float* residual = nullptr;  // [num_rows, num_outputs] or null
     int64_t residual_stride = 0;
     Activation activation = Activation::none;
 };
 
-// --- what an instruction set provides ---------------------------------------------------------------------------------
+// What an instruction set provides.
 
 constexpr int64_t panel_width = 32;
 constexpr int64_t max_tile_rows = 12;
@@ -75,15 +75,16 @@ struct LinearSegment {
 struct QuantizedRows {
     char* values;
     float* scales;   // [segments][rows]
-    int32_t* start;  // [segments][rows]: what the sums begin with: minus the weights' offset times the sum of the values
+    // [segments][rows], what the sums begin with: minus the weights' offset times the sum of the values.
+    int32_t* start;
 };
 
 // Adds rows x (panels * 32) products to sums, over all inputs of a K block.
 struct LinearTile {
-    const char* panels;     // floats: at the block's first input
-    int64_t panel_stride;   // bytes
-    float* sums;            // [panels][sums_rows][32]
-    int64_t sums_stride;    // floats from panel to panel
+    const char* panels;    // floats: at the block's first input
+    int64_t panel_stride;  // bytes
+    float* sums;           // [panels][rows of a task][32]
+    int64_t sums_stride;   // floats from panel to panel
     // Float weights:
     const float* x;
     int64_t x_stride;
@@ -102,7 +103,7 @@ constexpr int num_tile_formats = 7;
 
 struct LinearFinish {
     const float* sums;  // [num_rows][32]
-    const float* bias;  // [32]
+    const float* bias;  // [32] or null
     int64_t num_rows;
     int64_t num_columns;  // outputs of this panel: up to 32, 16 for a gated one
     float* out;
@@ -129,8 +130,7 @@ struct LinearKernels {
     void (*finish)(const LinearFinish&);
 };
 
-// --- the layer --------------------------------------------------------------------------------------------------------
-
+// The layer.
 class PackedLinear {
   public:
     // Packs on the runtime's team; the caller holds runtime.turn(). Throws std::invalid_argument.
@@ -138,7 +138,7 @@ class PackedLinear {
 
     int64_t num_inputs() const { return num_inputs_; }
     int64_t num_outputs() const { return num_outputs_; }  // half of the weight's rows for a gated layer
-    int64_t num_bytes() const { return panels_.size() + static_cast<int64_t>(bias_.size() * sizeof(float)); }
+    int64_t num_bytes() const { return panels_.size(); }
     bool is_gated() const { return gated_; }
     WeightFormat format() const { return format_; }
     LinearRoute route() const { return route_; }  // never automatic
@@ -163,7 +163,7 @@ class PackedLinear {
     int64_t panel_stride_ = 0;             // bytes
     int64_t padded_inputs_ = 0;            // of quantised rows
     std::vector<LinearSegment> segments_;  // of quantised weights
-    std::vector<float> bias_;              // [num_panels][32]
+    int64_t bias_begin_ = -1;              // bytes from a panel's begin; -1 for none
     AlignedMemory panels_;
 };
 

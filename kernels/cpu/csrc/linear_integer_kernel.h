@@ -51,13 +51,16 @@ struct Int16Rows {
         add_words<rows>(low, high, shift_halves(low_weights, 8), shift_halves(high_weights, 8), x + 4);
     }
 
-    // weights: eight inputs a lane, four bits each: byte j holds input j in its low half and input 4 + j in its high half.
+    // weights: eight inputs a lane, four bits each: byte j holds input j in its low half and input 4 + j in its high
+    // half.
     template <int rows>
     static void add8(Ints (&low)[rows], Ints (&high)[rows], Ints low_weights, Ints high_weights, const char* x) {
         const char* second = x + 8 * rows;
         add_words<rows>(low, high, low_weights & 0x000f000f, high_weights & 0x000f000f, x);
-        add_words<rows>(low, high, shift_halves(low_weights, 8) & 0x000f000f, shift_halves(high_weights, 8) & 0x000f000f, x + 4);
-        add_words<rows>(low, high, shift_halves(low_weights, 4) & 0x000f000f, shift_halves(high_weights, 4) & 0x000f000f, second);
+        add_words<rows>(low, high, shift_halves(low_weights, 8) & 0x000f000f,
+                        shift_halves(high_weights, 8) & 0x000f000f, x + 4);
+        add_words<rows>(low, high, shift_halves(low_weights, 4) & 0x000f000f,
+                        shift_halves(high_weights, 4) & 0x000f000f, second);
         add_words<rows>(low, high, shift_halves(low_weights, 12), shift_halves(high_weights, 12), second + 4);
     }
 
@@ -104,7 +107,8 @@ struct Int8Weights {
     static void add(Ints (&low)[rows], Ints (&high)[rows], const char* step, int64_t column, const char* x) {
         const char* at = step + 4 * column;
         Rows::template add4<rows>(low, high, load_words(at), load_words(at + 64), x);
-        Rows::template add4<rows>(low, high, load_words(at + 128), load_words(at + 192), x + 4 * Rows::word_count * rows);
+        Rows::template add4<rows>(low, high, load_words(at + 128), load_words(at + 192),
+                                  x + 4 * Rows::word_count * rows);
     }
 };
 
@@ -163,7 +167,8 @@ inline void integer_pass(const LinearTile& tile, int first_pair) {
                 const Floats x_scale = broadcast(x_scales[row]);
                 float* to = sums[pair] + row * panel_width;
                 store(load(to) + __builtin_convertvector(low[pair][row], Floats) * (low_scales * x_scale), to);
-                store(load(to + 16) + __builtin_convertvector(high[pair][row], Floats) * (high_scales * x_scale), to + 16);
+                store(load(to + 16) + __builtin_convertvector(high[pair][row], Floats) * (high_scales * x_scale),
+                      to + 16);
             }
         }
     }

@@ -42,11 +42,15 @@ struct FinishPanel {
         }
     }
 
+    Floats biased(const float* sums, int64_t column) const {
+        return panel.bias == nullptr ? load(sums + column) : load(sums + column) + load(panel.bias + column);
+    }
+
     template <Activation activation, bool gated>
     void columns(const float* sums, const float* residual, float* out) const {
         for (int64_t column = 0; column < panel_width / (gated ? 2 : 1); column += lanes) {
-            Floats value = activate<activation>(load(sums + column) + load(panel.bias + column));
-            if constexpr (gated) value *= load(sums + 16 + column) + load(panel.bias + 16 + column);
+            Floats value = activate<activation>(biased(sums, column));
+            if constexpr (gated) value *= biased(sums, 16 + column);
             if (residual != nullptr) value += load(residual + column);
             store(value, out + column);
         }

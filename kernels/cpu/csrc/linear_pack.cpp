@@ -25,7 +25,8 @@ int64_t bytes_of_inputs(WeightFormat format, int64_t num_inputs) {
 // Calls store(input, column, number) for all of inputs begin .. end - 1, some inputs of all columns at a time: both
 // sides then stay in the nearest cache.
 template <class Number, class Store>
-void visit(const PanelLayout& layout, const LinearWeights& weights, int64_t panel, int64_t begin, int64_t end, const Store& store) {
+void visit(const PanelLayout& layout, const LinearWeights& weights, int64_t panel, int64_t begin, int64_t end,
+           const Store& store) {
     constexpr int64_t step = 32;
     for (int64_t first = begin; first < end; first += step) {
         const int64_t last = std::min(first + step, end);
@@ -70,6 +71,7 @@ void pack_group(const PanelLayout& layout, const LinearWeights& weights, int64_t
 PanelLayout::PanelLayout(const LinearWeights& weights)
     : format(weights.format),
       gated(weights.gated),
+      has_bias(weights.bias != nullptr),
       num_outputs(weights.gated ? weights.num_rows / 2 : weights.num_rows),
       num_inputs(weights.num_inputs) {
     group_size = is_quantized() ? std::min(weights.group_size, num_inputs) : num_inputs;
@@ -78,13 +80,15 @@ PanelLayout::PanelLayout(const LinearWeights& weights)
     const int64_t outputs_in_panel = gated ? panel_width / 2 : panel_width;
     num_panels = (num_outputs + outputs_in_panel - 1) / outputs_in_panel;
     // Panels that are read side by side should not begin at the same place of a page: they would share cache sets.
-    panel_stride = (num_groups * group_stride + 63) / 64 * 64;
+    panel_stride = num_groups * group_stride + (has_bias ? scales_bytes : 0);
     if (panel_stride % 1024 == 0) panel_stride += 320;
 }
 
 int64_t PanelLayout::length_of(int64_t group) const { return std::min(group_size, num_inputs - group * group_size); }
 
-int64_t PanelLayout::scales_of(int64_t group) const { return data_of(group) + bytes_of_inputs(format, length_of(group)); }
+int64_t PanelLayout::scales_of(int64_t group) const {
+    return data_of(group) + bytes_of_inputs(format, length_of(group));
+}
 
 int64_t PanelLayout::row_of(int64_t panel, int64_t column) const {
     if (!gated) {
@@ -138,6 +142,12 @@ void pack_panel(const PanelLayout& layout, const LinearWeights& weights, int64_t
         });
     } else {
         for (int64_t group = 0; group < layout.num_groups; ++group) pack_group(layout, weights, panel, group, to);
+    }
+    if (!layout.has_bias) return;
+    float* bias = reinterpret_cast<float*>(to + layout.bias_begin());
+    for (int64_t column = 0; column < panel_width; ++column) {
+        const int64_t row = layout.row_of(panel, column);
+        bias[column] = row < 0 ? 0.0f : weights.bias[row];
     }
 }
 

@@ -115,7 +115,8 @@ void quantize_row(const float* x, const LinearSegment* segments, int64_t num_seg
         to.scales[index * num_rows + row] = is_finite ? scale : float_of(0x7fc00000u);
         to.start[index * num_rows + row] = static_cast<int32_t>(0u - static_cast<uint32_t>(offset) * sum);
 
-        char* values = to.values + segment.padded_begin * static_cast<int64_t>(sizeof(Number)) * num_rows + row * quad_bytes;
+        char* values =
+            to.values + segment.padded_begin * static_cast<int64_t>(sizeof(Number)) * num_rows + row * quad_bytes;
         const int64_t num_quads = (length + 7) / 8 * 2;
         for (int64_t quad = 0; quad < num_quads; ++quad) {
             store_quad(numbers + 4 * quad, values);

@@ -5,8 +5,8 @@
 
 namespace paged_backend {
 
-// Of a call of at most some hundred rows, which has been checked. Rows go in blocks of a tile's height, outputs in panels; a
-// task is some panels for some blocks of rows.
+// Of a call of at most some hundred rows, which has been checked. Rows go in blocks of a tile's height, outputs in
+// panels; a task is some panels for some blocks of rows.
 class LinearRun {
   public:
     LinearRun(const PackedLinear& layer, Runtime& runtime, const LinearCall& call);

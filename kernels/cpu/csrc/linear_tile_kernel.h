@@ -105,7 +105,8 @@ inline void float_pass(const LinearTile& tile, int first_pair) {
             Weights::load_pair(panels[pair] + offset, columns[pair], low_weights, high_weights);
             if (pair == 0 || columns[pair] == 0) {
 #pragma GCC unroll 2
-                for (int64_t line = 0; line < Weights::step_bytes; line += 64) prefetch_ahead(panels[pair] + offset + line);
+                for (int64_t line = 0; line < Weights::step_bytes; line += 64)
+                    prefetch_ahead(panels[pair] + offset + line);
             }
 #pragma GCC unroll 16
             for (int row = 0; row < rows; ++row) {

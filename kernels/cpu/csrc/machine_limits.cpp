@@ -14,8 +14,8 @@ namespace paged_backend {
 
 namespace {
 
-// The rate of rounds that last until `seconds` are over: what the best twentieth of them reach. Rounds are short, so that some
-// are not disturbed by whatever else runs. round() returns its amount of work, of all threads.
+// The rate of rounds that last until `seconds` are over: what the best twentieth of them reach. Rounds are short, so
+// that some are not disturbed by whatever else runs. round() returns its amount of work, of all threads.
 template <class Round>
 double rate_of(Runtime& runtime, double seconds, const Round& round) {
     const int num_threads = runtime.team().size();
@@ -51,7 +51,8 @@ double read_rate(Runtime& runtime, double seconds, int64_t num_bytes, int64_t pa
     return rate_of(runtime, seconds, [&] {
         std::atomic<int64_t> sum{0};
         runtime.team().run(num_threads, [&](int64_t task, int) {
-            for (int64_t i = 0; i < repeats; ++i) sum.fetch_add(read(memory.data() + task * num_bytes + begin, part_bytes));
+            for (int64_t i = 0; i < repeats; ++i)
+                sum.fetch_add(read(memory.data() + task * num_bytes + begin, part_bytes));
         });
         begin = begin + 2 * part_bytes <= num_bytes ? begin + part_bytes : 0;
         return part_bytes * num_threads * repeats + (sum.load() & 1);

@@ -16,7 +16,8 @@ struct LimitKernels {
     int64_t (*read)(const char* from, int64_t num_bytes);
 };
 
-// Operations and bytes a second, in the best twentieth of many short runs on all of the runtime's threads; 0 where there is none.
+// Operations and bytes a second, in the best twentieth of many short runs on all of the runtime's threads; 0 where
+// there is none.
 struct Limits {
     double float_flops;
     double int8_ops;

@@ -53,7 +53,8 @@ inline int64_t run_chains(int64_t count, const Step& step) {
 }
 
 inline int64_t count_float_products(int64_t count) {
-    return run_chains<Floats>(count, [](Floats sum, Floats a, Floats b) { return sum + a * b; }) + count * num_chains * lanes * 2;
+    return run_chains<Floats>(count, [](Floats sum, Floats a, Floats b) { return sum + a * b; }) +
+           count * num_chains * lanes * 2;
 }
 
 inline int64_t read_bytes(const char* from, int64_t num_bytes) {
@@ -71,9 +72,10 @@ inline int64_t read_bytes(const char* from, int64_t num_bytes) {
 
 #if defined(__AVX2__)
 inline int64_t count_int16_products(int64_t count) {
-    return run_chains<Ints>(count, [](Ints sum, Ints a, Ints b) {
+    return run_chains<Ints>(count,
+                            [](Ints sum, Ints a, Ints b) {
 #if defined(__AVX512VNNI__)
-               return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+                                return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 #elif defined(__AVX512BW__)
                PAGED_BACKEND_HIDE(a);  // each product anew
                return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
@@ -81,15 +83,18 @@ inline int64_t count_int16_products(int64_t count) {
                PAGED_BACKEND_HIDE(a);
                return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #endif
-           }) + count * num_chains * lanes * 4;
+                            }) +
+           count * num_chains * lanes * 4;
 }
 #endif
 
 #if defined(__AVX512VNNI__)
 inline int64_t count_int8_products(int64_t count) {
-    return run_chains<Ints>(count, [](Ints sum, Ints a, Ints b) {
-               return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-           }) + count * num_chains * lanes * 8;
+    return run_chains<Ints>(count,
+                            [](Ints sum, Ints a, Ints b) {
+                                return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+                            }) +
+           count * num_chains * lanes * 8;
 }
 #endif
 
