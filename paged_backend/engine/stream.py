@@ -125,13 +125,13 @@ class RequestStream:
         self._waiter = None
 
     def _take(self) -> RequestDelta:
-        """What has been gained since the last delta: of one step where the reader keeps up, else of several."""
+        """The next step's gains as a delta: a step gives each sample one, in order of index."""
         item = self._items.popleft()
         if isinstance(item, PagedBackendError):
             self._ended = True
             raise item
         gains = [item]
-        while self._items and isinstance(following := self._items[0], tuple):
+        while self._items and isinstance(following := self._items[0], tuple) and following[0] > gains[-1][0]:
             gains.append(following)
             self._items.popleft()
         delta = self._assembler.assemble(gains)
