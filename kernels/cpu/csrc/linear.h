@@ -79,12 +79,10 @@ struct QuantizedRows {
     int32_t* start;
 };
 
-// Adds rows x (panels * 32) products to sums, over all inputs of a K block.
+// Adds the products of some rows and a panel to sums, over all inputs of a block of them.
 struct LinearTile {
-    const char* panels;    // floats: at the block's first input
-    int64_t panel_stride;  // bytes
-    float* sums;           // [panels][rows of a task][32]
-    int64_t sums_stride;   // floats from panel to panel
+    const char* panel;  // floats: at the block's first input
+    float* sums;        // [rows][32]
     // Float weights:
     const float* x;
     int64_t x_stride;
@@ -118,8 +116,6 @@ struct LinearKernels {
     int64_t max_rows;  // of a tile
     // By format and rows - 1; null where there is none.
     TileFunction tiles[num_tile_formats][max_tile_rows];
-    // The same for one row and two panels: their four chains hide the latency of an addition.
-    TileFunction double_tiles[num_tile_formats];
     // Row `row` of `num_rows` in `to`. offset: what the packed weights are too large by.
     void (*quantize_int8)(const float* x, const LinearSegment* segments, int64_t num_segments, int64_t row,
                           int64_t num_rows, int32_t offset, const QuantizedRows& to);

@@ -122,17 +122,8 @@ struct Int4Weights {
 };
 
 template <class Weights, class Rows, int rows, int pairs>
-inline void integer_pass(const LinearTile& tile, int first_pair) {
-    float* sums[pairs];
-    const char* panels[pairs];
-    int64_t columns[pairs];
-#pragma GCC unroll 16
-    for (int pair = 0; pair < pairs; ++pair) {
-        const int panel = (first_pair + pair) / pairs_in_panel;
-        columns[pair] = (first_pair + pair) % pairs_in_panel * lanes;
-        sums[pair] = tile.sums + panel * tile.sums_stride + columns[pair];
-        panels[pair] = tile.panels + panel * tile.panel_stride;
-    }
+inline void integer_pass(const LinearTile& tile, int64_t first_column) {
+    prefetch_gap(tile.panel + tile.segments[tile.first_segment].data);
     for (int64_t index = tile.first_segment; index < tile.end_segment; ++index) {
         const LinearSegment segment = tile.segments[index];
         const float* x_scales = tile.rows.scales + index * rows;
@@ -144,41 +135,42 @@ inline void integer_pass(const LinearTile& tile, int first_pair) {
             for (int row = 0; row < rows; ++row) low[pair][row] = high[pair][row] = broadcast_word(start + 4 * row);
         }
         const char* x = tile.rows.values + segment.padded_begin * (Rows::word_count * rows);
-        int64_t offset = segment.data;
-        const int64_t end = offset + (segment.length + 7) / 8 * Weights::step_bytes;
-        for (; offset < end; offset += Weights::step_bytes) {
+        const char* step = tile.panel + segment.data;
+        const char* end = step + (segment.length + 7) / 8 * Weights::step_bytes;
+        for (; step < end; step += Weights::step_bytes) {
+#pragma GCC unroll 4
+            for (int64_t line = 0; line < Weights::step_bytes; line += 64) prefetch_ahead(step + line);
 #pragma GCC unroll 16
             for (int pair = 0; pair < pairs; ++pair) {
-                const char* step = panels[pair] + offset;
-                if (pair == 0 || columns[pair] == 0) {
-#pragma GCC unroll 4
-                    for (int64_t line = 0; line < Weights::step_bytes; line += 64) prefetch_ahead(step + line);
-                }
-                Weights::template add<Rows, rows>(low[pair], high[pair], step, columns[pair], x);
+                Weights::template add<Rows, rows>(low[pair], high[pair], step, first_column + pair * lanes, x);
             }
             x += 8 * Rows::word_count * rows;
         }
+        // The steps' prefetches leave out what lies as far behind the scales.
+        const float* scales = reinterpret_cast<const float*>(tile.panel + segment.scales) + first_column;
+        prefetch_ahead(tile.panel + segment.scales);
+        prefetch_ahead(tile.panel + segment.scales + 64);
 #pragma GCC unroll 16
-        for (int pair = 0; pair < pairs; ++pair) {
-            const float* scales = reinterpret_cast<const float*>(panels[pair] + segment.scales) + columns[pair];
+        for (int pair = 0; pair < pairs; ++pair, scales += lanes) {
             const Floats low_scales = load(scales), high_scales = load(scales + 16);
 #pragma GCC unroll 16
             for (int row = 0; row < rows; ++row) {
                 const Floats x_scale = broadcast(x_scales[row]);
-                float* to = sums[pair] + row * panel_width;
-                store(load(to) + __builtin_convertvector(low[pair][row], Floats) * (low_scales * x_scale), to);
-                store(load(to + 16) + __builtin_convertvector(high[pair][row], Floats) * (high_scales * x_scale),
-                      to + 16);
+                const Floats low_part = __builtin_convertvector(low[pair][row], Floats);
+                const Floats high_part = __builtin_convertvector(high[pair][row], Floats);
+                float* to = tile.sums + row * panel_width + first_column + pair * lanes;
+                store(load(to) + low_part * (low_scales * x_scale), to);
+                store(load(to + 16) + high_part * (high_scales * x_scale), to + 16);
             }
         }
     }
 }
 
-template <class Weights, class Rows, int rows, int panels>
+template <class Weights, class Rows, int rows>
 void integer_tile(const LinearTile& tile) {
-    constexpr int pairs = pairs_at_once(rows, panels);
-    for (int first = 0; first < panels * pairs_in_panel; first += pairs) {
-        integer_pass<Weights, Rows, rows, pairs>(tile, first);
+    constexpr int pairs = pairs_at_once(rows);
+    for (int64_t column = 0; column < 16; column += pairs * lanes) {
+        integer_pass<Weights, Rows, rows, pairs>(tile, column);
     }
 }
 

@@ -61,16 +61,14 @@ inline void finish_panel(const LinearFinish& panel) { with_activation(panel.acti
 
 template <class Weights, int rows = 1>
 inline void list_float_tiles(LinearKernels& kernels, TileFormat format) {
-    kernels.tiles[static_cast<int>(format)][rows - 1] = float_tile<Weights, rows, 1>;
-    if constexpr (rows == 1) kernels.double_tiles[static_cast<int>(format)] = float_tile<Weights, rows, 2>;
+    kernels.tiles[static_cast<int>(format)][rows - 1] = float_tile<Weights, rows>;
     if constexpr (rows < max_rows_here) list_float_tiles<Weights, rows + 1>(kernels, format);
 }
 
 #if defined(__AVX2__)
 template <class Weights, class Rows, int rows = 1>
 inline void list_integer_tiles(LinearKernels& kernels, TileFormat format) {
-    kernels.tiles[static_cast<int>(format)][rows - 1] = integer_tile<Weights, Rows, rows, 1>;
-    if constexpr (rows == 1) kernels.double_tiles[static_cast<int>(format)] = integer_tile<Weights, Rows, rows, 2>;
+    kernels.tiles[static_cast<int>(format)][rows - 1] = integer_tile<Weights, Rows, rows>;
     if constexpr (rows < max_rows_here) list_integer_tiles<Weights, Rows, rows + 1>(kernels, format);
 }
 #endif

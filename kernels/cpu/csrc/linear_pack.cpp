@@ -79,9 +79,12 @@ PanelLayout::PanelLayout(const LinearWeights& weights)
     group_stride = bytes_of_inputs(format, group_size) + (is_quantized() ? scales_bytes : 0);
     const int64_t outputs_in_panel = gated ? panel_width / 2 : panel_width;
     num_panels = (num_outputs + outputs_in_panel - 1) / outputs_in_panel;
-    // Panels that are read side by side should not begin at the same place of a page: they would share cache sets.
-    panel_stride = num_groups * group_stride + (has_bias ? scales_bytes : 0);
-    if (panel_stride % 1024 == 0) panel_stride += 320;
+    panel_stride = bias_begin() + (has_bias ? scales_bytes : 0);
+}
+
+int64_t PanelLayout::bias_begin() const {
+    const int64_t last = num_groups - 1;
+    return data_of(last) + bytes_of_inputs(format, length_of(last)) + (is_quantized() ? scales_bytes : 0);
 }
 
 int64_t PanelLayout::length_of(int64_t group) const { return std::min(group_size, num_inputs - group * group_size); }

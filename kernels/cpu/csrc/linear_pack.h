@@ -19,14 +19,14 @@ struct PanelLayout {
     int64_t num_inputs;
     int64_t group_size;  // num_inputs for floats
     int64_t num_groups;
-    int64_t group_stride;  // bytes from group to group
+    int64_t group_stride;  // bytes from group to group; the last may be shorter
     int64_t panel_stride;  // bytes
     int64_t num_panels;
 
     explicit PanelLayout(const LinearWeights& weights);
 
     bool is_quantized() const { return format == WeightFormat::int8 || format == WeightFormat::int4; }
-    int64_t bias_begin() const { return num_groups * group_stride; }  // bytes from the panel's begin
+    int64_t bias_begin() const;  // bytes from the panel's begin
     int64_t length_of(int64_t group) const;
     int64_t data_of(int64_t group) const { return group * group_stride; }
     int64_t scales_of(int64_t group) const;

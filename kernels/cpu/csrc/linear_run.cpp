@@ -77,7 +77,7 @@ void LinearRun::take_scratch() {
     values_bytes_ = round_up(layer_.padded_inputs_ * kernels_.max_rows * number_bytes, 64);
     rows_bytes_ = round_up(values_bytes_ + 2 * float_bytes * kernels_.max_rows * num_segments, 64);
     wide_begin_ = round_up(sums_floats() * float_bytes, 64);
-    rows_begin_ = wide_begin_ + (is_widened() ? 2 * widened_inputs * panel_width * float_bytes : 0);
+    rows_begin_ = wide_begin_ + (is_widened() ? widened_inputs * panel_width * float_bytes : 0);
     const int64_t blocks_a_thread = is_integer() ? (num_row_blocks_ + num_threads - 1) / num_threads : 0;
     scratch_ = runtime_.scratch(rows_begin_ + blocks_a_thread * rows_bytes_);
 }
@@ -127,16 +127,10 @@ void LinearRun::run_task(int64_t index, int thread) const {
     const int64_t num_panels = task.end_panel - task.first_panel;
     std::memset(task.sums, 0, static_cast<size_t>(num_panels * task.num_rows * panel_width) * sizeof(float));
 
-    const bool is_double =
-        call_.num_rows == 1 && kernels_.double_tiles[static_cast<int>(layer_.tile_format_)] != nullptr;
     const int64_t num_inputs = inputs_at_once(task);
     for (InputBlock block = block_after({0, 0, 0, 0}, num_inputs); block.first < layer_.num_inputs_;
          block = block_after(block, num_inputs)) {
-        for (int64_t panel = task.first_panel; panel < task.end_panel;) {
-            const int64_t width = is_double && panel + 2 <= task.end_panel ? 2 : 1;
-            add_products(task, block, panel, width);
-            panel += width;
-        }
+        for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) add_products(task, block, panel);
     }
     for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) finish(task, panel);
 }
@@ -165,38 +159,32 @@ LinearRun::InputBlock LinearRun::block_after(const InputBlock& before, int64_t n
     return block;
 }
 
-void LinearRun::add_products(const Task& task, const InputBlock& block, int64_t panel, int64_t num_panels) const {
+void LinearRun::add_products(const Task& task, const InputBlock& block, int64_t panel) const {
     LinearTile tile = {};
-    tile.panels = layer_.panels_.data() + panel * layer_.panel_stride_;
-    tile.panel_stride = layer_.panel_stride_;
-    tile.sums_stride = task.num_rows * panel_width;
+    tile.panel = layer_.panels_.data() + panel * layer_.panel_stride_;
     tile.x_stride = call_.x_stride;
     tile.num_inputs = block.end - block.first;
     tile.segments = layer_.segments_.data();
     tile.first_segment = block.first_segment;
     tile.end_segment = block.end_segment;
     if (is_widened()) {
-        for (int64_t i = 0; i < num_panels; ++i) {
-            for (int64_t s = block.first_segment; s < block.end_segment; ++s) {
-                const LinearSegment& segment = layer_.segments_[static_cast<size_t>(s)];
-                kernels_.dequantize(tile.panels + i * layer_.panel_stride_, segment,
-                                    layer_.format_ == WeightFormat::int4,
-                                    task.wide + (i * widened_inputs + segment.begin - block.first) * panel_width);
-            }
+        for (int64_t i = block.first_segment; i < block.end_segment; ++i) {
+            const LinearSegment& segment = layer_.segments_[static_cast<size_t>(i)];
+            kernels_.dequantize(tile.panel, segment, layer_.format_ == WeightFormat::int4,
+                                task.wide + (segment.begin - block.first) * panel_width);
         }
-        tile.panels = reinterpret_cast<const char*>(task.wide);
-        tile.panel_stride = widened_inputs * panel_width * static_cast<int64_t>(sizeof(float));
+        tile.panel = reinterpret_cast<const char*>(task.wide);
     } else if (!is_quantized()) {
-        tile.panels += block.first * (layer_.format_ == WeightFormat::float32 ? 4 : 2) * panel_width;
+        tile.panel += block.first * (layer_.format_ == WeightFormat::float32 ? 4 : 2) * panel_width;
     }
-    const int format = static_cast<int>(layer_.tile_format_);
+    const TileFunction* tiles = kernels_.tiles[static_cast<int>(layer_.tile_format_)];
     for (int64_t row_block = task.first_block; row_block < task.end_block; ++row_block) {
         const int64_t row = first_row(row_block);
         const int64_t num_rows = first_row(row_block + 1) - row;
         tile.sums = task.sums + ((panel - task.first_panel) * task.num_rows + row - task.first_row) * panel_width;
         tile.x = call_.x + row * call_.x_stride + block.first;
         if (is_integer()) tile.rows = quantized(row_block);
-        (num_panels == 2 ? kernels_.double_tiles[format] : kernels_.tiles[format][num_rows - 1])(tile);
+        tiles[num_rows - 1](tile);
     }
 }
 

@@ -41,7 +41,7 @@ class LinearRun {
 
     void quantize_rows(int64_t row_block) const;
     void run_task(int64_t index, int thread) const;
-    void add_products(const Task& task, const InputBlock& block, int64_t panel, int64_t num_panels) const;
+    void add_products(const Task& task, const InputBlock& block, int64_t panel) const;
     void finish(const Task& task, int64_t panel) const;
 
     const PackedLinear& layer_;

@@ -1,4 +1,4 @@
-// The innermost loops of a linear layer with float weights: a tile of rows x (panels * 32) sums in registers.
+// The innermost loops of a linear layer with float weights: a tile of sums in registers, rows x 32 of a panel.
 #pragma once
 
 #include "linear.h"
@@ -26,6 +26,12 @@ constexpr int max_rows_here = max_tile_vectors / 2;
 constexpr int64_t prefetch_distance = 2048;  // bytes ahead; behind a panel's end the next one begins
 
 inline void prefetch_ahead(const char* at) { __builtin_prefetch(at + prefetch_distance); }
+
+// Scales and a bias at the end of the panel before have put nobody ahead: the lines that this leaves out.
+inline void prefetch_gap(const char* panel) {
+#pragma GCC unroll 6
+    for (int64_t gap = 64; gap <= 384; gap += 64) prefetch_ahead(panel - gap);
+}
 
 struct Float32Weights {
     static constexpr int64_t step_bytes = 128;  // of one input
@@ -75,39 +81,31 @@ struct Float16Weights {
     }
 };
 
-// `pairs` pairs of vectors, which lie in whole panels or are some of one panel's.
+// `pairs` of the panel's pairs of vectors.
 template <class Weights, int rows, int pairs>
-inline void float_pass(const LinearTile& tile, int first_pair) {
+inline void float_pass(const LinearTile& tile, int64_t first_column) {
     Floats low[rows][pairs], high[rows][pairs];
-    float* sums[pairs];
-    const char* panels[pairs];
-    int64_t columns[pairs];
+    float* sums = tile.sums + first_column;
 #pragma GCC unroll 16
     for (int pair = 0; pair < pairs; ++pair) {
-        const int panel = (first_pair + pair) / pairs_in_panel;
-        columns[pair] = (first_pair + pair) % pairs_in_panel * lanes;
-        sums[pair] = tile.sums + panel * tile.sums_stride + columns[pair];
-        panels[pair] = tile.panels + panel * tile.panel_stride;
 #pragma GCC unroll 16
         for (int row = 0; row < rows; ++row) {
-            low[row][pair] = load(sums[pair] + row * panel_width);
-            high[row][pair] = load(sums[pair] + row * panel_width + 16);
+            low[row][pair] = load(sums + row * panel_width + pair * lanes);
+            high[row][pair] = load(sums + row * panel_width + pair * lanes + 16);
         }
     }
+    prefetch_gap(tile.panel);
     // Three bases and two strides reach twelve rows.
     const int64_t stride = tile.x_stride;
     const float* x[3] = {tile.x, tile.x + 4 * stride, tile.x + 8 * stride};
-    int64_t offset = 0;
-    for (int64_t input = 0; input < tile.num_inputs; ++input) {
+    const char* step = tile.panel;
+    for (int64_t input = 0; input < tile.num_inputs; ++input, step += Weights::step_bytes) {
+#pragma GCC unroll 2
+        for (int64_t line = 0; line < Weights::step_bytes; line += 64) prefetch_ahead(step + line);
 #pragma GCC unroll 16
         for (int pair = 0; pair < pairs; ++pair) {
             Floats low_weights, high_weights;
-            Weights::load_pair(panels[pair] + offset, columns[pair], low_weights, high_weights);
-            if (pair == 0 || columns[pair] == 0) {
-#pragma GCC unroll 2
-                for (int64_t line = 0; line < Weights::step_bytes; line += 64)
-                    prefetch_ahead(panels[pair] + offset + line);
-            }
+            Weights::load_pair(step, first_column + pair * lanes, low_weights, high_weights);
 #pragma GCC unroll 16
             for (int row = 0; row < rows; ++row) {
                 const Floats value = broadcast(x[row / 4][row % 4 * stride + input]);
@@ -115,28 +113,28 @@ inline void float_pass(const LinearTile& tile, int first_pair) {
                 high[row][pair] += high_weights * value;
             }
         }
-        offset += Weights::step_bytes;
     }
 #pragma GCC unroll 16
     for (int pair = 0; pair < pairs; ++pair) {
 #pragma GCC unroll 16
         for (int row = 0; row < rows; ++row) {
-            store(low[row][pair], sums[pair] + row * panel_width);
-            store(high[row][pair], sums[pair] + row * panel_width + 16);
+            store(low[row][pair], sums + row * panel_width + pair * lanes);
+            store(high[row][pair], sums + row * panel_width + pair * lanes + 16);
         }
     }
 }
 
-constexpr int pairs_at_once(int rows, int panels) {
-    int pairs = panels * pairs_in_panel;
+// As many as the registers hold.
+constexpr int pairs_at_once(int rows) {
+    int pairs = pairs_in_panel;
     while (pairs > 1 && 2 * rows * pairs > max_tile_vectors) pairs /= 2;
     return pairs;
 }
 
-template <class Weights, int rows, int panels>
+template <class Weights, int rows>
 void float_tile(const LinearTile& tile) {
-    constexpr int pairs = pairs_at_once(rows, panels);
-    for (int first = 0; first < panels * pairs_in_panel; first += pairs) float_pass<Weights, rows, pairs>(tile, first);
+    constexpr int pairs = pairs_at_once(rows);
+    for (int64_t column = 0; column < 16; column += pairs * lanes) float_pass<Weights, rows, pairs>(tile, column);
 }
 
 }  // namespace
