@@ -26,8 +26,11 @@ def for_parts(weight: Tensor, num_threads: int, quantize: Callable[[Tensor, slic
     num_rows = max(1, _NUMBERS_AT_ONCE // num_inputs)
     parts = [slice(begin, begin + num_rows) for begin in range(0, num_outputs, num_rows)]
 
+    is_inference = torch.is_inference_mode_enabled()  # torch keeps it for each thread
+
     def run(part: slice) -> None:
-        quantize(weight[part].float().contiguous(), part)
+        with torch.inference_mode(is_inference):
+            quantize(weight[part].float().contiguous(), part)
 
     with ThreadPoolExecutor(num_threads) as threads:
         for _ in threads.map(run, parts):  # looks at every result, so that an exception is raised here

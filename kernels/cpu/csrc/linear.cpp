@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t max_rows_at_once = 960;  // bounds the scratch memory
 constexpr int64_t float_segment = 128;     // inputs that the float32 route widens at a time
-constexpr int64_t int8_segment = 128;      // inputs that share an activation's scale
+constexpr int64_t int8_segment = 192;      // inputs that share an activation's scale
 constexpr int64_t int16_segment = 256;     // 32767 * 255 * 256 < 2^31
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }

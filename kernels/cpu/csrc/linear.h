@@ -74,7 +74,7 @@ struct LinearSegment {
 // Rows of x, quantised. Numbers of 4 inputs lie together, then the next row's: [padded inputs / 4][rows][4].
 struct QuantizedRows {
     char* values;
-    float* scales;   // [segments][rows]
+    float* scales;  // [segments][rows]
     // [segments][rows], what the sums begin with: minus the weights' offset times the sum of the values.
     int32_t* start;
 };

@@ -102,7 +102,7 @@ struct Int8Rows {
 
 // Steps of eight inputs.
 struct Int8Weights {
-    static constexpr int64_t step_bytes = 256;
+    static constexpr int64_t input_bytes = 32;
     template <class Rows, int rows>
     static void add(Ints (&low)[rows], Ints (&high)[rows], const char* step, int64_t column, const char* x) {
         const char* at = step + 4 * column;
@@ -113,7 +113,7 @@ struct Int8Weights {
 };
 
 struct Int4Weights {
-    static constexpr int64_t step_bytes = 128;
+    static constexpr int64_t input_bytes = 16;
     template <class Rows, int rows>
     static void add(Ints (&low)[rows], Ints (&high)[rows], const char* step, int64_t column, const char* x) {
         const char* at = step + 4 * column;
@@ -123,7 +123,8 @@ struct Int4Weights {
 
 template <class Weights, class Rows, int rows, int pairs>
 inline void integer_pass(const LinearTile& tile, int64_t first_column) {
-    prefetch_gap(tile.panel + tile.segments[tile.first_segment].data);
+    constexpr int64_t step_bytes = 8 * Weights::input_bytes;
+    prefetch_gap<rows, Weights>(tile.panel + tile.segments[tile.first_segment].data);
     for (int64_t index = tile.first_segment; index < tile.end_segment; ++index) {
         const LinearSegment segment = tile.segments[index];
         const float* x_scales = tile.rows.scales + index * rows;
@@ -136,10 +137,10 @@ inline void integer_pass(const LinearTile& tile, int64_t first_column) {
         }
         const char* x = tile.rows.values + segment.padded_begin * (Rows::word_count * rows);
         const char* step = tile.panel + segment.data;
-        const char* end = step + (segment.length + 7) / 8 * Weights::step_bytes;
-        for (; step < end; step += Weights::step_bytes) {
+        const char* end = step + (segment.length + 7) / 8 * step_bytes;
+        for (; step < end; step += step_bytes) {
 #pragma GCC unroll 4
-            for (int64_t line = 0; line < Weights::step_bytes; line += 64) prefetch_ahead(step + line);
+            for (int64_t line = 0; line < step_bytes; line += 64) prefetch_ahead<rows, Weights>(step + line);
 #pragma GCC unroll 16
             for (int pair = 0; pair < pairs; ++pair) {
                 Weights::template add<Rows, rows>(low[pair], high[pair], step, first_column + pair * lanes, x);
@@ -148,8 +149,8 @@ inline void integer_pass(const LinearTile& tile, int64_t first_column) {
         }
         // The steps' prefetches leave out what lies as far behind the scales.
         const float* scales = reinterpret_cast<const float*>(tile.panel + segment.scales) + first_column;
-        prefetch_ahead(tile.panel + segment.scales);
-        prefetch_ahead(tile.panel + segment.scales + 64);
+        prefetch_ahead<rows, Weights>(tile.panel + segment.scales);
+        prefetch_ahead<rows, Weights>(tile.panel + segment.scales + 64);
 #pragma GCC unroll 16
         for (int pair = 0; pair < pairs; ++pair, scales += lanes) {
             const Floats low_scales = load(scales), high_scales = load(scales + 16);

@@ -108,11 +108,14 @@ std::vector<LinearSegment> segments_of(const PanelLayout& layout, int64_t size) 
     int64_t padded_begin = 0;
     for (int64_t group = 0; group < layout.num_groups; ++group) {
         const int64_t length = layout.length_of(group);
-        for (int64_t begin = 0; begin < length; begin += size) {
+        // As equal as whole words of inputs allow: each one's end costs the same.
+        const int64_t count = (length + size - 1) / size;
+        const int64_t share = padded((length + count - 1) / count);
+        for (int64_t begin = 0; begin < length; begin += share) {
             LinearSegment segment;
             segment.data = layout.data_of(group) + bytes_of_inputs(layout.format, begin);
             segment.scales = layout.scales_of(group);
-            segment.length = static_cast<int32_t>(std::min(size, length - begin));
+            segment.length = static_cast<int32_t>(std::min(share, length - begin));
             segment.begin = static_cast<int32_t>(group * layout.group_size + begin);
             segment.padded_begin = static_cast<int32_t>(padded_begin);
             padded_begin += padded(segment.length);

@@ -2,23 +2,27 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 
 #include "runtime.h"
+#include "thread_team.h"
 
 namespace paged_backend {
 
 namespace {
 
-constexpr int64_t max_sums = 64 << 10;           // floats of a task's sums
-constexpr int64_t input_block_bytes = 64 << 10;  // of a panel's weights: what the second nearest cache keeps
+constexpr int64_t max_sums = 64 << 10;          // floats of a cell's sums, where a cell has several panels
+constexpr int64_t rows_cache_bytes = 384 << 10;  // of x: what the second nearest cache keeps beside weights and sums
+constexpr int64_t float_block_bytes = 64 << 10;  // of a panel's weights: what the second nearest cache keeps
 constexpr int64_t max_float_inputs = 512;        // of an input block: twelve rows of x stay in the nearest cache
-constexpr int64_t max_quantized_inputs = 2048;
+constexpr int64_t integer_block_bytes = 16 << 10;  // of a panel's weights: half of the nearest cache
 constexpr int64_t widened_inputs = 256;
-constexpr double task_microseconds = 2.5;    // at least: what handing out a task costs must not count
-constexpr int64_t tasks_a_thread = 8;        // at most: so that the last ones end together
-constexpr int64_t parallel_numbers = 16384;  // of x: from here on its rows are quantised in parallel
+constexpr double least_task_microseconds = 1.0;  // what handing out a task costs must not count
+constexpr int64_t parallel_numbers = 4096;       // of x: from here on its rows are quantised in parallel
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 // The first of part `index` of `num_parts` parts of `size` that are as equal as they can be.
 int64_t part_begin(int64_t size, int64_t num_parts, int64_t index) { return size * index / num_parts; }
@@ -28,6 +32,18 @@ void prefetch_begin(const char* panel) {
     for (int64_t line = 0; line < 2048; line += 64) __builtin_prefetch(panel + line);
 }
 
+// Ends of tasks: each takes its share of what the ones before have left, so that the first are long, and the last ones
+// end together. The list stays as it is until the calling thread's next call.
+const std::vector<int64_t>& ends_of_tasks(int64_t num_units, int64_t least, int64_t num_threads) {
+    static thread_local std::vector<int64_t> ends;
+    ends.clear();
+    for (int64_t begin = 0; begin < num_units; begin = ends.back()) {
+        const int64_t share = (num_units - begin) / (2 * num_threads);
+        ends.push_back(std::min(num_units, begin + std::max(least, share)));
+    }
+    return ends;
+}
+
 }  // namespace
 
 LinearRun::LinearRun(const PackedLinear& layer, Runtime& runtime, const LinearCall& call)
@@ -35,60 +51,92 @@ LinearRun::LinearRun(const PackedLinear& layer, Runtime& runtime, const LinearCa
       runtime_(runtime),
       call_(call),
       kernels_(runtime.kernels().linear),
-      num_row_blocks_((call.num_rows + kernels_.max_rows - 1) / kernels_.max_rows) {
+      num_row_blocks_(divide_up(call.num_rows, kernels_.max_rows)) {
+    choose_cells();
     choose_tasks();
     take_scratch();
 }
 
+// Who multiplies waits for all rows to be quantised; the tasks that do it come first, so that others have begun them.
 void LinearRun::run() {
-    if (is_integer()) {
+    if (is_integer() && num_quantize_parts_ == 1) {
         prefetch_begin(layer_.panels_.data());
-        if (num_row_blocks_ == 1 || call_.num_rows * layer_.num_inputs_ < parallel_numbers) {
-            for (int64_t block = 0; block < num_row_blocks_; ++block) quantize_rows(block);
-        } else {
-            runtime_.team().run(num_row_blocks_, [this](int64_t block, int) { quantize_rows(block); });
-        }
+        quantize_part(0);
     }
-    runtime_.team().run(num_panel_tasks_ * num_row_tasks_,
-                        [this](int64_t task, int thread) { run_task(task, thread); });
+    const int64_t num_before = num_quantize_parts_ == 1 ? 0 : num_quantize_parts_;
+    runtime_.team().run(num_before + num_tasks_, [this, num_before](int64_t task, int thread) {
+        if (task < num_before) return quantize_part(task);
+        const int64_t index = task - num_before;
+        run_units(index == 0 ? 0 : task_ends_[index - 1], task_ends_[index], thread);
+    });
 }
 
-// Tasks of some microseconds, several for each thread: an interrupted one delays the end by little.
+int64_t LinearRun::number_bytes() const {
+    if (!is_integer()) return sizeof(float);
+    return layer_.route_ == LinearRoute::int16 ? 2 : 1;
+}
+
+void LinearRun::choose_cells() {
+    const int64_t num_inputs = layer_.num_inputs_;
+    const int64_t input_bytes = std::max<int64_t>(1, layer_.panel_stride_ / num_inputs);
+    if (is_widened()) {
+        inputs_at_once_ = widened_inputs;
+    } else if (num_row_blocks_ == 1) {
+        inputs_at_once_ = num_inputs;  // nobody would use them again
+    } else if (is_integer()) {
+        inputs_at_once_ = integer_block_bytes / input_bytes;
+    } else {
+        inputs_at_once_ = std::min(float_block_bytes / input_bytes, max_float_inputs);
+    }
+    const int64_t block_bytes = kernels_.max_rows * number_bytes() * std::min(num_inputs, inputs_at_once_);
+    num_groups_ = divide_up(num_row_blocks_, std::max<int64_t>(1, rows_cache_bytes / block_bytes));
+    group_blocks_ = divide_up(num_row_blocks_, num_groups_);
+    const int64_t group_rows = group_blocks_ * kernels_.max_rows;
+    if (group_blocks_ > 1 && group_rows * num_inputs * number_bytes() > rows_cache_bytes) {
+        const int64_t num_threads = runtime_.team().size();
+        const int64_t most = std::max<int64_t>(1, max_sums / (group_rows * panel_width));
+        panels_at_once_ = std::min(most, divide_up(layer_.num_panels_, num_threads));
+    }
+    num_panel_batches_ = divide_up(layer_.num_panels_, panels_at_once_);
+}
+
 void LinearRun::choose_tasks() {
     const int64_t num_threads = runtime_.team().size();
     const double bytes = static_cast<double>(layer_.num_panels_ * layer_.panel_stride_);
     const double products = static_cast<double>(call_.num_rows * layer_.num_panels_ * panel_width * layer_.num_inputs_);
-    const double microseconds = std::max(bytes / 60e3, products / 50e3);  // on one thread, roughly
-    const int64_t wanted =
-        std::min(static_cast<int64_t>(microseconds / task_microseconds), tasks_a_thread * num_threads);
-    num_panel_tasks_ = wanted < 2 || num_threads == 1 ? 1 : std::min(round_up(wanted, num_threads), layer_.num_panels_);
-    const int64_t most_blocks = std::max<int64_t>(1, max_sums / panel_width / kernels_.max_rows);
-    num_row_tasks_ = (num_row_blocks_ + most_blocks - 1) / most_blocks;
-    while (sums_floats() > max_sums && num_panel_tasks_ < layer_.num_panels_) {
-        num_panel_tasks_ = std::min(layer_.num_panels_, num_panel_tasks_ + num_threads);
+    const double products_a_microsecond = is_integer() ? 200e3 / static_cast<double>(number_bytes()) : 50e3;
+    const double microseconds = std::max(bytes / 25e3, products / products_a_microsecond);  // on one thread, roughly
+    const double wanted = microseconds / least_task_microseconds;
+    int64_t least = num_units();
+    if (num_threads > 1 && wanted >= 2) {
+        least = std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(num_units()) / wanted));
+    }
+    const std::vector<int64_t>& ends = ends_of_tasks(num_units(), least, num_threads);
+    task_ends_ = ends.data();
+    num_tasks_ = static_cast<int64_t>(ends.size());
+    if (!is_integer()) return;
+    if (num_row_blocks_ > 1) {
+        num_quantize_parts_ = num_row_blocks_;
+    } else {
+        const bool is_much = call_.num_rows * layer_.num_inputs_ >= parallel_numbers;
+        num_quantize_parts_ = is_much ? std::min(num_threads, call_.num_rows) : 1;
     }
 }
 
 void LinearRun::take_scratch() {
     const int64_t num_threads = runtime_.team().size();
     const int64_t num_segments = static_cast<int64_t>(layer_.segments_.size());
-    const int64_t number_bytes = layer_.route_ == LinearRoute::int16 ? 2 : 1;
     constexpr int64_t float_bytes = sizeof(float);
-    values_bytes_ = round_up(layer_.padded_inputs_ * kernels_.max_rows * number_bytes, 64);
+    const int64_t sums_bytes = group_blocks_ * kernels_.max_rows * panels_at_once_ * panel_width * float_bytes;
+    values_bytes_ = round_up(layer_.padded_inputs_ * kernels_.max_rows * number_bytes(), 64);
     rows_bytes_ = round_up(values_bytes_ + 2 * float_bytes * kernels_.max_rows * num_segments, 64);
-    wide_begin_ = round_up(sums_floats() * float_bytes, 64);
+    wide_begin_ = round_up(sums_bytes, 64);
     rows_begin_ = wide_begin_ + (is_widened() ? widened_inputs * panel_width * float_bytes : 0);
-    const int64_t blocks_a_thread = is_integer() ? (num_row_blocks_ + num_threads - 1) / num_threads : 0;
+    const int64_t blocks_a_thread = is_integer() ? divide_up(num_row_blocks_, num_threads) : 0;
     scratch_ = runtime_.scratch(rows_begin_ + blocks_a_thread * rows_bytes_);
 }
 
 int64_t LinearRun::first_row(int64_t row_block) const { return part_begin(call_.num_rows, num_row_blocks_, row_block); }
-
-int64_t LinearRun::sums_floats() const {
-    const int64_t blocks = (num_row_blocks_ + num_row_tasks_ - 1) / num_row_tasks_;
-    const int64_t panels = (layer_.num_panels_ + num_panel_tasks_ - 1) / num_panel_tasks_;
-    return blocks * kernels_.max_rows * panels * panel_width;
-}
 
 // Blocks of quantised rows are spread over all threads' scratch.
 QuantizedRows LinearRun::quantized(int64_t row_block) const {
@@ -99,47 +147,66 @@ QuantizedRows LinearRun::quantized(int64_t row_block) const {
     return {begin, scales, reinterpret_cast<int32_t*>(scales + num_scales)};
 }
 
-void LinearRun::quantize_rows(int64_t row_block) const {
+// A block of rows, or some rows of the only one.
+void LinearRun::quantize_part(int64_t part) const {
     const auto quantize = layer_.route_ == LinearRoute::int16 ? kernels_.quantize_int16 : kernels_.quantize_int8;
-    const QuantizedRows rows = quantized(row_block);
-    const int64_t begin = first_row(row_block);
-    const int64_t num_rows = first_row(row_block + 1) - begin;
+    const int64_t block = num_row_blocks_ == 1 ? 0 : part;
+    const QuantizedRows rows = quantized(block);
+    const int64_t first = first_row(block), num_rows = first_row(block + 1) - first;
+    const int64_t begin = part_begin(call_.num_rows, num_quantize_parts_, part);
+    const int64_t end = part_begin(call_.num_rows, num_quantize_parts_, part + 1);
     const int32_t offset = layer_.format_ == WeightFormat::int4 ? 8 : 128;
-    for (int64_t row = 0; row < num_rows; ++row) {
-        const float* x = call_.x + (begin + row) * call_.x_stride;
-        quantize(x, layer_.segments_.data(), static_cast<int64_t>(layer_.segments_.size()), row, num_rows, offset,
-                 rows);
+    for (int64_t row = begin; row < end; ++row) {
+        quantize(call_.x + row * call_.x_stride, layer_.segments_.data(),
+                 static_cast<int64_t>(layer_.segments_.size()), row - first, num_rows, offset, rows);
+    }
+    num_quantized_.fetch_add(1, std::memory_order_release);
+}
+
+void LinearRun::wait_for_quantized() const {
+    constexpr int looks_before_yield = 1000;  // then who quantises may have been put aside
+    for (int look = 0; num_quantized_.load(std::memory_order_acquire) < num_quantize_parts_; ++look) {
+        if (look < looks_before_yield) {
+            pause_briefly();
+        } else {
+            std::this_thread::yield();
+        }
     }
 }
 
-void LinearRun::run_task(int64_t index, int thread) const {
-    Task task;
-    const int64_t panel_task = index / num_row_tasks_, row_task = index % num_row_tasks_;
-    task.first_panel = part_begin(layer_.num_panels_, num_panel_tasks_, panel_task);
-    task.end_panel = part_begin(layer_.num_panels_, num_panel_tasks_, panel_task + 1);
-    prefetch_begin(layer_.panels_.data() + task.first_panel * layer_.panel_stride_);
-    task.first_block = part_begin(num_row_blocks_, num_row_tasks_, row_task);
-    task.end_block = part_begin(num_row_blocks_, num_row_tasks_, row_task + 1);
-    task.first_row = first_row(task.first_block);
-    task.num_rows = first_row(task.end_block) - task.first_row;
-    task.sums = reinterpret_cast<float*>(scratch_[thread]);
-    task.wide = reinterpret_cast<float*>(scratch_[thread] + wide_begin_);
-    const int64_t num_panels = task.end_panel - task.first_panel;
-    std::memset(task.sums, 0, static_cast<size_t>(num_panels * task.num_rows * panel_width) * sizeof(float));
-
-    const int64_t num_inputs = inputs_at_once(task);
-    for (InputBlock block = block_after({0, 0, 0, 0}, num_inputs); block.first < layer_.num_inputs_;
-         block = block_after(block, num_inputs)) {
-        for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) add_products(task, block, panel);
+void LinearRun::run_units(int64_t first, int64_t end, int thread) const {
+    prefetch_begin(layer_.panels_.data() +
+                   first / group_blocks_ % num_panel_batches_ * panels_at_once_ * layer_.panel_stride_);
+    wait_for_quantized();
+    Piece piece;
+    piece.sums = reinterpret_cast<float*>(scratch_[thread]);
+    piece.wide = reinterpret_cast<float*>(scratch_[thread] + wide_begin_);
+    for (int64_t unit = first; unit < end;) {
+        const int64_t cell = unit / group_blocks_, begin = unit % group_blocks_;
+        const int64_t num_blocks = std::min(group_blocks_ - begin, end - unit);
+        const int64_t group = cell / num_panel_batches_, batch = cell % num_panel_batches_;
+        const int64_t first_block = part_begin(num_row_blocks_, num_groups_, group);
+        const int64_t end_block = part_begin(num_row_blocks_, num_groups_, group + 1);
+        piece.first_panel = batch * panels_at_once_;
+        piece.end_panel = std::min(piece.first_panel + panels_at_once_, layer_.num_panels_);
+        piece.first_block = first_block + begin;
+        piece.end_block = std::min(piece.first_block + num_blocks, end_block);
+        if (piece.first_block < piece.end_block) run_piece(piece);
+        unit += num_blocks;
     }
-    for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) finish(task, panel);
 }
 
-int64_t LinearRun::inputs_at_once(const Task& task) const {
-    if (is_widened()) return widened_inputs;
-    if (task.end_block - task.first_block == 1) return layer_.num_inputs_;  // nobody would use them again
-    const int64_t input_bytes = std::max<int64_t>(1, layer_.panel_stride_ / layer_.num_inputs_);
-    return std::min(input_block_bytes / input_bytes, is_quantized() ? max_quantized_inputs : max_float_inputs);
+void LinearRun::run_piece(const Piece& given) const {
+    Piece piece = given;
+    piece.first_row = first_row(piece.first_block);
+    piece.num_rows = first_row(piece.end_block) - piece.first_row;
+    const int64_t num_panels = piece.end_panel - piece.first_panel;
+    std::memset(piece.sums, 0, static_cast<size_t>(num_panels * piece.num_rows * panel_width) * sizeof(float));
+    for (InputBlock block = block_after({0, 0, 0, 0}, inputs_at_once_); block.first < layer_.num_inputs_;
+         block = block_after(block, inputs_at_once_)) {
+        for (int64_t panel = piece.first_panel; panel < piece.end_panel; ++panel) add_products(piece, block, panel);
+    }
+    for (int64_t panel = piece.first_panel; panel < piece.end_panel; ++panel) finish(piece, panel);
 }
 
 // num_inputs of them, or as many whole segments as that holds, but one at least.
@@ -159,7 +226,7 @@ LinearRun::InputBlock LinearRun::block_after(const InputBlock& before, int64_t n
     return block;
 }
 
-void LinearRun::add_products(const Task& task, const InputBlock& block, int64_t panel) const {
+void LinearRun::add_products(const Piece& piece, const InputBlock& block, int64_t panel) const {
     LinearTile tile = {};
     tile.panel = layer_.panels_.data() + panel * layer_.panel_stride_;
     tile.x_stride = call_.x_stride;
@@ -171,40 +238,40 @@ void LinearRun::add_products(const Task& task, const InputBlock& block, int64_t 
         for (int64_t i = block.first_segment; i < block.end_segment; ++i) {
             const LinearSegment& segment = layer_.segments_[static_cast<size_t>(i)];
             kernels_.dequantize(tile.panel, segment, layer_.format_ == WeightFormat::int4,
-                                task.wide + (segment.begin - block.first) * panel_width);
+                                piece.wide + (segment.begin - block.first) * panel_width);
         }
-        tile.panel = reinterpret_cast<const char*>(task.wide);
+        tile.panel = reinterpret_cast<const char*>(piece.wide);
     } else if (!is_quantized()) {
         tile.panel += block.first * (layer_.format_ == WeightFormat::float32 ? 4 : 2) * panel_width;
     }
     const TileFunction* tiles = kernels_.tiles[static_cast<int>(layer_.tile_format_)];
-    for (int64_t row_block = task.first_block; row_block < task.end_block; ++row_block) {
+    for (int64_t row_block = piece.first_block; row_block < piece.end_block; ++row_block) {
         const int64_t row = first_row(row_block);
         const int64_t num_rows = first_row(row_block + 1) - row;
-        tile.sums = task.sums + ((panel - task.first_panel) * task.num_rows + row - task.first_row) * panel_width;
+        tile.sums = piece.sums + ((panel - piece.first_panel) * piece.num_rows + row - piece.first_row) * panel_width;
         tile.x = call_.x + row * call_.x_stride + block.first;
         if (is_integer()) tile.rows = quantized(row_block);
         tiles[num_rows - 1](tile);
     }
 }
 
-void LinearRun::finish(const Task& task, int64_t panel) const {
+void LinearRun::finish(const Piece& piece, int64_t panel) const {
     const int64_t width = layer_.gated_ ? panel_width / 2 : panel_width;
     LinearFinish finish;
-    finish.sums = task.sums + (panel - task.first_panel) * task.num_rows * panel_width;
+    finish.sums = piece.sums + (panel - piece.first_panel) * piece.num_rows * panel_width;
     finish.bias = nullptr;
     if (layer_.bias_begin_ >= 0) {
         const char* at = layer_.panels_.data() + panel * layer_.panel_stride_ + layer_.bias_begin_;
         finish.bias = reinterpret_cast<const float*>(at);
     }
-    finish.num_rows = task.num_rows;
+    finish.num_rows = piece.num_rows;
     finish.num_columns = std::min(width, layer_.num_outputs_ - panel * width);
-    finish.out = call_.out + task.first_row * call_.out_stride + panel * width;
+    finish.out = call_.out + piece.first_row * call_.out_stride + panel * width;
     finish.out_stride = call_.out_stride;
     finish.residual = nullptr;
     finish.residual_stride = call_.residual_stride;
     if (call_.residual != nullptr) {
-        finish.residual = call_.residual + task.first_row * call_.residual_stride + panel * width;
+        finish.residual = call_.residual + piece.first_row * call_.residual_stride + panel * width;
     }
     finish.activation = call_.activation;
     finish.gated = layer_.gated_;

@@ -13,14 +13,6 @@ constexpr auto member_spin_time = std::chrono::microseconds(50);
 // its core to that member.
 constexpr auto caller_spin_time = std::chrono::microseconds(50);
 
-void pause_briefly() {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
 // Waits for a condition for `time` at most, and returns whether it came true.
 template <class Condition>
 bool spin_until(std::chrono::nanoseconds time, const Condition& condition) {

@@ -10,6 +10,15 @@
 
 namespace paged_backend {
 
+// What a spinning thread does between two looks.
+inline void pause_briefly() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
 // The caller works too, and only waits for tasks that others have begun: a member that the system has put aside
 // delays nothing but the task it holds. Who has nothing to do spins for some microseconds, then sleeps, so that other
 // processes get the cores; while all are awake a round makes no system call.
