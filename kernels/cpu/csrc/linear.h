@@ -79,6 +79,18 @@ struct QuantizedRows {
     int32_t* start;
 };
 
+// Rounds a block of rows of x to whole numbers, in some of the segments.
+struct LinearQuantize {
+    const float* x;
+    int64_t x_stride;
+    int64_t num_rows;  // of the block
+    const LinearSegment* segments;
+    int64_t first_segment;
+    int64_t end_segment;
+    int32_t offset;  // what the packed weights are too large by
+    QuantizedRows to;
+};
+
 // Adds the products of some rows and a panel to sums, over all inputs of a block of them.
 struct LinearTile {
     const char* panel;  // floats: at the block's first input
@@ -116,11 +128,8 @@ struct LinearKernels {
     int64_t max_rows;  // of a tile
     // By format and rows - 1; null where there is none.
     TileFunction tiles[num_tile_formats][max_tile_rows];
-    // Row `row` of `num_rows` in `to`. offset: what the packed weights are too large by.
-    void (*quantize_int8)(const float* x, const LinearSegment* segments, int64_t num_segments, int64_t row,
-                          int64_t num_rows, int32_t offset, const QuantizedRows& to);
-    void (*quantize_int16)(const float* x, const LinearSegment* segments, int64_t num_segments, int64_t row,
-                           int64_t num_rows, int32_t offset, const QuantizedRows& to);
+    void (*quantize_int8)(const LinearQuantize&);
+    void (*quantize_int16)(const LinearQuantize&);
     // One segment of a panel as floats [length][32].
     void (*dequantize)(const char* panel, const LinearSegment& segment, bool is_int4, float* to);
     void (*finish)(const LinearFinish&);

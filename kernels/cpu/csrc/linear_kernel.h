@@ -87,8 +87,8 @@ inline LinearKernels linear_kernels() {
     list_integer_tiles<Int8Weights, Int8Rows>(kernels, TileFormat::int8_int8);
     list_integer_tiles<Int4Weights, Int8Rows>(kernels, TileFormat::int4_int8);
 #endif
-    kernels.quantize_int8 = quantize_row<int8_t, 127>;
-    kernels.quantize_int16 = quantize_row<int16_t, 32767>;
+    kernels.quantize_int8 = quantize_rows<int8_t, 127>;
+    kernels.quantize_int16 = quantize_rows<int16_t, 32767>;
     kernels.dequantize = dequantize_segment;
     kernels.finish = finish_panel;
     return kernels;

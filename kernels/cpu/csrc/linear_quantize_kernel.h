@@ -72,55 +72,63 @@ inline void store_quad(const int16_t* from, char* to) {  // k0 k2 k1 k3
     std::memcpy(to, &four, 8);
 }
 
-// A row of x to whole numbers of at most `largest`, rounded to the nearest, ties to even, segment by segment. A segment
-// that holds infinity or not-a-number gets not-a-number as its scale, which the row's sums then become.
+// A segment of a row of x to whole numbers of at most `largest`, rounded to the nearest, ties to even. One that holds
+// infinity or not-a-number gets not-a-number as its scale, which the row's sums then become.
 template <class Number, int32_t largest>
-void quantize_row(const float* x, const LinearSegment* segments, int64_t num_segments, int64_t row, int64_t num_rows,
-                  int32_t offset, const QuantizedRows& to) {
+inline void quantize_segment(const LinearQuantize& work, int64_t index, int64_t row) {
     constexpr int64_t quad_bytes = 4 * static_cast<int64_t>(sizeof(Number));
     // 1.5 * 2^23: adding it leaves the nearest integer in a float's low bits, under these high ones.
     const Floats magic = broadcast(12582912.0f);
     constexpr uint32_t magic_bits = 0x4b400000u;
-    for (int64_t index = 0; index < num_segments; ++index) {
-        const LinearSegment segment = segments[index];
-        const int64_t length = segment.length;
-        const int64_t padded = (length + 15) / 16 * 16;
-        alignas(64) float copy[max_segment];
-        const float* from = x + segment.begin;
-        if (padded != length) {
-            std::memcpy(copy, from, static_cast<size_t>(length) * sizeof(float));
-            for (int64_t i = length; i < padded; ++i) copy[i] = 0.0f;
-            from = copy;
-        }
-        Ints magnitudes = {};  // as whole numbers floats' magnitudes keep their order, and not-a-number is the largest
-        for (int64_t i = 0; i < padded; i += lanes) {
-            const Ints magnitude = as_ints(load(from + i)) & INT32_MAX;
-            magnitudes = magnitude > magnitudes ? magnitude : magnitudes;
-        }
-        const int32_t bits = largest_of(magnitudes);
-        const float magnitude = float_of(static_cast<uint32_t>(bits));
-        const bool is_finite = bits < 0x7f800000;
-        const bool is_scaled = is_finite && magnitude >= smallest_scaled;
-        const float factor = is_scaled ? static_cast<float>(largest) / magnitude : 0.0f;
-        const float scale = is_scaled ? magnitude / static_cast<float>(largest) : 0.0f;
+    const LinearSegment segment = work.segments[index];
+    const QuantizedRows& to = work.to;
+    const float* x = work.x + row * work.x_stride;
+    const int64_t length = segment.length;
+    const int64_t padded = (length + 15) / 16 * 16;
+    alignas(64) float copy[max_segment];
+    const float* from = x + segment.begin;
+    if (padded != length) {
+        std::memcpy(copy, from, static_cast<size_t>(length) * sizeof(float));
+        for (int64_t i = length; i < padded; ++i) copy[i] = 0.0f;
+        from = copy;
+    }
+    Ints magnitudes = {};  // as whole numbers floats' magnitudes keep their order, and not-a-number is the largest
+    for (int64_t i = 0; i < padded; i += lanes) {
+        const Ints magnitude = as_ints(load(from + i)) & INT32_MAX;
+        magnitudes = magnitude > magnitudes ? magnitude : magnitudes;
+    }
+    const int32_t bits = largest_of(magnitudes);
+    const float magnitude = float_of(static_cast<uint32_t>(bits));
+    const bool is_finite = bits < 0x7f800000;
+    const bool is_scaled = is_finite && magnitude >= smallest_scaled;
+    const float factor = is_scaled ? static_cast<float>(largest) / magnitude : 0.0f;
+    const float scale = is_scaled ? magnitude / static_cast<float>(largest) : 0.0f;
 
-        alignas(64) Number numbers[max_segment];
-        Ints sums = {};
-        for (int64_t i = 0; i < padded; i += lanes) {
-            const Ints shifted = as_ints(load(from + i) * factor + magic);
-            sums += shifted;
-            store_low_bits(shifted, numbers + i);
-        }
-        const uint32_t sum = sum_of(sums) - static_cast<uint32_t>(padded) * magic_bits;
-        to.scales[index * num_rows + row] = is_finite ? scale : float_of(0x7fc00000u);
-        to.start[index * num_rows + row] = static_cast<int32_t>(0u - static_cast<uint32_t>(offset) * sum);
+    alignas(64) Number numbers[max_segment];
+    Ints sums = {};
+    for (int64_t i = 0; i < padded; i += lanes) {
+        const Ints shifted = as_ints(load(from + i) * factor + magic);
+        sums += shifted;
+        store_low_bits(shifted, numbers + i);
+    }
+    const uint32_t sum = sum_of(sums) - static_cast<uint32_t>(padded) * magic_bits;
+    to.scales[index * work.num_rows + row] = is_finite ? scale : float_of(0x7fc00000u);
+    to.start[index * work.num_rows + row] = static_cast<int32_t>(0u - static_cast<uint32_t>(work.offset) * sum);
 
-        char* values =
-            to.values + segment.padded_begin * static_cast<int64_t>(sizeof(Number)) * num_rows + row * quad_bytes;
-        const int64_t num_quads = (length + 7) / 8 * 2;
-        for (int64_t quad = 0; quad < num_quads; ++quad) {
-            store_quad(numbers + 4 * quad, values);
-            values += quad_bytes * num_rows;
+    char* values =
+        to.values + segment.padded_begin * static_cast<int64_t>(sizeof(Number)) * work.num_rows + row * quad_bytes;
+    const int64_t num_quads = (length + 7) / 8 * 2;
+    for (int64_t quad = 0; quad < num_quads; ++quad) {
+        store_quad(numbers + 4 * quad, values);
+        values += quad_bytes * work.num_rows;
+    }
+}
+
+template <class Number, int32_t largest>
+void quantize_rows(const LinearQuantize& work) {
+    for (int64_t index = work.first_segment; index < work.end_segment; ++index) {
+        for (int64_t row = 0; row < work.num_rows; ++row) {
+            quantize_segment<Number, largest>(work, index, row);
         }
     }
 }

@@ -119,7 +119,8 @@ void LinearRun::choose_tasks() {
         num_quantize_parts_ = num_row_blocks_;
     } else {
         const bool is_much = call_.num_rows * layer_.num_inputs_ >= parallel_numbers;
-        num_quantize_parts_ = is_much ? std::min(num_threads, call_.num_rows) : 1;
+        const int64_t num_segments = static_cast<int64_t>(layer_.segments_.size());
+        num_quantize_parts_ = is_much ? std::min(num_threads, num_segments) : 1;
     }
 }
 
@@ -147,19 +148,21 @@ QuantizedRows LinearRun::quantized(int64_t row_block) const {
     return {begin, scales, reinterpret_cast<int32_t*>(scales + num_scales)};
 }
 
-// A block of rows, or some rows of the only one.
+// A block of rows, or some segments of the only one: so that no two threads write to the same lines of memory.
 void LinearRun::quantize_part(int64_t part) const {
-    const auto quantize = layer_.route_ == LinearRoute::int16 ? kernels_.quantize_int16 : kernels_.quantize_int8;
-    const int64_t block = num_row_blocks_ == 1 ? 0 : part;
-    const QuantizedRows rows = quantized(block);
-    const int64_t first = first_row(block), num_rows = first_row(block + 1) - first;
-    const int64_t begin = part_begin(call_.num_rows, num_quantize_parts_, part);
-    const int64_t end = part_begin(call_.num_rows, num_quantize_parts_, part + 1);
-    const int32_t offset = layer_.format_ == WeightFormat::int4 ? 8 : 128;
-    for (int64_t row = begin; row < end; ++row) {
-        quantize(call_.x + row * call_.x_stride, layer_.segments_.data(),
-                 static_cast<int64_t>(layer_.segments_.size()), row - first, num_rows, offset, rows);
-    }
+    const bool is_only = num_row_blocks_ == 1;
+    const int64_t block = is_only ? 0 : part;
+    const int64_t num_segments = static_cast<int64_t>(layer_.segments_.size());
+    LinearQuantize work;
+    work.x = call_.x + first_row(block) * call_.x_stride;
+    work.x_stride = call_.x_stride;
+    work.num_rows = first_row(block + 1) - first_row(block);
+    work.segments = layer_.segments_.data();
+    work.first_segment = is_only ? part_begin(num_segments, num_quantize_parts_, part) : 0;
+    work.end_segment = is_only ? part_begin(num_segments, num_quantize_parts_, part + 1) : num_segments;
+    work.offset = layer_.format_ == WeightFormat::int4 ? 8 : 128;
+    work.to = quantized(block);
+    (layer_.route_ == LinearRoute::int16 ? kernels_.quantize_int16 : kernels_.quantize_int8)(work);
     num_quantized_.fetch_add(1, std::memory_order_release);
 }
 
