@@ -129,8 +129,8 @@ def check_paged_attention(width: int, cache: LayerCache, scale: float, sliding_w
     _check_heads(width // cache.head_size, cache)
     if not 0.0 < scale < float("inf"):
         raise KernelError(f"scale must be a positive number, got {scale!r}.")
-    if isinstance(sliding_window, bool) or not isinstance(sliding_window, int) or sliding_window < 0:
-        raise KernelError(f"sliding_window must be 0 (none) or more, got {sliding_window!r}.")
+    if isinstance(sliding_window, bool) or not isinstance(sliding_window, int) or not 0 <= sliding_window < 1 << 62:
+        raise KernelError(f"sliding_window must be 0 (none) or more, below 2^62, got {sliding_window!r}.")
     if not 0.0 <= soft_cap < float("inf"):
         raise KernelError(f"soft_cap must be 0.0 (none) or a positive number, got {soft_cap!r}.")
 

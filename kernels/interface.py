@@ -112,7 +112,7 @@ class Kernels(Protocol):
         """activation(x @ weight.T + bias) + residual; a gated layer: activation(gate) * up (arXiv:2002.05202, eq. 5).
 
         With a quantized weight an implementation may round each row of x to whole numbers, of 8 bits with a scale for
-        every 128 inputs or fewer, or of 16 bits for every 256, so as to sum whole products exactly.
+        every 192 inputs or fewer, or of 16 bits for every 256, so as to sum whole products exactly.
 
         Args:
             x: [T, K].

@@ -13,7 +13,7 @@ from paged_backend.kernels.quantized_weight import QuantizedWeight
 
 Route = Literal["auto", "float32", "int16", "int8"]
 """The arithmetic of quantised weights. "float32" multiplies the weights' float32 values. "int16" and "int8" round each
-row of activations to whole numbers of 16 or 8 bits, with a scale for every 256 or 128 inputs (or for the weight's
+row of activations to whole numbers of 16 or 8 bits, with a scale for every 256 or 192 inputs (or for the weight's
 group where that is smaller), and sum whole-number products exactly. "auto" is the fastest that the processor has
 instructions for: int8 with VNNI, int16 with AVX2, float32 elsewhere."""
 

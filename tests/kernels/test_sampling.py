@@ -71,6 +71,22 @@ def test_draws(sample: Sample, filters: dict[str, Any]) -> None:
 
 
 @on_cpu
+@pytest.mark.parametrize("filters", [each for each in FILTERS if each != {"min_p": 1.0}], ids=str)  # not float64's to say
+def test_spreads_that_no_float_divides(sample: Sample, filters: dict[str, Any]) -> None:
+    """Logits too near to each other, or too far apart, for buckets; and hardly a token that is not ruled out."""
+    for vocab_size in (1000, 4096, 20011):
+        logits = torch.zeros(3, vocab_size)
+        logits[0, 5] = 1e-40
+        logits[1] = random_logits(1, vocab_size, 1e38)[0]
+        logits[1, :2] = torch.tensor([3e38, -3e38])
+        logits[2] = -torch.inf
+        logits[2, vocab_size // 2 : vocab_size // 2 + 40] = random_logits(1, 40)[0]
+        for temperature in (1.0, 1e30):
+            batch = make_batch(3, seeds=SEEDS, temperatures=temperature, **filters)
+            check_draws(logits, batch, sample(logits, batch))
+
+
+@on_cpu
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_equals(sample: Sample, filters: dict[str, Any]) -> None:
     """Few values, many equals of each, and tokens that the model rules out."""

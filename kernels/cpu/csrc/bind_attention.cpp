@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "copy_blocks.h"
-#include "limits.h"
+#include "machine_limits.h"
 #include "paged_attention.h"
 #include "runtime.h"
 

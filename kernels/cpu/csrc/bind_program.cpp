@@ -206,7 +206,8 @@ void bind_program(nb::module_& module) {
              "Computes a step. Arrays are given by address (0: not there), num_logits_rows -1 means all rows. Raises "
              "ValueError, before anything is written, for indices or tables out of range.")
         .def_rw("timed", &Program::timed)
-        .def_prop_ro("seconds", &Program::seconds, "Spent in each kind of operation while `timed` was set.");
+        .def_prop_ro("seconds", &Program::seconds, nb::call_guard<nb::gil_scoped_release>(),
+                     "Spent in each kind of operation while `timed` was set.");
 }
 
 }  // namespace paged_backend

@@ -7,7 +7,7 @@ namespace paged_backend {
 namespace {
 
 constexpr int64_t line_floats = 16;
-// Every slot begins on a new cache line.
+// Every slot begins on a new cache line: strides are multiples of line_floats.
 int64_t slot_floats(int64_t stride, int64_t num_rows) { return stride * num_rows; }
 
 struct Life {

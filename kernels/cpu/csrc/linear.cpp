@@ -78,8 +78,11 @@ const char* name_of(LinearRoute route) {
 
 PackedLinear::PackedLinear(Runtime& runtime, const LinearWeights& weights, LinearRoute route)
     : format_(weights.format), gated_(weights.gated), num_inputs_(weights.num_inputs) {
-    if (weights.num_rows < 1 || weights.num_inputs < 1 || weights.num_inputs > INT32_MAX / 2) {
-        refuse("weight must be [N, K], neither of them 0.");
+    if (weights.num_rows < 1 || weights.num_inputs < 1) refuse("weight must be [N, K], neither of them 0.");
+    // Of a quantised weight each group takes a multiple of 8 inputs.
+    if (weights.num_inputs > INT32_MAX / 8) {
+        refuse("weight must have at most " + std::to_string(INT32_MAX / 8) + " inputs, got " +
+               std::to_string(weights.num_inputs) + ".");
     }
     if (weights.gated && weights.num_rows % 2 != 0) {
         refuse("a gated weight must have as many gates as ups, got " + std::to_string(weights.num_rows) + " rows.");

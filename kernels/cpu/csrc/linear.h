@@ -25,7 +25,7 @@ Activation activation_of(const std::string& name);
 enum class WeightFormat { float32, bfloat16, float16, int8, int4 };
 
 // The arithmetic of quantised weights: float32 products, or whole-number dot products of activations that are
-// quantised to 16 or 8 bits, per row and per `activation_group` inputs. Float weights have float32 only.
+// quantised to 16 or 8 bits, per row and per segment (LinearSegment). Float weights have float32 only.
 enum class LinearRoute { automatic, float32, int16, int8 };
 
 LinearRoute linear_route_of(const std::string& name);  // "auto", "float32", "int16", "int8"

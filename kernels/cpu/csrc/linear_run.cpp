@@ -33,15 +33,13 @@ void prefetch_begin(const char* panel) {
 }
 
 // Ends of tasks: each takes its share of what the ones before have left, so that the first are long, and the last ones
-// end together. The list stays as it is until the calling thread's next call.
-const std::vector<int64_t>& ends_of_tasks(int64_t num_units, int64_t least, int64_t num_threads) {
-    static thread_local std::vector<int64_t> ends;
+// end together.
+void find_ends_of_tasks(int64_t num_units, int64_t least, int64_t num_threads, std::vector<int64_t>& ends) {
     ends.clear();
     for (int64_t begin = 0; begin < num_units; begin = ends.back()) {
         const int64_t share = (num_units - begin) / (2 * num_threads);
         ends.push_back(std::min(num_units, begin + std::max(least, share)));
     }
-    return ends;
 }
 
 }  // namespace
@@ -111,7 +109,8 @@ void LinearRun::choose_tasks() {
     if (num_threads > 1 && wanted >= 2) {
         least = std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(num_units()) / wanted));
     }
-    const std::vector<int64_t>& ends = ends_of_tasks(num_units(), least, num_threads);
+    std::vector<int64_t>& ends = runtime_.task_ends();
+    find_ends_of_tasks(num_units(), least, num_threads, ends);
     task_ends_ = ends.data();
     num_tasks_ = static_cast<int64_t>(ends.size());
     if (!is_integer()) return;

@@ -59,12 +59,12 @@ class LinearRun {
     int64_t num_row_blocks_;
     int64_t inputs_at_once_;
     int64_t num_groups_ = 1;         // of blocks of rows
-    int64_t group_blocks_ = 1;       // blocks of a group; the last ones may have one less
+    int64_t group_blocks_ = 1;       // blocks of a group; some have one less
     int64_t panels_at_once_ = 1;     // of a cell
     int64_t num_panel_batches_ = 1;  // cells of a group
     int64_t num_quantize_parts_ = 0;
     mutable std::atomic<int64_t> num_quantized_{0};  // parts
-    const int64_t* task_ends_ = nullptr;             // in units
+    const int64_t* task_ends_ = nullptr;             // in units; the runtime's
     int64_t num_tasks_ = 1;
     char* const* scratch_ = nullptr;
     int64_t wide_begin_ = 0;    // bytes in each thread's scratch: after the sums

@@ -322,6 +322,11 @@ void Program::check(const StepArrays& arrays, const std::vector<Rows>& inputs, c
     }
 }
 
+std::map<std::string, double> Program::seconds() {
+    const std::lock_guard<std::mutex> turn(runtime_.turn());
+    return seconds_;
+}
+
 void Program::run(const StepArrays& arrays, const std::vector<Rows>& inputs, const std::vector<Rows>& outputs) {
     using Clock = std::chrono::steady_clock;
     const std::lock_guard<std::mutex> turn(runtime_.turn());

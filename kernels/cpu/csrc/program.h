@@ -110,7 +110,7 @@ class Program {
 
     // Seconds spent in each kind of operation while `timed` was set.
     bool timed = false;
-    const std::map<std::string, double>& seconds() const { return seconds_; }
+    std::map<std::string, double> seconds();  // takes runtime.turn()
 
     // What a node sees of a run.
     struct Step {

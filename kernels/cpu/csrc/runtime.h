@@ -26,6 +26,9 @@ class Runtime {
     // call. Grows, never shrinks. Called by an operation's caller before team().run(). Throws std::bad_alloc.
     char* const* scratch(int64_t bytes);
 
+    // Where an operation's caller notes how it cuts its work, until the next operation.
+    std::vector<int64_t>& task_ends() { return task_ends_; }
+
     // Where weights are packed; used under turn().
     MemoryArena& weights() { return weights_; }
 
@@ -39,6 +42,7 @@ class Runtime {
     AlignedMemory scratch_memory_;
     std::vector<char*> scratch_;
     int64_t scratch_bytes_ = 0;
+    std::vector<int64_t> task_ends_;
     MemoryArena weights_;
     std::mutex turn_;
 };

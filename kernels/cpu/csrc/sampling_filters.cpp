@@ -43,6 +43,12 @@ float bound_of_top(const RowOfLogits& row, int64_t k, const SamplingScratch& scr
     return scratch.values[k - 1];
 }
 
+// Buckets of one width from `low` up to `high`: how many a logit is wide. Not a number to divide by where they are too
+// near to each other, or too far apart, for a float.
+float buckets_a_logit(float low, float high) { return static_cast<float>(sampling_buckets - 1) / (high - low); }
+
+bool is_usable(float factor) { return factor > 0.0f && factor < infinity; }
+
 struct Nucleus {
     float lowest;
     double sum;  // with the weights down to `lowest`
@@ -57,8 +63,8 @@ Nucleus find_edge(const SamplingKernels& kernels, const Softmax& softmax, float*
         const auto [least, most] = std::minmax_element(logits, logits + count);
         const float low = *least;
         const float high = *most;
-        if (low == high) break;
-        const float factor = static_cast<float>(sampling_buckets - 1) / (high - low);
+        const float factor = buckets_a_logit(low, high);
+        if (!is_usable(factor)) break;
         const auto bucket_of = [&](float logit) { return static_cast<int64_t>((high - logit) * factor); };
         std::fill_n(buckets, sampling_buckets + 1, 0.0);
         for (int64_t first = 0; first < count; first += most_sorted) {
@@ -75,18 +81,16 @@ Nucleus find_edge(const SamplingKernels& kernels, const Softmax& softmax, float*
         if (edge == sampling_buckets) return {low, above};
         count = std::remove_if(logits, logits + count, [&](float logit) { return bucket_of(logit) != edge; }) - logits;
     }
-    if (count > most_sorted) {  // all are equal
-        kernels.weights(logits, 1, softmax, weights);
-        return {logits[0], above + static_cast<double>(weights[0]) * static_cast<double>(count)};
-    }
     std::sort(logits, logits + count, std::greater<float>());
-    kernels.weights(logits, count, softmax, weights);
-    int64_t i = 0;
-    for (; i < count; ++i) {
-        above += static_cast<double>(weights[i]);
-        if (above >= wanted) break;
+    for (int64_t first = 0; first < count; first += most_sorted) {
+        const int64_t size = std::min(most_sorted, count - first);
+        kernels.weights(logits + first, size, softmax, weights);
+        for (int64_t i = 0; i < size; ++i) {
+            above += static_cast<double>(weights[i]);
+            if (above >= wanted) return {logits[first + i], above};
+        }
     }
-    return {logits[std::min(i, count - 1)], above};
+    return {logits[count - 1], above};
 }
 
 // The least float whose bucket is `bucket` or an earlier one.
@@ -113,25 +117,29 @@ float lowest_of_nucleus(const SamplingKernels& kernels, const RowOfLogits& row, 
     for (int64_t block = 0; block < sampling_blocks(row.vocab_size); ++block) total += scratch.sums[block];
     const double wanted = params.top_p * total;
 
-    int64_t count;
+    const auto edge_within = [&](float low, float high, double above) {
+        const int64_t count = kernels.collect(row.logits, row.vocab_size, scratch.maxima, low, high, scratch.tokens,
+                                              scratch.values);
+        if (count == 0) return Nucleus{lowest, above};
+        return find_edge(kernels, softmax, scratch.values, count, above, wanted, scratch.buckets);
+    };
     double held = wanted;
     for (const int64_t candidates : {few_candidates, more_candidates}) {
         if (held < promising * wanted) break;
         const int64_t k = std::min(candidates, row.vocab_size);
-        const float bound = std::max(lowest, bound_of_top(row, k, scratch));
-        count = kernels.collect(row.logits, row.vocab_size, scratch.maxima, bound, row.peak, scratch.tokens,
-                                scratch.values);
-        const Nucleus nucleus = find_edge(kernels, softmax, scratch.values, count, 0.0, wanted, scratch.buckets);
-        if (nucleus.sum >= wanted || bound == lowest) return nucleus.lowest;
+        const float bound = std::max(softmax.lowest, bound_of_top(row, k, scratch));
+        const Nucleus nucleus = edge_within(bound, row.peak, 0.0);
+        if (nucleus.sum >= wanted || bound == softmax.lowest) return nucleus.lowest;
         held = nucleus.sum;
     }
 
     Buckets buckets;
     buckets.high = row.peak;
-    buckets.low = std::max(lowest, static_cast<float>(row.peak - params.temperature * ln_of_2 * nucleus_depth));
+    buckets.low = std::max(softmax.lowest, static_cast<float>(row.peak - params.temperature * ln_of_2 * nucleus_depth));
     buckets.count = sampling_buckets;
     if (buckets.low >= buckets.high) return row.peak;
-    buckets.factor = static_cast<float>(sampling_buckets - 1) / (buckets.high - buckets.low);
+    buckets.factor = buckets_a_logit(buckets.low, buckets.high);
+    if (!is_usable(buckets.factor)) return edge_within(softmax.lowest, row.peak, 0.0).lowest;
     std::fill_n(scratch.buckets, (sampling_buckets + 1) * sampling_copies, 0.0);
     kernels.bucket_sums(row.logits, row.vocab_size, scratch.maxima, softmax, buckets, scratch.buckets);
     int64_t edge = 0;
@@ -145,9 +153,7 @@ float lowest_of_nucleus(const SamplingKernels& kernels, const RowOfLogits& row, 
     if (edge == sampling_buckets) return lowest;
     const float low = end_of_bucket(buckets, edge);
     const float high = edge == 0 ? row.peak : std::nextafter(end_of_bucket(buckets, edge - 1), -infinity);
-    count = kernels.collect(row.logits, row.vocab_size, scratch.maxima, low, high, scratch.tokens, scratch.values);
-    if (count == 0) return lowest;
-    return find_edge(kernels, softmax, scratch.values, count, above, wanted, scratch.buckets).lowest;
+    return edge_within(low, high, above).lowest;
 }
 
 }  // namespace
