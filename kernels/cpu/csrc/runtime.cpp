@@ -43,9 +43,7 @@ std::vector<std::string> available_instruction_sets() {
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (has_avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")) {
-        names.emplace_back("avx512_vnni");
-    }
+    if (has_avx512 && __builtin_cpu_supports("avx512vnni")) names.emplace_back("avx512_vnni");
     if (has_avx512) names.emplace_back("avx512");
     if (has_avx2) names.emplace_back("avx2");
 #endif
