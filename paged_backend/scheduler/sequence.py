@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from collections.abc import Sequence as TokenIds
+from typing import Any
 
 from paged_backend.kv.block_table import BlockTable
 from paged_backend.outputs import FinishReason
@@ -49,6 +50,7 @@ class Sequence:
             block, and one draw, which ends nothing unless it is one of telling_ids. 0 where `schedule` must look first.
         telling_ids: tokens that may end it wherever they are drawn, and NOT_DRAWN.
         order: sort key; the smallest is served first and preempted last.
+        sample: what the scheduler's user keeps of it; None at first.
         finish_reason, stop_reason: set when it ends; stop_reason is the stop token id or stop string, if that
             ended it.
     """
@@ -69,6 +71,7 @@ class Sequence:
         "prompt_token_ids",
         "quiet_below",
         "request_id",
+        "sample",
         "seq_id",
         "status",
         "stop_reason",
@@ -110,6 +113,7 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
+        self.sample: Any = None
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         stops = params.stop_token_ids or ()
