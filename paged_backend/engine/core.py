@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections import Counter
 from itertools import count, repeat
 
 from paged_backend.config import EngineConfig
@@ -49,7 +48,6 @@ class EngineCore:
         self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids)
         self._seed = config.model.seed
         self._requests: dict[str, RequestState] = {}
-        self._samples: dict[int, SampleState] = {}  # by sequence id, from the first token on
         self._not_started: dict[int, RequestState] = {}  # by sequence id, until first in a plan
         self._num_added = 0
         self._num_steps = 0
@@ -170,12 +168,11 @@ class EngineCore:
     def _take_tokens(self, owners: list[Sequence], result: StepResult) -> list[RequestState]:
         """Hands each request what its sequences drew, and ends what their text ends."""
         now_s = time.monotonic()
-        samples = self._samples
         changed: list[RequestState] = []
-        last_times_s: list[float] = []
+        last_s, num_alike = now_s, 0  # tokens in a row whose samples had the one before at the same time
         described = map(result.described.get, count()) if result.described else repeat(None)
         for sequence, token_id, full in zip(owners, result.token_ids, described, strict=False):
-            sample = samples.get(sequence.seq_id)
+            sample: SampleState | None = sequence.sample
             if sample is None or token_id == NOT_DRAWN:
                 state = self._requests.get(sequence.request_id)
                 if state is None:  # a sample before this one has failed the request
@@ -187,7 +184,10 @@ class EngineCore:
                     continue
                 sample = self._add_sample(state, sequence, now_s)
             else:
-                last_times_s.append(sample.last_token_s)
+                if sample.last_token_s != last_s:
+                    self._metrics.inter_token_latency.observe(now_s - last_s, num_alike)
+                    last_s, num_alike = sample.last_token_s, 0
+                num_alike += 1
                 sample.last_token_s = now_s
                 state = sample.state
             if not state.gains:
@@ -197,8 +197,7 @@ class EngineCore:
             else:
                 self._take_token(sample, token_id, full)
         self._num_generated_tokens += len(owners)
-        for last_s, number in Counter(last_times_s).items():
-            self._metrics.inter_token_latency.observe(now_s - last_s, number)
+        self._metrics.inter_token_latency.observe(now_s - last_s, num_alike)
         for state in changed:
             if state.over and state.error is None:
                 self._forget(state, state.reason)
@@ -217,7 +216,7 @@ class EngineCore:
         if not state.times.first_token_s:
             state.num_cached_tokens = sequence.num_cached_tokens
             self._note_first_token(state, now_s)
-        sample = self._samples[sequence.seq_id] = state.add_sample(sequence, now_s)
+        sample = sequence.sample = state.add_sample(sequence, now_s)
         return sample
 
     def _fail_step(self) -> list[RequestState]:
@@ -235,7 +234,7 @@ class EngineCore:
         now_s = time.monotonic()
         del self._requests[state.request.request_id]
         for sample in state.samples.values():
-            self._samples.pop(sample.sequence.seq_id, None)
+            sample.sequence.sample = None
         self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)
         duration_s = now_s - state.times.arrival_s
         weight = _MEAN_WEIGHT if self.mean_request_s else 1.0

@@ -79,7 +79,7 @@ class RequestState:
     @property
     def num_generated(self) -> list[int]:
         """Tokens by sample, of those that have any."""
-        return [len(sample.sequence.output_token_ids) for sample in self.samples.values()] or [0]
+        return [sample.sequence.num_output_tokens for sample in self.samples.values()] or [0]
 
     def add_sample(self, sequence: Sequence, now_s: float) -> SampleState:
         """A sample that has its first token."""

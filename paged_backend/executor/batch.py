@@ -41,22 +41,25 @@ class BatchInputs:
         num_seqs = len(lines)
         computed = np.array([line.num_computed_tokens for line in lines], np.int64)
         num_tokens = plan.num_tokens
-        owners = np.arange(num_seqs)
         if num_tokens == num_seqs:
             known = [line.token_ids[0] for line in lines]
-            query_start = np.arange(num_seqs + 1, dtype=np.int64)
-            positions, ends = computed, computed + 1
+            query_start = np.arange(num_seqs + 1)
+            owners = query_start[:-1]
+            positions = computed
+            blocks = last_blocks = positions // self._block_size
+            ends = computed + 1
         else:
             known = list(chain.from_iterable([line.token_ids for line in lines]))
             num_new = np.array([len(line.token_ids) for line in lines], np.int64)
             query_start = np.zeros(num_seqs + 1, np.int64)
             np.cumsum(num_new, out=query_start[1:])
-            owners = np.repeat(owners, num_new)
+            owners = np.repeat(np.arange(num_seqs), num_new)
             positions = np.arange(num_tokens) + (computed - query_start[:-1])[owners]
+            blocks = positions // self._block_size
+            last_blocks = blocks[query_start[1:] - 1]
             ends = computed + num_new
-        self._update_tables(plan, (ends - 1) // self._block_size + 1)
-        blocks = positions // self._block_size
-        slots = (self._tables[owners, blocks] - blocks) * np.int64(self._block_size) + positions
+        self._update_tables(plan, last_blocks)
+        slots = (self._tables[owners, blocks] - blocks) * self._block_size + positions
         return StepInputs(
             token_ids=torch.from_numpy(np.array(known, np.int64)),
             positions=torch.from_numpy(positions),
@@ -67,14 +70,14 @@ class BatchInputs:
             logits_rows=_logits_rows(lines, query_start, num_tokens),
         )
 
-    def _update_tables(self, plan: StepPlan, needed: _Ints) -> None:
-        """Brings the tables up to date; row s must have needed[s] blocks."""
+    def _update_tables(self, plan: StepPlan, last_blocks: _Ints) -> None:
+        """Brings the tables up to date; row s must have column last_blocks[s]."""
         lines = plan.sequences
         if lines != self._lines:
             self._rearrange(lines)
         if plan.block_copies:
             self._num_blocks[:] = 0
-        stale = np.flatnonzero(needed > self._num_blocks).tolist()
+        stale = (last_blocks >= self._num_blocks).nonzero()[0].tolist()
         if not stale:
             return
         lengths = [len(lines[row].block_table) for row in stale]

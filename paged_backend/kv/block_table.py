@@ -8,13 +8,14 @@ from collections.abc import Sequence
 class BlockTable:
     """Which blocks hold a sequence's positions, and how far they are computed.
 
-    Made by `KVCacheManager.new_table` and changed only by the manager. It outlives a preemption: its blocks
-    go, the digests of its tokens stay.
+    Made by `KVCacheManager.new_table` and changed only by the manager, but for `num_computed`. It outlives a
+    preemption: its blocks go, the digests of its tokens stay.
 
     Attributes:
         token_ids: the sequence's known tokens, lent by its owner, who only ever appends to them.
         block_ids: block i holds positions i * block_size and after. The list itself is lent to step plans.
-        num_computed: tokens whose K/V are in the blocks.
+        num_computed: tokens whose K/V are in the blocks. The owner may move it on by itself where no block is filled,
+            as there is nothing to `commit`.
         num_writable: positions below this one need no `allocate` before they are written.
         root: the parent of the first block's digest; it stands for the salt.
         digests: one per full block of known tokens that was asked about so far.

@@ -183,15 +183,6 @@ class KVCacheManager:
                 self.index.add(table.digests[i], parent, table.packed[i], table.block_ids[i])
         table.num_indexed = num_full
 
-    def commit_all(self, tables: Sequence[BlockTable], num_computed: Sequence[int]) -> None:
-        """`commit` of many tables, quick for those in which no block was filled."""
-        size = self.block_size
-        for table, end in zip(tables, num_computed, strict=True):
-            if end // size == table.num_indexed:
-                table.num_computed = end
-            else:
-                self.commit(table, end)
-
     def fork(self, parent: BlockTable, token_ids: Sequence[int]) -> BlockTable:
         """A table that shares all blocks of its parent, for a sequence with the same computed tokens."""
         assert parent.active

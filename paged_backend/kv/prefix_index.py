@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from array import array
+import struct
 from collections.abc import Sequence
 
 _DIGEST_BYTES = 16
@@ -86,4 +86,4 @@ class PrefixIndex:
 
 def pack_tokens(token_ids: Sequence[int]) -> bytes:
     """Token ids as bytes, 8 each."""
-    return array("q", token_ids).tobytes()
+    return struct.pack(f"{len(token_ids)}q", *token_ids)

@@ -31,7 +31,7 @@ def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:
     temperatures = [p.temperature for p in params]
     batch = SamplingBatch(seeds=[task.seeds for task in tasks], temperatures=temperatures)
     if any(temperatures):
-        batch.positions = [task.position for task in tasks]
+        batch.positions = [len(task.token_ids) for task in tasks]
         batch.top_k = [p.top_k for p in params]
         batch.top_p = [p.top_p for p in params]
         batch.min_p = [p.min_p for p in params]

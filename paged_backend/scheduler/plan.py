@@ -22,17 +22,26 @@ class SamplingTask:
 
     Attributes:
         seeds: one per sample to draw (n > 1 only where a request's samples part ways).
-        position: index in the sequence of the token to be drawn; (seed, position) keys the draw.
-        prompt_token_ids, output_token_ids: for penalties.
+        prompt_token_ids: for penalties.
+        token_ids: all known tokens, the prompt's and those drawn after it; lent. (seed, their number) keys the draw.
         suppressed_token_ids: tokens that must not be drawn (EOS and stop tokens before min_tokens).
     """
 
     params: SamplingParams
     seeds: tuple[int, ...]
-    position: int
     prompt_token_ids: Sequence[int]
-    output_token_ids: Sequence[int]
+    token_ids: Sequence[int]
     suppressed_token_ids: tuple[int, ...] = ()
+
+    @property
+    def position(self) -> int:
+        """Index in the sequence of the token to be drawn."""
+        return len(self.token_ids)
+
+    @property
+    def output_token_ids(self) -> Sequence[int]:
+        """The tokens after the prompt, for penalties."""
+        return self.token_ids[len(self.prompt_token_ids) :]
 
 
 @dataclass(slots=True, eq=False)

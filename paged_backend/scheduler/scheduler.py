@@ -55,7 +55,7 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []
         self._requests: dict[str, list[Sequence]] = {}
-        self._in_flight: tuple[list[Sequence], StepPlan] | None = None
+        self._in_flight: list[Sequence] | None = None
         self._next_seq_id = 0
         self._next_arrival = 0
         self.num_preemptions = 0
@@ -182,7 +182,7 @@ class Scheduler:
         num_preemptions = self.num_preemptions
         spare = self.config.max_num_batched_tokens - len(running)  # each gets one
         assert spare >= 0, "more running sequences than tokens in the budget"
-        for sequence in [s for s in running if not s.ready]:
+        for sequence in [s for s in running if not s.quiet_below]:
             table = sequence.table
             num_missing = len(sequence.token_ids) - table.num_computed
             while sequence.status is SequenceStatus.RUNNING:
@@ -199,9 +199,8 @@ class Scheduler:
             spare = self._admit(spare, in_flight)
         assert in_flight or not self.has_work, "a step without progress"
         lines = tuple([sequence.line for sequence in in_flight])
-        plan = StepPlan(lines, self.kv.take_copies(), self.config.max_num_batched_tokens - spare)
-        self._in_flight = in_flight, plan
-        return plan
+        self._in_flight = in_flight
+        return StepPlan(lines, self.kv.take_copies(), self.config.max_num_batched_tokens - spare)
 
     def commit(self, result: StepResult) -> list[Sequence]:
         """Books a step that was computed.
@@ -214,14 +213,22 @@ class Scheduler:
             `finish_sequence` before the next plan.
         """
         assert self._in_flight is not None, "commit without a plan"
-        (in_flight, plan), self._in_flight = self._in_flight, None
-        lines = plan.sequences
-        ends = [line.num_computed_tokens + len(line.token_ids) for line in lines]
-        self.kv.commit_all([sequence.table for sequence in in_flight], ends)
+        in_flight, self._in_flight = self._in_flight, None
         token_ids = result.token_ids
         owners: list[Sequence] = []
         ended = False
-        for sequence, line, end in zip(in_flight, lines, ends, strict=True):
+        for sequence in in_flight:
+            known, line = sequence.token_ids, sequence.line
+            num_known = len(known)
+            if num_known < sequence.quiet_below and (token_id := token_ids[len(owners)]) not in sequence.telling_ids:
+                line.num_computed_tokens = sequence.table.num_computed = num_known
+                line.token_ids = (token_id,)
+                known.append(token_id)
+                owners.append(sequence)
+                continue
+            sequence.quiet_below = 0
+            end = line.num_computed_tokens + len(line.token_ids)
+            self.kv.commit(sequence.table, end)
             line.num_computed_tokens = end
             if line.sampling is None:
                 continue
@@ -235,8 +242,6 @@ class Scheduler:
                 owners.extend(family)
                 continue
             owners.append(sequence)
-            line.token_ids = [token_id]
-            sequence.ready = end < sequence.table.num_writable
             if sequence.append(token_id):
                 self._end(sequence)
                 ended = True
@@ -256,7 +261,7 @@ class Scheduler:
             samples that ended well in earlier steps; as a request it has failed.
         """
         assert self._in_flight is not None, "fail without a plan"
-        (in_flight, _), self._in_flight = self._in_flight, None
+        in_flight, self._in_flight = self._in_flight, None
         dropped: list[Sequence] = []
         for sequence in in_flight:
             for sibling in self.sequences(sequence.request_id):
@@ -285,10 +290,9 @@ class Scheduler:
         line, table, known = sequence.line, sequence.table, sequence.token_ids
         assert line.block_table is table.block_ids
         assert line.num_computed_tokens == table.num_computed < len(known), sequence
-        assert sequence.task.position == len(known), sequence
-        if sequence.ready:
+        if sequence.quiet_below:
             assert list(line.token_ids) == known[table.num_computed :] and line.sampling is sequence.task, sequence
-            assert len(known) <= table.num_writable, sequence
+            assert len(line.token_ids) == 1 == sequence.num_samples and len(known) <= table.num_writable, sequence
 
     def _admit(self, budget: int, in_flight: list[Sequence]) -> int:
         """Starts waiting sequences, in order, until one does not fit; returns what is left of the budget."""

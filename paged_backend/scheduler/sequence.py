@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from collections.abc import Sequence as TokenIds
+from typing import Any
 
 from paged_backend.kv.block_table import BlockTable
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence
+from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, ScheduledSequence
 
 _SEED_SPAN = 2**64
 _SEED_HALF = 2**63
@@ -36,8 +37,7 @@ class Sequence:
         priority: lower goes first under the priority policy.
         arrival: the request's number in order of arrival.
         prompt_token_ids: shared with the request's other samples, never changed.
-        output_token_ids: tokens drawn so far.
-        token_ids: both, the known tokens; the block table reads them too.
+        token_ids: the known tokens, the prompt's and those drawn so far; the block table and the task read them too.
         max_tokens: output tokens at most, resolved: the context's and the pool's bounds are in it.
         eos_token_ids: the model's, sorted.
         num_cached_tokens: prompt tokens that came from the prefix cache on first admission.
@@ -46,15 +46,17 @@ class Sequence:
         task: how its next token is drawn. It holds the seeds, one per sample that the next draw gives (its own, or
             all n before the samples part), and the EOS and stop tokens while fewer than min_tokens tokens are out.
         line: its line in the plans; a new one each time that it is admitted.
-        ready: whether all that the next step takes is the token drawn last, whose slot it has.
+        quiet_below: while fewer tokens than this are known, a step takes no more than the last of them, which fills no
+            block, and one draw, which ends nothing unless it is one of telling_ids. 0 where `schedule` must look first.
+        telling_ids: tokens that may end it wherever they are drawn, and NOT_DRAWN.
         order: sort key; the smallest is served first and preempted last.
+        sample: what the scheduler's user keeps of it; None at first.
         finish_reason, stop_reason: set when it ends; stop_reason is the stop token id or stop string, if that
             ended it.
     """
 
     __slots__ = (
         "_num_tokens_to_check",
-        "_stop_token_ids",
         "arrival",
         "eos_token_ids",
         "finish_reason",
@@ -64,17 +66,18 @@ class Sequence:
         "num_cached_tokens",
         "num_preemptions",
         "order",
-        "output_token_ids",
         "params",
         "priority",
         "prompt_token_ids",
-        "ready",
+        "quiet_below",
         "request_id",
+        "sample",
         "seq_id",
         "status",
         "stop_reason",
         "table",
         "task",
+        "telling_ids",
         "token_ids",
     )
 
@@ -99,7 +102,6 @@ class Sequence:
         self.request_id = request_id
         self.index = index
         self.prompt_token_ids = prompt_token_ids
-        self.output_token_ids: list[int] = []
         self.token_ids = token_ids
         self.params = params
         self.priority = priority
@@ -111,22 +113,33 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
+        self.sample: Any = None
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         stops = params.stop_token_ids or ()
-        self._stop_token_ids = frozenset(stops if params.ignore_eos else (*stops, *self.eos_token_ids))
+        self.telling_ids = frozenset((NOT_DRAWN, *stops, *(() if params.ignore_eos else self.eos_token_ids)))
         suppressed = tuple(sorted({*stops, *self.eos_token_ids})) if params.min_tokens else ()
-        self.task = SamplingTask(params, seeds, len(token_ids), prompt_token_ids, self.output_token_ids, suppressed)
+        self.task = SamplingTask(params, seeds, prompt_token_ids, token_ids, suppressed)
         self.line = ScheduledSequence(seq_id, (), 0, (), None)
-        self.ready = False
+        self.quiet_below = 0
         self._num_tokens_to_check = len(prompt_token_ids) + (params.min_tokens if suppressed else max_tokens)
 
     def __repr__(self) -> str:
         return (
             f"Sequence({self.seq_id}, {self.request_id!r}[{self.index}], {self.status.value}, "
-            f"{len(self.prompt_token_ids)}+{len(self.output_token_ids)} tokens, "
+            f"{len(self.prompt_token_ids)}+{self.num_output_tokens} tokens, "
             f"{self.num_computed_tokens} computed)"
         )
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """Tokens drawn so far."""
+        return self.token_ids[len(self.prompt_token_ids) :]
+
+    @property
+    def num_output_tokens(self) -> int:
+        """How many they are."""
+        return len(self.token_ids) - len(self.prompt_token_ids)
 
     @property
     def num_computed_tokens(self) -> int:
@@ -152,35 +165,38 @@ class Sequence:
         """Adds a drawn token; True if it ends the sequence, with finish_reason and stop_reason set."""
         known = self.token_ids
         known.append(token_id)
-        self.output_token_ids.append(token_id)
-        self.task.position = len(known)
-        return (token_id in self._stop_token_ids or len(known) >= self._num_tokens_to_check) and self._check(token_id)
+        return (token_id in self.telling_ids or len(known) >= self._num_tokens_to_check) and self._check(token_id)
 
     def admit(self) -> None:
         """Begins a stay among the running: its table has been started."""
         self.status = SequenceStatus.RUNNING
         self.line = ScheduledSequence(self.seq_id, (), self.table.num_computed, self.table.block_ids, None)
-        self.ready = False
+        self.quiet_below = 0
 
     def schedule(self, num_new: int) -> None:
         """Makes its line ask for the next num_new tokens, for which it has slots."""
         line = self.line
-        end = line.num_computed_tokens + num_new
-        line.token_ids = self.token_ids[line.num_computed_tokens : end]
-        line.sampling = self.task if end == len(self.token_ids) else None
+        start = line.num_computed_tokens
+        line.token_ids = self.token_ids[start : start + num_new]
+        if start + num_new < len(self.token_ids):
+            line.sampling = None
+            return
+        line.sampling = self.task
+        if num_new == 1 == len(self.task.seeds):
+            self.quiet_below = min(self.table.num_writable, self._num_tokens_to_check - 1)
 
     def _check(self, token_id: int) -> bool:
         """What a token that may end the sequence does."""
-        output = self.output_token_ids
-        if self.task.suppressed_token_ids and len(output) >= self.params.min_tokens:
+        num_output = self.num_output_tokens
+        if self.task.suppressed_token_ids and num_output >= self.params.min_tokens:
             self.task.suppressed_token_ids = ()
             self._num_tokens_to_check = len(self.prompt_token_ids) + self.max_tokens
-        if token_id in self._stop_token_ids and len(output) > self.params.min_tokens:
+        if token_id in self.telling_ids and num_output > self.params.min_tokens:
             self.finish_reason = "stop"
             is_eos = token_id in self.eos_token_ids and not self.params.ignore_eos
             self.stop_reason = None if is_eos else token_id
             return True
-        if len(output) >= self.max_tokens:
+        if num_output >= self.max_tokens:
             self.finish_reason = "length"
             return True
         return False

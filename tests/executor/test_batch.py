@@ -11,7 +11,7 @@ from paged_backend.executor.batch import BatchInputs, build_inputs
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence, StepPlan
 
-TASK = SamplingTask(SamplingParams(), (0,), 1, (), ())
+TASK = SamplingTask(SamplingParams(), (0,), (), ())
 
 
 def random_sequences(rng: random.Random, block_size: int, most_new: int) -> list[ScheduledSequence]:

@@ -116,7 +116,7 @@ def test_broken_logits_end_their_own_sequence(folder: Path) -> None:
     executor = new_executor(folder)
     tokens = prompts()[2]
     good = scheduled(0, tokens, 0, table(0))
-    nothing = SamplingTask(SamplingParams(temperature=0.0, allowed_token_ids=[1]), (0,), len(tokens), tokens, (), (1,))
+    nothing = SamplingTask(SamplingParams(temperature=0.0, allowed_token_ids=[1]), (0,), tokens, tokens, (1,))
     bad = ScheduledSequence(1, tokens, 0, table(1), nothing)
     tokens_drawn = executor.run(StepPlan((good, bad))).token_ids
     assert tokens_drawn[0] >= 0 and tokens_drawn[1] == NOT_DRAWN

@@ -29,7 +29,7 @@ def scheduled(
     seeds: tuple[int, ...] = (0,),
 ) -> ScheduledSequence:
     """A share of a step that computes all tokens past num_computed; params None means without sampling."""
-    task = None if params is None else SamplingTask(params, seeds, len(tokens), tokens, ())
+    task = None if params is None else SamplingTask(params, seeds, tokens, tokens)
     return ScheduledSequence(seq_id, tokens[num_computed:], num_computed, block_table, task)
 
 

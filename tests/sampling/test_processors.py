@@ -17,7 +17,7 @@ OUTPUT = (3, 4, 4, 4, 5)
 
 
 def task(*, suppressed: tuple[int, ...] = (), output: tuple[int, ...] = OUTPUT, **params: Any) -> SamplingTask:
-    return SamplingTask(SamplingParams(**params), (0,), 9, PROMPT, output, suppressed)
+    return SamplingTask(SamplingParams(**params), (0,), PROMPT, (*PROMPT, *output), suppressed)
 
 
 def test_plain_tasks_change_nothing() -> None:
@@ -41,7 +41,7 @@ def test_each_parameter_is_handed_on(params: dict[str, Any]) -> None:
     assert changes_logits(one)
     changes = logit_changes(one)
     assert changes.prompt_token_ids is PROMPT
-    assert changes.output_token_ids is OUTPUT
+    assert changes.output_token_ids == OUTPUT
     plain = logit_changes(task())
     (name,) = params
     field = {"suppressed": "suppressed_token_ids"}.get(name, name)

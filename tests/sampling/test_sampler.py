@@ -31,7 +31,8 @@ def task(
     suppressed: tuple[int, ...] = (),
     **params: Any,
 ) -> SamplingTask:
-    return SamplingTask(SamplingParams(**params), seeds, position, prompt, output, suppressed)
+    prompt = (*prompt, *prompt[-1:] * (position - len(prompt) - len(output)))
+    return SamplingTask(SamplingParams(**params), seeds, prompt, (*prompt, *output), suppressed)
 
 
 def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> list[tuple[SampledToken, ...]]:

@@ -24,7 +24,7 @@ def snapshot(plan: StepPlan) -> StepPlan:
         replace(
             line,
             block_table=list(line.block_table),
-            sampling=None if line.sampling is None else replace(line.sampling),
+            sampling=line.sampling and replace(line.sampling, token_ids=list(line.sampling.token_ids)),
         )
         for line in plan.sequences
     )
