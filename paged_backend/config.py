@@ -134,7 +134,7 @@ class ExecutorConfig:
     Attributes:
         device: "auto" or "cpu".
         kernel_backend: "auto" (the fastest that serves the machine), "reference" (plain torch) or "cpu" (C++).
-        num_threads: CPU threads for kernels; None means the cores that the process may use.
+        num_threads: CPU threads for kernels; None means the physical cores that the process may use.
     """
 
     device: str = "auto"
