@@ -40,7 +40,7 @@ class CpuKernels:
     def __init__(self, num_threads: int, instruction_set: str = "auto") -> None:
         try:
             self._runtime = _cpu.Runtime(num_threads, instruction_set)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # a wrong argument; or a system that gives fewer threads
             raise KernelError(str(error)) from None
         self.num_threads: int = self._runtime.num_threads
         self.instruction_set: str = self._runtime.instruction_set

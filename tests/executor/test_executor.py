@@ -174,6 +174,7 @@ def test_pool_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"kv_cache_memory_bytes": 63 * bytes_per_block}, "kv_cache_memory_bytes.*max_model_len 256"),
         ({"gpu_memory_utilization": 0.5}, "gpu_memory_utilization.*room for 200 tokens"),
         ({"max_model_len": 300}, "256 positions"),
+        ({"num_threads": 1025}, "num_threads must be in 1..1024"),
     ):
         with pytest.raises(ConfigError, match=words):
             new_executor(folder, **arguments)

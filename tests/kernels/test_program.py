@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -358,6 +361,28 @@ def test_time_by_operation() -> None:
         recorded.seconds
     )
     assert all(seconds > 0 for seconds in recorded.seconds.values())
+
+
+def test_a_system_that_gives_fewer_threads() -> None:
+    """The address space ends after some stacks: those threads are stopped, and the process goes on."""
+    script = """
+import resource, threading
+from paged_backend.errors import KernelError
+from paged_backend.kernels.cpu.kernels import CpuKernels
+
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))
+try:
+    CpuKernels(1000)
+except KernelError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(CpuKernels(3).num_threads)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    told = r"num_threads is 1000, but the system gives this process \d+ \(.+\): lower .*\n3\n$"
+    assert re.match(told, done.stdout), done
 
 
 def test_runtimes_that_cannot_be_are_refused() -> None:
