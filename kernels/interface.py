@@ -141,39 +141,30 @@ class Kernels(Protocol):
         """
         ...
 
-    def rms_norm(self, x: Rows, weight: Tensor, eps: float, residual: Rows | None = None) -> tuple[Rows, Rows]:
-        """Adds the residual, if any, then divides by the root mean square (arXiv:1910.07467, eq. 4).
-
-        h = x + residual; out = h / sqrt(mean(h ** 2) + eps) * weight, over each row.
+    def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Rows:
+        """x / sqrt(mean(x ** 2) + eps) * weight, over each row (arXiv:1910.07467, eq. 4).
 
         Args:
             x: [T, H].
             weight: float32 [H].
             eps: added to the mean square.
-            residual: [T, H], or None for 0.
 
         Returns:
-            (out, h), both [T, H]. h is x itself when residual is None; else it may take the memory of x or residual,
-            neither of which may be used any more.
+            [T, H].
         """
         ...
 
-    def layer_norm(
-        self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Rows | None = None
-    ) -> tuple[Rows, Rows]:
-        """Adds the residual, if any, then normalises to mean 0 and variance 1 (arXiv:1607.06450, eq. 3).
-
-        h = x + residual; out = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias, over each row.
+    def layer_norm(self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float) -> Rows:
+        """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over each row (arXiv:1607.06450, eq. 3).
 
         Args:
             x: [T, H].
             weight: float32 [H], or None for 1.
             bias: float32 [H], or None for 0.
             eps: added to the (biased) variance.
-            residual: [T, H], or None for 0.
 
         Returns:
-            (out, h), as of `rms_norm`.
+            [T, H].
         """
         ...
 

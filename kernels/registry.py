@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
 import torch
 
 from paged_backend.errors import ConfigError
+from paged_backend.kernels.cores import usable_cores
 from paged_backend.kernels.interface import Kernels
 from paged_backend.kernels.reference.kernels import ReferenceKernels
 
@@ -24,7 +22,7 @@ def select_kernels(
         backend: "reference" (plain torch), "cpu" (C++), or "auto": the fastest that serves the device and can be
             loaded.
         device: where the tensors will be.
-        num_threads: threads of the C++ kernels; None means the cores that this process may use.
+        num_threads: threads of the C++ kernels; None means as many as `usable_cores` counts.
 
     Raises:
         ConfigError: the backend is unknown, does not serve the device, or was asked for and cannot be loaded.
@@ -53,9 +51,4 @@ def select_kernels(
                 "kernel_backend reference."
             ) from None
         return ReferenceKernels(reason=f"The C++ module cannot be loaded: {error}.")
-    return CpuKernels(num_threads or _num_usable_cores())
-
-
-def _num_usable_cores() -> int:
-    affinity: Any = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return CpuKernels(num_threads or usable_cores())

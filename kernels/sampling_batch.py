@@ -50,11 +50,11 @@ class SamplingBatch:
         temperatures: 0 or more, finite.
         positions: index in its sequence of the token to be drawn, 0 or more. Like the next three, it may be
             empty where all temperatures are 0.
-        top_k: tokens left at most; 0 or -1 for all.
+        top_k: tokens left at most, of any size; 0 or -1 for all.
         top_p: in (0, 1].
         min_p: in [0, 1].
-        num_logprobs: how many of the most likely tokens to describe beside the drawn one; -1 for no description
-            at all. Empty where no row asks for any.
+        num_logprobs: how many of the most likely tokens to describe beside the drawn one, of any size (no more than
+            there are); -1 for no description at all. Empty where no row asks for any.
         changes: by row, for those rows whose logits are changed first.
     """
 

@@ -134,7 +134,7 @@ class ExecutorConfig:
     Attributes:
         device: "auto" or "cpu".
         kernel_backend: "auto" (the fastest that serves the machine), "reference" (plain torch) or "cpu" (C++).
-        num_threads: CPU threads for kernels; None means the cores that the process may use.
+        num_threads: CPU threads for kernels; None means the physical cores that the process may use.
     """
 
     device: str = "auto"
@@ -144,7 +144,7 @@ class ExecutorConfig:
     def __post_init__(self) -> None:
         _check_choice("device", self.device, ("auto", "cpu"))
         _check_choice("kernel_backend", self.kernel_backend, ("auto", "reference", "cpu"))
-        _check_range("num_threads", self.num_threads, low=1, optional=True)
+        _check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ class SamplingParams:
     Attributes:
         n: samples of the same prompt; sample i of a seeded request draws with seed + i.
         temperature: 0 is greedy; otherwise logits are divided by it.
-        top_k: keep the k most likely tokens; 0 or -1 keeps all.
+        top_k: keep the k most likely tokens; 0, -1 and more than the vocabulary has keep all.
         top_p: keep the smallest set of most likely tokens whose probability reaches it, in (0, 1].
         min_p: drop tokens less likely than min_p times the most likely one, in [0, 1].
         repetition_penalty: > 1 divides positive (multiplies negative) logits of tokens seen in prompt or output.
@@ -33,7 +33,8 @@ class SamplingParams:
         ignore_eos: go on past EOS until max_tokens.
         max_tokens: new tokens at most; None means as many as fit in the context.
         min_tokens: EOS and stop token ids are not sampled before that many tokens.
-        logprobs: how many top candidates to report per token (the sampled one comes in addition); None for none.
+        logprobs: how many top candidates to report per token, the vocabulary at most (the sampled one comes in
+            addition); None for none.
         logit_bias: added to the logits of the given token ids, each in [-100, 100].
         allowed_token_ids: if given, no other token can be sampled.
         detokenize: False skips text altogether (then `stop` must be empty).

@@ -40,7 +40,7 @@ class CpuKernels:
     def __init__(self, num_threads: int, instruction_set: str = "auto") -> None:
         try:
             self._runtime = _cpu.Runtime(num_threads, instruction_set)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # a wrong argument; or a system that gives fewer threads
             raise KernelError(str(error)) from None
         self.num_threads: int = self._runtime.num_threads
         self.instruction_set: str = self._runtime.instruction_set
@@ -61,29 +61,25 @@ class CpuKernels:
     ) -> Tensor:
         """See `Kernels.linear`."""
         return self._computed(
-            lambda recorder, x, residual: [recorder.linear(x, weight, activation=activation, residual=residual)],
+            lambda recorder, x, residual: recorder.linear(x, weight, activation=activation, residual=residual),
             {"x": x, "residual": residual},
-        )[0]
+        )
 
     def embedding(
         self, table: Tensor, indices: Literal["token_ids", "positions"], inputs: StepInputs, add: Rows | None = None
     ) -> Tensor:
         """See `Kernels.embedding`."""
         return self._computed(
-            lambda recorder, add: [recorder.embedding(table, indices, recorder.inputs, add)], {"add": add}, inputs
-        )[0]
-
-    def rms_norm(self, x: Rows, weight: Tensor, eps: float, residual: Rows | None = None) -> tuple[Tensor, Tensor]:
-        """See `Kernels.rms_norm`."""
-        return self._normed(lambda recorder, x, residual: recorder.rms_norm(x, weight, eps, residual), x, residual)
-
-    def layer_norm(
-        self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Rows | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `Kernels.layer_norm`."""
-        return self._normed(
-            lambda recorder, x, residual: recorder.layer_norm(x, weight, bias, eps, residual), x, residual
+            lambda recorder, add: recorder.embedding(table, indices, recorder.inputs, add), {"add": add}, inputs
         )
+
+    def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Tensor:
+        """See `Kernels.rms_norm`."""
+        return self._computed(lambda recorder, x: recorder.rms_norm(x, weight, eps), {"x": x})
+
+    def layer_norm(self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """See `Kernels.layer_norm`."""
+        return self._computed(lambda recorder, x: recorder.layer_norm(x, weight, bias, eps), {"x": x})
 
     def qkv_to_cache(
         self,
@@ -99,21 +95,19 @@ class CpuKernels:
     ) -> Tensor:
         """See `Kernels.qkv_to_cache`."""
         return self._computed(
-            lambda recorder, qkv: [
-                recorder.qkv_to_cache(
-                    qkv,
-                    cache,
-                    recorder.inputs,
-                    num_heads=num_heads,
-                    rotary=rotary,
-                    query_norm=query_norm,
-                    key_norm=key_norm,
-                    norm_eps=norm_eps,
-                )
-            ],
+            lambda recorder, qkv: recorder.qkv_to_cache(
+                qkv,
+                cache,
+                recorder.inputs,
+                num_heads=num_heads,
+                rotary=rotary,
+                query_norm=query_norm,
+                key_norm=key_norm,
+                norm_eps=norm_eps,
+            ),
             {"qkv": qkv},
             inputs,
-        )[0]
+        )
 
     def paged_attention(
         self,
@@ -127,27 +121,25 @@ class CpuKernels:
     ) -> Tensor:
         """See `Kernels.paged_attention`. Head sizes up to 256."""
         return self._computed(
-            lambda recorder, query: [
-                recorder.paged_attention(
-                    query,
-                    cache,
-                    recorder.inputs,
-                    scale=scale,
-                    sliding_window=sliding_window,
-                    soft_cap=soft_cap,
-                )
-            ],
+            lambda recorder, query: recorder.paged_attention(
+                query,
+                cache,
+                recorder.inputs,
+                scale=scale,
+                sliding_window=sliding_window,
+                soft_cap=soft_cap,
+            ),
             {"query": query},
             inputs,
-        )[0]
+        )
 
     def select_rows(self, x: Rows, inputs: StepInputs) -> Tensor:
         """See `Kernels.select_rows`."""
-        return self._computed(lambda recorder, x: [recorder.select_rows(x, recorder.inputs)], {"x": x}, inputs)[0]
+        return self._computed(lambda recorder, x: recorder.select_rows(x, recorder.inputs), {"x": x}, inputs)
 
     def soft_cap(self, x: Rows, cap: float) -> Tensor:
         """See `Kernels.soft_cap`."""
-        return self._computed(lambda recorder, x: [recorder.soft_cap(x, cap)], {"x": x})[0]
+        return self._computed(lambda recorder, x: recorder.soft_cap(x, cap), {"x": x})
 
     def copy_blocks(self, storage: Tensor, pairs: Tensor) -> None:
         """See `Kernels.copy_blocks`."""
@@ -167,23 +159,13 @@ class CpuKernels:
         logits = step(recorder, recorder.inputs)
         return CompiledStep(recorder.finish([logits]), logits)
 
-    def _normed(
-        self, record: Callable[..., tuple[Buffer, Buffer]], x: Rows, residual: Rows | None
-    ) -> tuple[Tensor, Tensor]:
-        rows = {"x": x, "residual": residual}
-        if residual is None:
-            # The sum is x itself then, and no result of its own.
-            return self._computed(lambda recorder, **rows: [record(recorder, **rows)[0]], rows)[0], x
-        out, hidden = self._computed(lambda recorder, **rows: record(recorder, **rows), rows)
-        return out, hidden
-
     def _computed(
         self,
-        record: Callable[..., list[Buffer] | tuple[Buffer, ...]],
+        record: Callable[..., Buffer],
         rows: Mapping[str, object],
         inputs: StepInputs | None = None,
-    ) -> list[Tensor]:
-        """Records one operation on rows, runs it, and gives its results."""
+    ) -> Tensor:
+        """Records one operation on rows, runs it, and gives its result."""
         given = {name: _checked_rows(name, x) for name, x in rows.items() if x is not None}
         if inputs is None:
             inputs = _inputs_of_rows(next(iter(given.values())).shape[0])
@@ -193,17 +175,14 @@ class CpuKernels:
             if x.shape[0] != num_rows:
                 raise KernelError(f"{name} must have {num_rows} rows, got {checks.describe(x)}.")
         recorder = Recorder(self._runtime, self.report)
-        results = record(
+        result = record(
             recorder, **{name: recorder.input(given[name].shape[1]) if name in given else None for name in rows}
         )
-        program = recorder.finish(results)
-        outs = []
-        for index, result in enumerate(results):
-            has_logits_rows = program.has_logits_rows(result.number) and inputs.logits_rows is not None
-            count = inputs.logits_rows.shape[0] if has_logits_rows else num_rows  # type: ignore[union-attr]
-            outs.append(torch.empty(count, program.output_stride(index)))
-        run(program, inputs, list(given.values()), outs)
-        return [out[:, : result.width] for out, result in zip(outs, results, strict=True)]
+        program = recorder.finish([result])
+        chosen = inputs.logits_rows if program.has_logits_rows(result.number) else None
+        out = torch.empty(num_rows if chosen is None else chosen.shape[0], program.output_stride(0))
+        run(program, inputs, list(given.values()), [out])
+        return out[:, : result.width]
 
 
 def _checked_rows(name: str, x: object) -> Tensor:

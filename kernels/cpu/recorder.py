@@ -85,26 +85,20 @@ class Recorder:
         added = self._optional("add", add, table.shape[1])
         return self._recorded(lambda: self._program.embedding(table, indices, added))
 
-    def rms_norm(self, x: Rows, weight: Tensor, eps: float, residual: Rows | None = None) -> tuple[Buffer, Buffer]:
+    def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Buffer:
         """See `Kernels.rms_norm`."""
         number = self._number("x", x)
         checks.check_norm(x.width, weight, None, eps)
         _check_on_cpu("weight", weight)
-        added = self._optional("residual", residual, x.width)
-        pair = _refuse_value_errors(lambda: self._program.rms_norm(number, weight, eps, added))
-        return self._buffer(pair[0]), self._buffer(pair[1])
+        return self._recorded(lambda: self._program.rms_norm(number, weight, eps))
 
-    def layer_norm(
-        self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Rows | None = None
-    ) -> tuple[Buffer, Buffer]:
+    def layer_norm(self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float) -> Buffer:
         """See `Kernels.layer_norm`."""
         number = self._number("x", x)
         checks.check_norm(x.width, weight, bias, eps)
         _check_on_cpu("weight", weight)
         _check_on_cpu("bias", bias)
-        added = self._optional("residual", residual, x.width)
-        pair = _refuse_value_errors(lambda: self._program.layer_norm(number, weight, bias, eps, added))
-        return self._buffer(pair[0]), self._buffer(pair[1])
+        return self._recorded(lambda: self._program.layer_norm(number, weight, bias, eps))
 
     def qkv_to_cache(
         self,

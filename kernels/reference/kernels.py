@@ -68,21 +68,17 @@ class ReferenceKernels:
         out = table.index_select(0, rows).float()
         return (out if add is None else out + add.float()).to(self.dtype)
 
-    def rms_norm(self, x: Rows, weight: Tensor, eps: float, residual: Rows | None = None) -> tuple[Tensor, Tensor]:
+    def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels.rms_norm`."""
         self._check_rows("x", x)
-        self._check_rows("residual", residual, *x.shape)
         checks.check_norm(x.shape[1], weight, None, eps)
-        return rms_norm(x, weight, eps, residual)
+        return rms_norm(x, weight, eps)
 
-    def layer_norm(
-        self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Rows | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def layer_norm(self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         """See `Kernels.layer_norm`."""
         self._check_rows("x", x)
-        self._check_rows("residual", residual, *x.shape)
         checks.check_norm(x.shape[1], weight, bias, eps)
-        return layer_norm(x, weight, bias, eps, residual)
+        return layer_norm(x, weight, bias, eps)
 
     def qkv_to_cache(
         self,

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `Kernels.rms_norm`."""
-    hidden = x if residual is None else x + residual
-    return normed(hidden.float(), weight, eps).to(x.dtype), hidden
+    return normed(x.float(), weight, eps).to(x.dtype)
 
 
 def normed(wide: Tensor, weight: Tensor, eps: float) -> Tensor:

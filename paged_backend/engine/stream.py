@@ -13,8 +13,8 @@ from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import PagedBackendError
 from paged_backend.outputs import RequestDelta, RequestOutput
 
-StreamItem = Gain | PagedBackendError
-"""What a stream carries: gains, or an error, which is always the last."""
+StreamItem = tuple[Gain, ...] | PagedBackendError
+"""What a stream carries: a step's gains, or an error, which is always the last."""
 
 Waiter = threading.Event | tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 """Whom to wake: a thread, or a future of an event loop."""
@@ -60,8 +60,8 @@ class RequestStream:
         self._abort(self)
 
     def put(self, gains: Sequence[Gain], is_last: bool) -> Waiter | None:
-        """Adds what a step gave (engine's thread); returns whom to wake, so that wake-ups can be batched."""
-        self._items.extend(gains)
+        """Adds a step's gains, one at least (engine's thread); returns whom to wake: wake-ups can be batched."""
+        self._items.append(tuple(gains))
         if is_last:
             self._closed = True
         elif self._waits_for_end:
@@ -125,16 +125,12 @@ class RequestStream:
         self._waiter = None
 
     def _take(self) -> RequestDelta:
-        """The next step's gains as a delta: a step gives each sample one, in order of index."""
+        """The next step's gains as a delta."""
         item = self._items.popleft()
         if isinstance(item, PagedBackendError):
             self._ended = True
             raise item
-        gains = [item]
-        while self._items and isinstance(following := self._items[0], tuple) and following[0] > gains[-1][0]:
-            gains.append(following)
-            self._items.popleft()
-        delta = self._assembler.assemble(gains)
+        delta = self._assembler.assemble(item)
         self._ended = delta.finished
         return delta
 
@@ -145,7 +141,7 @@ class RequestStream:
         for item in self._items:
             if isinstance(item, PagedBackendError):
                 raise item
-            gains.append(item)
+            gains += item
         self._items.clear()
         output = RequestOutput.empty(self.request_id, self.prompt, self.prompt_token_ids, self.n)
         if gains:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from paged_backend.config import EngineConfig
 from paged_backend.executor.kv_storage import KVStorage, cache_dtype, num_cache_blocks
 from paged_backend.executor.runner import Runner
+from paged_backend.kernels.cores import usable_cores
 from paged_backend.kernels.interface import OperationChoice
 from paged_backend.kernels.reference.kernels import ReferenceKernels
 from paged_backend.kernels.registry import select_kernels
@@ -56,9 +56,6 @@ class Executor:
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
         storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype)
         self._runner: Runner | None = Runner(model.decoder, storage, kernels, self.block_size)
-        if kernels.report["linear"].implementation == "cpu":
-            # Our own threads compute. For the little that is left to torch, its own would only spin beside them.
-            torch.set_num_threads(1)
 
     def close(self) -> None:
         """Gives up the model and the cache. `run` must not be called any more."""
@@ -68,11 +65,3 @@ class Executor:
         """Computes one step. A sequence whose logits are not numbers gets an empty tuple of samples."""
         assert self._runner is not None, "run after close"
         return self._runner.run(plan)
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on, or OMP_NUM_THREADS where that asks for fewer."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(asked)) if asked.isdecimal() and int(asked) > 0 else cores

@@ -19,7 +19,7 @@ class RMSNorm:
 
     def __call__(self, kernels: Kernels, x: Rows) -> Rows:
         """The norm of each row."""
-        return kernels.rms_norm(x, self.weight, self.eps)[0]
+        return kernels.rms_norm(x, self.weight, self.eps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class LayerNorm:
 
     def __call__(self, kernels: Kernels, x: Rows) -> Rows:
         """The norm of each row."""
-        return kernels.layer_norm(x, self.weight, self.bias, self.eps)[0]
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 Norm = RMSNorm | LayerNorm

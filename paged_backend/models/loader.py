@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from paged_backend.models.checkpoint import Checkpoint
 from paged_backend.models.decoder import Decoder
 from paged_backend.models.folder import read_json, resolve_folder
 from paged_backend.models.layers import Attention, DecoderLayer, FeedForward, LayerNorm, Norm, RMSNorm
-from paged_backend.models.registry import WeightNames, read_architecture
+from paged_backend.models.registry import WeightNames, eos_token_ids, read_architecture
 from paged_backend.models.rotary import rotary_tables
 from paged_backend.quantization.quantizers import QUANTIZERS, Quantizer
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,7 +34,7 @@ class LoadedModel:
     Attributes:
         folder: where its files are.
         max_model_len: tokens of prompt and output at most.
-        eos_token_ids: what config.json and generation_config.json say ends a text.
+        eos_token_ids: what config.json and generation_config.json say ends a text, as far as the model has it.
     """
 
     decoder: Decoder
@@ -72,17 +74,28 @@ def load_model(config: ModelConfig, kernels: Kernels, *, num_threads: int = 1) -
         architecture=architecture,
         folder=folder,
         max_model_len=max_model_len,
-        eos_token_ids=architecture.eos_token_ids | _generation_eos(folder),
+        eos_token_ids=_eos_token_ids(folder, architecture),
     )
 
 
-def _generation_eos(folder: Path) -> frozenset[int]:
+def _eos_token_ids(folder: Path, architecture: Architecture) -> frozenset[int]:
+    """Of both files, those that the model can draw."""
     path = folder / "generation_config.json"
-    eos: Any = read_json(path).get("eos_token_id") if path.is_file() else None
-    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
-        raise ModelLoadError(f"{path} gives eos_token_id {eos!r}, which must be an integer or a list of them.")
-    return frozenset(ids)
+    declared = architecture.eos_token_ids
+    if path.is_file():
+        try:
+            declared |= eos_token_ids(read_json(path))
+        except ValueError as error:
+            raise ModelLoadError(f"{path} has a wrong value: {error}.") from error
+    known = frozenset(token for token in declared if 0 <= token < architecture.vocab_size)
+    if known != declared:
+        logger.warning(
+            "eos_token_id in %s names %s, but the model's ids are 0 to %d: those are left out.",
+            folder,
+            ", ".join(map(str, sorted(declared - known))),
+            architecture.vocab_size - 1,
+        )
+    return known
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,9 +115,17 @@ def _check(architecture: Architecture) -> None:
         )
 
 
-def _eos_token_ids(config: Mapping[str, Any]) -> frozenset[int]:
+def eos_token_ids(config: Mapping[str, Any]) -> frozenset[int]:
+    """What a config.json or generation_config.json says ends a text; the vocabulary may lack some of them.
+
+    Raises:
+        ValueError: it is not an integer or a list of them.
+    """
     eos = config.get("eos_token_id")
-    return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
+        raise ValueError(f"eos_token_id is {eos!r}, which must be an integer or a list of them")
+    return frozenset(ids)
 
 
 def _head_dim(config: Mapping[str, Any]) -> int:
@@ -161,7 +169,7 @@ def _read_llama_like(config: Mapping[str, Any]) -> Architecture:
         attention_scales=(head_dim**-0.5,) * num_layers,
         sliding_windows=_sliding_windows(config, num_layers),
         tied_embeddings=bool(config["tie_word_embeddings"]),
-        eos_token_ids=_eos_token_ids(config),
+        eos_token_ids=eos_token_ids(config),
     )
 
 
@@ -216,7 +224,7 @@ def _read_gpt2(config: Mapping[str, Any]) -> Architecture:
         attention_scales=tuple(scale / (layer + 1) if by_layer else scale for layer in range(num_layers)),
         sliding_windows=(0,) * num_layers,
         tied_embeddings=bool(config["tie_word_embeddings"]),
-        eos_token_ids=_eos_token_ids(config),
+        eos_token_ids=eos_token_ids(config),
     )
 
 
@@ -256,7 +264,7 @@ def _read_opt(config: Mapping[str, Any]) -> Architecture:
         attention_scales=(head_dim**-0.5,) * num_layers,
         sliding_windows=(0,) * num_layers,
         tied_embeddings=bool(config["tie_word_embeddings"]),
-        eos_token_ids=_eos_token_ids(config),
+        eos_token_ids=eos_token_ids(config),
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from paged_backend.errors import KernelError
 from paged_backend.kernels.interface import Kernels
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 from paged_backend.sampling.processors import changes_logits, logit_changes
 from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, SamplingTask, StepResult
+
+logger = logging.getLogger(__name__)
 
 
 def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
@@ -17,12 +21,29 @@ def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> S
 
     Args:
         logits: float32 [R, vocab_size].
-        tasks: one for each row.
+        tasks: one for each row. Nothing is drawn for those that the kernels refuse.
     """
     if not tasks:
         return StepResult(())
-    sampled = kernels.sample(logits, build_batch(tasks))
+    try:
+        sampled = kernels.sample(logits, build_batch(tasks))
+    except KernelError:
+        if len(tasks) > 1:
+            return _sample_apart(kernels, logits, tasks)
+        logger.exception("a row cannot be sampled; its request ends")
+        return StepResult((NOT_DRAWN,) * len(tasks[0].seeds))
     return StepResult(sampled.token_ids, _described(sampled, tasks) if sampled.logprobs else {})
+
+
+def _sample_apart(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
+    """`sample` row by row: one that is refused leaves nothing to draw, and its neighbours go on."""
+    token_ids: list[int] = []
+    described: dict[int, SampledToken] = {}
+    for row, task in enumerate(tasks):
+        result = sample(kernels, logits[row : row + 1], (task,))
+        described.update({len(token_ids) + place: token for place, token in result.described.items()})
+        token_ids += result.token_ids
+    return StepResult(token_ids, described)
 
 
 def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:

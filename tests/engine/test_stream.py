@@ -118,6 +118,17 @@ def test_a_steps_samples_are_one_delta() -> None:
     assert shapes == [[(0, 10), (1, 11), (2, 12)], [(0, 20), (2, 22)], [(1, 31), (2, 32)]]
 
 
+def test_steps_that_gain_in_turn_are_deltas_of_their_own() -> None:
+    """A preempted sample: each step gains for one of the two alone, and the reader lags."""
+    stream = new_stream(n=2)
+    put(stream, [gain(10, 0)], False)
+    put(stream, [gain(11, 1)], False)
+    put(stream, [gain(20, 0, last=True)], False)
+    put(stream, [gain(21, 1, last=True)], True)
+    shapes = [[(output.index, *output.token_ids) for output in delta.outputs] for delta in stream]
+    assert shapes == [[(0, 10)], [(1, 11)], [(0, 20)], [(1, 21)]]
+
+
 def test_an_error_comes_after_what_was_gained() -> None:
     stream = new_stream()
     put(stream, [gain(1)], False)

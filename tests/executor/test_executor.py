@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from paged_backend.config import EngineConfig
 from paged_backend.errors import ConfigError
 from paged_backend.executor import kv_storage
-from paged_backend.executor.executor import Executor, usable_cores
+from paged_backend.executor.executor import Executor
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, ScheduledSequence, StepPlan
 from tests.models.step_driver import GREEDY, scheduled
@@ -174,6 +174,7 @@ def test_pool_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"kv_cache_memory_bytes": 63 * bytes_per_block}, "kv_cache_memory_bytes.*max_model_len 256"),
         ({"gpu_memory_utilization": 0.5}, "gpu_memory_utilization.*room for 200 tokens"),
         ({"max_model_len": 300}, "256 positions"),
+        ({"num_threads": 1025}, "num_threads must be in 1..1024"),
     ):
         with pytest.raises(ConfigError, match=words):
             new_executor(folder, **arguments)
@@ -190,14 +191,3 @@ def test_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
         kv_storage.free_memory_bytes()
     monkeypatch.setattr(kv_storage, "_container_free_bytes", lambda: -5)
     assert kv_storage.free_memory_bytes() == 0
-
-
-def test_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    cores = usable_cores()
-    assert cores >= 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert usable_cores() == 1
-    for value in ("", "0", "many", "100000"):
-        monkeypatch.setenv("OMP_NUM_THREADS", value)
-        assert usable_cores() == cores

@@ -15,15 +15,11 @@ EPS = 1e-5
 
 @shapes
 @implementations
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_rms_norm(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, int], with_residual: bool) -> None:
+def test_rms_norm(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     x = torch.randn(shape).to(dtype)
     weight = torch.randn(shape[1])
-    residual = torch.randn(shape).to(dtype) if with_residual else None
-    total = x.double() if residual is None else x.double() + residual.double()
-    out, hidden = kernels.rms_norm(x.clone(), weight, EPS, None if residual is None else residual.clone())
-    assert_within(hidden, total, 0.0)
-    wide = hidden.double()
+    out = kernels.rms_norm(x.clone(), weight, EPS)
+    wide = x.double()
     exact = wide / (wide.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
     # A sum of H positive numbers errs by H roundings at most, halved by the root; then some single
     # operations.
@@ -34,19 +30,13 @@ def test_rms_norm(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, int], 
 @shapes
 @implementations
 @pytest.mark.parametrize("affine", ["both", "weight", "none"])
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_layer_norm(
-    kernels: Kernels, dtype: torch.dtype, shape: tuple[int, int], affine: str, with_residual: bool
-) -> None:
+def test_layer_norm(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, int], affine: str) -> None:
     x = torch.randn(shape).to(dtype) + 3
-    residual = torch.randn(shape).to(dtype) if with_residual else None
     size = shape[1]
     weight = None if affine == "none" else torch.randn(size)
     bias = torch.randn(size) if affine == "both" else None
-    total = x.double() if residual is None else x.double() + residual.double()
-    out, hidden = kernels.layer_norm(x.clone(), weight, bias, EPS, None if residual is None else residual.clone())
-    assert_within(hidden, total, 0.0)
-    wide = hidden.double()
+    out = kernels.layer_norm(x.clone(), weight, bias, EPS)
+    wide = x.double()
     centred = wide - wide.mean(-1, keepdim=True)
     deviation = (centred.square().mean(-1, keepdim=True) + EPS).sqrt()
     scaled = centred / deviation

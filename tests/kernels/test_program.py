@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -60,7 +63,7 @@ class SmallModel:
         x = kernels.embedding(self.embedding, "token_ids", inputs)
         x = kernels.embedding(self.positions, "positions", inputs, add=x)
         for weights, cache in zip(self.layers, self.caches, strict=True):
-            normed, x = kernels.rms_norm(x, self.norm, EPS)
+            normed = kernels.rms_norm(x, self.norm, EPS)
             query = kernels.qkv_to_cache(
                 kernels.linear(normed, weights["qkv"]),
                 cache,
@@ -73,7 +76,7 @@ class SmallModel:
             )
             mixed = kernels.paged_attention(query, cache, inputs, scale=0.25, sliding_window=0)
             x = kernels.linear(mixed, weights["out"], residual=x)
-            normed, x = kernels.rms_norm(x, self.norm, EPS)
+            normed = kernels.rms_norm(x, self.norm, EPS)
             x = kernels.linear(
                 kernels.linear(normed, weights["inner"], activation="silu"), weights["outer"], residual=x
             )
@@ -136,18 +139,15 @@ def random_step(chooser: random.Random, weights: dict[tuple[int, int], Any]) -> 
                 wider = widths[second < 0.5]
                 made.append((kernels.linear(x, weights[width, wider]), wider))
             elif kind < 0.65:
-                out, hidden = kernels.rms_norm(x, norms[width], EPS, other)
-                made += [(out, width), (hidden, width)]
+                made.append((kernels.rms_norm(x, norms[width], EPS), width))
             elif kind < 0.8:
-                out, hidden = kernels.layer_norm(x, norms[width], None, EPS, other if second < 0.5 else None)
-                made += [(out, width), (hidden, width)]
+                made.append((kernels.layer_norm(x, norms[width], None, EPS), width))
             else:
                 made.append((kernels.soft_cap(x, 2.0), width))
         # All of it counts, so that nothing may be lost too early.
         total = made[0][0]
         for x, width in made[1:]:
-            folded = kernels.linear(x, weights[width, widths[0]])
-            total = kernels.rms_norm(total, norms[widths[0]], EPS, folded)[1]
+            total = kernels.linear(x, weights[width, widths[0]], residual=total)
         return total
 
     return step
@@ -252,12 +252,8 @@ def test_rows_of_another_step_or_of_none_are_refused() -> None:
     KERNELS.compile(keeping)
     with pytest.raises(KernelError, match=r"x must be .* of this step, got one of another step"):
         KERNELS.compile(lambda kernels, inputs: kernels.soft_cap(kept[0], 1.0))
-    with pytest.raises(KernelError, match=r"residual must be .* of this step"):
-        KERNELS.compile(
-            lambda kernels, inputs: kernels.rms_norm(
-                kernels.embedding(table, "token_ids", inputs), torch.ones(WIDTH), EPS, kept[0]
-            )[0]
-        )
+    with pytest.raises(KernelError, match=r"add must be .* of this step"):
+        KERNELS.compile(lambda kernels, inputs: kernels.embedding(table, "token_ids", inputs, kept[0]))
     with pytest.raises(KernelError, match=r"x must be .* of this step, got Tensor"):
         KERNELS.compile(lambda kernels, inputs: kernels.soft_cap(torch.zeros(1, 3), 1.0))
     with pytest.raises(KernelError, match=r"x must be .*got Buffer"):
@@ -358,6 +354,28 @@ def test_time_by_operation() -> None:
         recorded.seconds
     )
     assert all(seconds > 0 for seconds in recorded.seconds.values())
+
+
+def test_a_system_that_gives_fewer_threads() -> None:
+    """The address space ends after some stacks: those threads are stopped, and the process goes on."""
+    script = """
+import resource, threading
+from paged_backend.errors import KernelError
+from paged_backend.kernels.cpu.kernels import CpuKernels
+
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))
+try:
+    CpuKernels(1000)
+except KernelError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(CpuKernels(3).num_threads)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    told = r"num_threads is 1000, but the system gives this process \d+ \(.+\): lower .*\n3\n$"
+    assert re.match(told, done.stdout), done
 
 
 def test_runtimes_that_cannot_be_are_refused() -> None:

@@ -77,6 +77,20 @@ def test_eos_of_both_files(llama: Path) -> None:
         load(llama)
 
 
+@pytest.mark.parametrize("eos", ["x", [1, "x"], 1.5, [True], {"1": 1}], ids=str)
+def test_eos_of_a_wrong_type(llama: Path, eos: object) -> None:
+    edit_config(llama, eos_token_id=eos)
+    with pytest.raises(ModelLoadError, match="eos_token_id"):
+        load(llama)
+
+
+def test_eos_outside_the_vocabulary_is_left_out(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit_config(llama, eos_token_id=[1, -1])
+    (llama / "generation_config.json").write_text('{"eos_token_id": [2, 1000000]}')
+    assert load(llama).eos_token_ids == {1, 2}
+    assert "names -1, 1000000, but" in caplog.text
+
+
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("asked", ["auto", "float32", "bfloat16", "float16"])
 def test_dtypes(stored: torch.dtype, asked: str, tmp_path: Path) -> None:

@@ -125,6 +125,21 @@ def test_filters(kernels: Kernels, params: dict[str, Any]) -> None:
         assert abs(chi_square(counts, expected)) < 4
 
 
+def test_counts_beyond_the_vocabulary_and_64_bits(kernels: Kernels) -> None:
+    logits = random_logits(1, vocab_size=50)
+    tasks = [task(top_k=2**63, logprobs=2**63), task(logprobs=50)]
+    drawn, expected = sample(kernels, logits.expand(2, -1).contiguous(), tasks)
+    assert drawn == expected and len(drawn[0].top) == 50
+
+
+def test_a_row_that_is_refused_spares_its_neighbours(kernels: Kernels) -> None:
+    logits = random_logits(3)
+    neighbours = [task(seeds=(1, 2), logprobs=2), task(logprobs=1)]
+    expected = sample(kernels, logits[[0, 2]], neighbours)
+    drawn = sample(kernels, logits, [neighbours[0], task(suppressed=(VOCAB_SIZE,)), neighbours[1]])
+    assert drawn == [expected[0], (), expected[1]]
+
+
 def test_nucleus_larger_than_the_first_candidates(kernels: Kernels) -> None:
     """A flat distribution: the nucleus holds most of the vocabulary."""
     logits = torch.linspace(0, 0.5, VOCAB_SIZE)

@@ -99,18 +99,14 @@ int record_embedding(Program& program, const Table& table, const std::string& in
                              indices == "token_ids" ? Indices::token_ids : Indices::positions, or_none(add));
 }
 
-std::pair<int, int> record_rms_norm(Program& program, int x, const FloatVector& weight, float eps,
-                                    const Buffer& residual) {
-    const Program::Normed normed = program.rms_norm(x, weight.data(), size(weight, 0), eps, or_none(residual));
-    return {normed.out, normed.hidden};
+int record_rms_norm(Program& program, int x, const FloatVector& weight, float eps) {
+    return program.rms_norm(x, weight.data(), size(weight, 0), eps);
 }
 
-std::pair<int, int> record_layer_norm(Program& program, int x, const std::optional<FloatVector>& weight,
-                                      const std::optional<FloatVector>& bias, float eps, const Buffer& residual) {
+int record_layer_norm(Program& program, int x, const std::optional<FloatVector>& weight,
+                      const std::optional<FloatVector>& bias, float eps) {
     const int64_t width = program.width(x);
-    const Program::Normed normed = program.layer_norm(x, data_of("weight", weight, width), data_of("bias", bias, width),
-                                                      width, eps, or_none(residual));
-    return {normed.out, normed.hidden};
+    return program.layer_norm(x, data_of("weight", weight, width), data_of("bias", bias, width), width, eps);
 }
 
 int record_linear(Program& program, int x, const PackedLinear& weight, const std::string& activation,
@@ -184,9 +180,8 @@ void bind_program(nb::module_& module) {
         .def(nb::init<Runtime&>(), "runtime"_a, Keep2())
         .def("input", &Program::input, "width"_a)
         .def("embedding", &record_embedding, "table"_a, "indices"_a, "add"_a.none(), Keep2())
-        .def("rms_norm", &record_rms_norm, "x"_a, "weight"_a, "eps"_a, "residual"_a.none(), Keep3())
-        .def("layer_norm", &record_layer_norm, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a, "residual"_a.none(),
-             Keep3(), Keep4())
+        .def("rms_norm", &record_rms_norm, "x"_a, "weight"_a, "eps"_a, Keep3())
+        .def("layer_norm", &record_layer_norm, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a, Keep3(), Keep4())
         .def("linear", &record_linear, "x"_a, "weight"_a, "activation"_a, "residual"_a.none(), Keep3())
         .def("qkv_to_cache", &record_qkv_to_cache, "qkv"_a, "keys"_a, "values"_a, "dtype"_a, "num_kv_heads"_a,
              "block_size"_a, "head_size"_a, "num_heads"_a, "cos"_a.none(), "sin"_a.none(), "query_norm"_a.none(),

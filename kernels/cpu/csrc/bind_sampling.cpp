@@ -61,6 +61,19 @@ int64_t integer(nb::handle item, const char* name) {
     return value;
 }
 
+// A count of any size: what does not fit counts as the largest that does.
+int64_t count(nb::handle item, const char* name) {
+    int overflow = 0;
+    const int64_t value = PyLong_AsLongLongAndOverflow(item.ptr(), &overflow);
+    if (overflow > 0) return std::numeric_limits<int64_t>::max();
+    if (overflow < 0) return std::numeric_limits<int64_t>::min();
+    if (value == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        refuse(std::string(name) + " must hold integers.");
+    }
+    return value;
+}
+
 // Of 64 bits, signed or not.
 uint64_t word(nb::handle item, const char* name) {
     const uint64_t value = PyLong_AsUnsignedLongLongMask(item.ptr());
@@ -149,7 +162,7 @@ void read_draws(SamplingCall& call, nb::handle positions, nb::handle top_k, nb::
         const int64_t position = integer(position_items[i], "positions");
         require(position >= 0, "positions", "be 0 or more.");
         row.position = static_cast<uint64_t>(position);
-        row.top_k = integer(top_k_items[i], "top_k");
+        row.top_k = count(top_k_items[i], "top_k");
         require(row.top_k >= -1, "top_k", "be 0 or -1 (all) or more.");
         row.top_p = number(top_p_items[i], "top_p");
         require(row.top_p > 0.0 && row.top_p <= 1.0, "top_p", "be in (0, 1].");
@@ -165,10 +178,10 @@ void read_logprobs(SamplingCall& call, nb::handle num_logprobs) {
     call.ranks.assign(call.seeds.size(), 0);
     call.top.resize(call.rows.size());
     for (size_t i = 0; i < items.size(); ++i) {
-        const int64_t count = integer(items[i], "num_logprobs");
-        require(count >= -1, "num_logprobs", "be -1 (none) or more.");
-        call.rows[i].num_logprobs = count;
-        if (count > 0) call.top[i].resize(static_cast<size_t>(count < call.vocab_size ? count : call.vocab_size));
+        const int64_t wanted = count(items[i], "num_logprobs");
+        require(wanted >= -1, "num_logprobs", "be -1 (none) or more.");
+        call.rows[i].num_logprobs = wanted;
+        if (wanted > 0) call.top[i].resize(static_cast<size_t>(wanted < call.vocab_size ? wanted : call.vocab_size));
     }
 }
 

@@ -99,44 +99,32 @@ int Program::embedding(const EmbeddingTable& table, Indices indices, int add_to)
     return out;
 }
 
-Program::Normed Program::rms_norm(int x, const float* weight, int64_t size, float eps, int residual) {
-    return add_norm(false, x, weight, nullptr, size, eps, residual);
+int Program::rms_norm(int x, const float* weight, int64_t size, float eps) {
+    return add_norm(false, x, weight, nullptr, size, eps);
 }
 
-Program::Normed Program::layer_norm(int x, const float* weight, const float* bias, int64_t size, float eps,
-                                    int residual) {
-    return add_norm(true, x, weight, bias, size, eps, residual);
+int Program::layer_norm(int x, const float* weight, const float* bias, int64_t size, float eps) {
+    return add_norm(true, x, weight, bias, size, eps);
 }
 
-Program::Normed Program::add_norm(bool centred, int x, const float* weight, const float* bias, int64_t size, float eps,
-                                  int residual) {
+int Program::add_norm(bool centred, int x, const float* weight, const float* bias, int64_t size, float eps) {
     require_recording();
     const BufferShape shape = shape_of(x, "x");
     if (shape.width != size) refuse("weight must be [" + std::to_string(shape.width) + "], got [" + std::to_string(size) + "].");
-    if (residual != none) require_like(residual, "residual", shape.width, shape.rows);
     auto node = std::make_unique<NormNode>();
     node->centred = centred;
     node->x = x;
-    node->residual = residual;
     node->rows = shape.rows;
     node->args.weight = weight;
     node->args.bias = bias;
     node->args.width = shape.width;
     node->args.eps = eps;
     const int out = node->out = add_buffer(shape.width, shape.rows);
-    int hidden = x;
     node->use.reads = {x};
     node->use.writes = {out};
     node->use.moves = {{x, out}};
-    if (residual != none) {
-        hidden = add_buffer(shape.width, shape.rows);
-        node->use.reads = {x, residual};
-        node->use.writes = {out, hidden};
-        node->use.moves = {{x, hidden}, {residual, hidden}, {residual, out}};
-    }
-    node->hidden = hidden;
     add(std::move(node), centred ? "layer_norm" : "rms_norm");
-    return {out, hidden};
+    return out;
 }
 
 int Program::linear(int x, const PackedLinear& weight, Activation activation, int residual) {

@@ -83,12 +83,8 @@ class Program {
     // recorded.
     int input(int64_t width);
     int embedding(const EmbeddingTable& table, Indices indices, int add);
-    struct Normed {
-        int out;
-        int hidden;
-    };
-    Normed rms_norm(int x, const float* weight, int64_t size, float eps, int residual);
-    Normed layer_norm(int x, const float* weight, const float* bias, int64_t size, float eps, int residual);
+    int rms_norm(int x, const float* weight, int64_t size, float eps);
+    int layer_norm(int x, const float* weight, const float* bias, int64_t size, float eps);
     int linear(int x, const PackedLinear& weight, Activation activation, int residual);
     int qkv_to_cache(int qkv, const CacheTables& cache, int64_t num_heads, const RotaryTables& rotary,
                      const HeadNorms& norms);
@@ -138,7 +134,7 @@ class Program {
     void require_like(int buffer, const char* name, int64_t width, RowsOf rows) const;
     int add_buffer(int64_t width, RowsOf rows);
     void add(std::unique_ptr<Node> node, const char* name);
-    Normed add_norm(bool centred, int x, const float* weight, const float* bias, int64_t size, float eps, int residual);
+    int add_norm(bool centred, int x, const float* weight, const float* bias, int64_t size, float eps);
     void require_recording() const;
     void check(const StepArrays& arrays, const std::vector<Rows>& inputs, const std::vector<Rows>& outputs) const;
 

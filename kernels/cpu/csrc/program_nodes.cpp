@@ -27,12 +27,6 @@ void EmbeddingNode::run(const Step& step) {
 void NormNode::run(const Step& step) {
     args.x = step.buffers[x].data;
     args.x_stride = step.buffers[x].stride;
-    if (residual >= 0) {
-        args.residual = step.buffers[residual].data;
-        args.residual_stride = step.buffers[residual].stride;
-        args.hidden = step.buffers[hidden].data;
-        args.hidden_stride = step.buffers[hidden].stride;
-    }
     args.out = step.buffers[out].data;
     args.out_stride = step.buffers[out].stride;
     args.num_rows = step.num_rows[static_cast<int>(rows)];

@@ -17,9 +17,7 @@ struct EmbeddingNode : Program::Node {
 struct NormNode : Program::Node {
     bool centred;
     int x;
-    int residual;
     int out;
-    int hidden;
     RowsOf rows;
     NormArgs args = {};
 

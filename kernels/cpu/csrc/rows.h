@@ -10,15 +10,10 @@ namespace paged_backend {
 
 class Runtime;
 
-// RMS norm and layer norm: hidden = x + residual, out = normed(hidden). Any of the results may lie where x or the
-// residual does, but not both in one place.
+// RMS norm and layer norm; out may be x.
 struct NormArgs {
     const float* x;
     int64_t x_stride;
-    const float* residual;  // or null
-    int64_t residual_stride;
-    float* hidden;  // written only where there is a residual
-    int64_t hidden_stride;
     float* out;
     int64_t out_stride;
     const float* weight;  // [width], or null for 1

@@ -78,17 +78,11 @@ inline void add_row(const float* x, const float* y, int64_t width, float* out) {
     for (; i < width; ++i) out[i] = x[i] + y[i];
 }
 
-// Calls norm(x, out) for each row, with the residual added before.
+// Calls norm(x, out) for each row.
 template <class Norm>
 inline void norm_rows(const NormArgs& args, int64_t first, int64_t end, const Norm& norm) {
     for (int64_t row = first; row < end; ++row) {
-        const float* x = args.x + row * args.x_stride;
-        if (args.residual != nullptr) {
-            float* hidden = args.hidden + row * args.hidden_stride;
-            add_row(x, args.residual + row * args.residual_stride, args.width, hidden);
-            x = hidden;
-        }
-        norm(x, args.out + row * args.out_stride);
+        norm(args.x + row * args.x_stride, args.out + row * args.out_stride);
     }
 }
 

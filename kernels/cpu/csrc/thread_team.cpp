@@ -2,6 +2,9 @@
 
 #include <cassert>
 #include <chrono>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 
 namespace paged_backend {
 
@@ -41,11 +44,20 @@ bool has_tasks(uint64_t ticket) { return (ticket & next_mask) < (ticket >> 32); 
 ThreadTeam::ThreadTeam(int size) {
     members_.reserve(size > 1 ? static_cast<size_t>(size) - 1 : 0);
     for (int thread = 1; thread < size; ++thread) {
-        members_.emplace_back([this, thread] { member_loop(thread); });
+        try {
+            members_.emplace_back([this, thread] { member_loop(thread); });
+        } catch (const std::system_error& error) {
+            stop();
+            throw std::runtime_error("num_threads is " + std::to_string(size) + ", but the system gives this process " +
+                                     std::to_string(thread) + " (" + error.what() +
+                                     "): lower num_threads, or raise the limit on processes or memory.");
+        }
     }
 }
 
-ThreadTeam::~ThreadTeam() {
+ThreadTeam::~ThreadTeam() { stop(); }
+
+void ThreadTeam::stop() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         stopping_.store(true);

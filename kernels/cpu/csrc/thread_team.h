@@ -26,6 +26,7 @@ inline void pause_briefly() {
 // The threads are made by the constructor: a process that was forked later has none, and must make its own team.
 class ThreadTeam {
   public:
+    // Throws std::runtime_error where the system gives fewer threads.
     explicit ThreadTeam(int size);
     ~ThreadTeam();
     ThreadTeam(const ThreadTeam&) = delete;
@@ -54,6 +55,7 @@ class ThreadTeam {
 
     void share(int64_t num_tasks, Function function, const void* context);
     void member_loop(int thread);
+    void stop();
     bool wait_for_tasks(uint32_t& calls_seen);
     int64_t take_tasks(int thread);
     void wake(int64_t most);
