@@ -29,7 +29,7 @@ class CpuKernels:
     """Operations in C++ with threads of their own. Outside of a compiled step, rows are float32 tensors.
 
     A row's bits do not depend on the rows beside it, nor on the number of threads. Weights, tables and caches must be
-    on the CPU. The threads do not survive a fork: a forked process must make its own kernels.
+    on the CPU. The threads do not survive a fork: a forked process computes on one.
 
     Attributes:
         num_threads: the caller's thread and its helpers.

@@ -1,5 +1,10 @@
 #include "thread_team.h"
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+#include <algorithm>
 #include <cassert>
 #include <chrono>
 #include <stdexcept>
@@ -39,13 +44,29 @@ constexpr uint64_t next_mask = 0xffffffff;
 
 bool has_tasks(uint64_t ticket) { return (ticket & next_mask) < (ticket >> 32); }
 
+// Counts from now on, and returns how many there were.
+uint32_t count_forks(std::atomic<uint32_t>& num_forks) {
+#if defined(__unix__) || defined(__APPLE__)
+    static std::atomic<uint32_t>* counted = nullptr;
+    static std::once_flag once;
+    std::call_once(once, [&] {
+        counted = &num_forks;
+        pthread_atfork(nullptr, nullptr, [] { counted->fetch_add(1); });
+    });
+#endif
+    return num_forks.load();
+}
+
 }  // namespace
 
-ThreadTeam::ThreadTeam(int size) {
-    members_.reserve(size > 1 ? static_cast<size_t>(size) - 1 : 0);
-    for (int thread = 1; thread < size; ++thread) {
+std::atomic<uint32_t> ThreadTeam::num_forks_now{0};
+
+ThreadTeam::ThreadTeam(int size)
+    : size_(std::max(size, 1)), num_forks_(count_forks(num_forks_now)), sleepers_(new Sleepers) {
+    sleepers_->members.reserve(static_cast<size_t>(size_) - 1);
+    for (int thread = 1; thread < size_; ++thread) {
         try {
-            members_.emplace_back([this, thread] { member_loop(thread); });
+            sleepers_->members.emplace_back([this, thread] { member_loop(thread); });
         } catch (const std::system_error& error) {
             stop();
             throw std::runtime_error("num_threads is " + std::to_string(size) + ", but the system gives this process " +
@@ -55,15 +76,21 @@ ThreadTeam::ThreadTeam(int size) {
     }
 }
 
-ThreadTeam::~ThreadTeam() { stop(); }
+ThreadTeam::~ThreadTeam() {
+    if (is_forked()) {
+        static_cast<void>(sleepers_.release());
+    } else {
+        stop();
+    }
+}
 
 void ThreadTeam::stop() {
     {
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<std::mutex> lock(sleepers_->mutex);
         stopping_.store(true);
     }
-    called_.notify_all();
-    for (std::thread& member : members_) member.join();
+    sleepers_->called.notify_all();
+    for (std::thread& member : sleepers_->members) member.join();
 }
 
 void ThreadTeam::share(int64_t num_tasks, Function function, const void* context) {
@@ -77,25 +104,25 @@ void ThreadTeam::share(int64_t num_tasks, Function function, const void* context
     const auto missing = static_cast<uint32_t>(num_tasks - take_tasks(0));
     const auto is_done = [&] { return num_done_.load(std::memory_order_acquire) == missing; };
     if (spin_until(caller_spin_time, is_done)) return;
-    std::unique_lock<std::mutex> lock(mutex_);
+    std::unique_lock<std::mutex> lock(sleepers_->mutex);
     caller_sleeps_.store(true, std::memory_order_seq_cst);
-    finished_.wait(lock, [&] { return num_done_.load(std::memory_order_seq_cst) == missing; });
+    sleepers_->finished.wait(lock, [&] { return num_done_.load(std::memory_order_seq_cst) == missing; });
     caller_sleeps_.store(false, std::memory_order_relaxed);
 }
 
 void ThreadTeam::rouse() {
-    if (num_sleeping_.load(std::memory_order_relaxed) == 0) return;
+    if (is_forked() || num_sleeping_.load(std::memory_order_relaxed) == 0) return;
     num_calls_.fetch_add(1, std::memory_order_relaxed);
     wake(size());
 }
 
 void ThreadTeam::wake(int64_t most) {
     // Who has counted itself sleeps, or holds the mutex until it does.
-    { const std::lock_guard<std::mutex> lock(mutex_); }
-    if (most >= static_cast<int64_t>(members_.size())) {
-        called_.notify_all();
+    { const std::lock_guard<std::mutex> lock(sleepers_->mutex); }
+    if (most >= static_cast<int64_t>(sleepers_->members.size())) {
+        sleepers_->called.notify_all();
     } else {
-        for (int64_t i = 0; i < most; ++i) called_.notify_one();
+        for (int64_t i = 0; i < most; ++i) sleepers_->called.notify_one();
     }
 }
 
@@ -109,8 +136,8 @@ int64_t ThreadTeam::take_tasks(int thread) {
         if (thread == 0) continue;
         num_done_.fetch_add(1, std::memory_order_seq_cst);
         if (caller_sleeps_.load(std::memory_order_seq_cst)) {
-            { const std::lock_guard<std::mutex> lock(mutex_); }
-            finished_.notify_one();
+            { const std::lock_guard<std::mutex> lock(sleepers_->mutex); }
+            sleepers_->finished.notify_one();
         }
     }
 }
@@ -121,9 +148,9 @@ bool ThreadTeam::wait_for_tasks(uint32_t& calls_seen) {
         return has_tasks(ticket_.load(std::memory_order_seq_cst)) || stopping_.load(std::memory_order_relaxed);
     };
     if (!spin_until(member_spin_time, is_called)) {
-        std::unique_lock<std::mutex> lock(mutex_);
+        std::unique_lock<std::mutex> lock(sleepers_->mutex);
         num_sleeping_.fetch_add(1, std::memory_order_seq_cst);
-        called_.wait(lock, [&] { return is_called() || num_calls_.load(std::memory_order_relaxed) != calls_seen; });
+        sleepers_->called.wait(lock, [&] { return is_called() || num_calls_.load(std::memory_order_relaxed) != calls_seen; });
         num_sleeping_.fetch_sub(1, std::memory_order_relaxed);
     }
     calls_seen = num_calls_.load(std::memory_order_relaxed);

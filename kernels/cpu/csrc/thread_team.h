@@ -1,9 +1,10 @@
-// A small team of threads that share a list of independent tasks.
+// A small team of threads that share a list of tasks.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -20,10 +21,10 @@ inline void pause_briefly() {
 }
 
 // The caller works too, and only waits for tasks that others have begun: a member that the system has put aside
-// delays nothing but the task it holds. Who has nothing to do spins for some microseconds, then sleeps, so that other
-// processes get the cores; while all are awake a round makes no system call.
+// delays nothing but the task it holds, and what waits for that. Who has nothing to do spins for some microseconds, then
+// sleeps, so that other processes get the cores; while all are awake a round makes no system call.
 //
-// The threads are made by the constructor: a process that was forked later has none, and must make its own team.
+// The threads are made by the constructor. A process that was forked later has none of them: there the caller does all.
 class ThreadTeam {
   public:
     // Throws std::runtime_error where the system gives fewer threads.
@@ -34,9 +35,12 @@ class ThreadTeam {
 
     // Calls work(task, thread) once for each task in 0 .. num_tasks - 1, with thread in 0 .. size() - 1; no two calls
     // that run at once have the same thread. `work` must not throw. Not to be called from two threads at once.
+    //
+    // Tasks are begun in their order, and each is begun as soon as it is claimed: so a task may wait for earlier ones,
+    // never for later ones.
     template <class Work>
     void run(int64_t num_tasks, const Work& work) {
-        if (num_tasks <= 1 || members_.empty()) {
+        if (num_tasks <= 1 || size_ == 1 || is_forked()) {
             for (int64_t task = 0; task < num_tasks; ++task) work(task, 0);
             return;
         }
@@ -48,7 +52,7 @@ class ThreadTeam {
     // Wakes sleeping members: they will be there when rounds follow soon.
     void rouse();
 
-    int size() const { return static_cast<int>(members_.size()) + 1; }
+    int size() const { return size_; }
 
   private:
     using Function = void (*)(const void* context, int64_t task, int thread);
@@ -56,14 +60,24 @@ class ThreadTeam {
     void share(int64_t num_tasks, Function function, const void* context);
     void member_loop(int thread);
     void stop();
+    bool is_forked() const { return num_forks_ != num_forks_now.load(std::memory_order_relaxed); }
     bool wait_for_tasks(uint32_t& calls_seen);
     int64_t take_tasks(int thread);
     void wake(int64_t most);
 
-    std::vector<std::thread> members_;
-    std::mutex mutex_;
-    std::condition_variable called_;    // for members
-    std::condition_variable finished_;  // for the caller
+    // Who sleeps, and on what. A forked process must not even destroy it: that would wait for threads that are not there.
+    struct Sleepers {
+        std::vector<std::thread> members;
+        std::mutex mutex;
+        std::condition_variable called;    // for members
+        std::condition_variable finished;  // for the caller
+    };
+
+    static std::atomic<uint32_t> num_forks_now;  // of the process, counted in each child
+
+    const int size_;
+    const uint32_t num_forks_;  // when the threads were made
+    std::unique_ptr<Sleepers> sleepers_;
 
     // Number of tasks (upper half) and the next one. Tasks are claimed by adding 1, so that each claim is of the round
     // that is on at that moment: a late thread can never take a task of a round that is over. A round's function stays
