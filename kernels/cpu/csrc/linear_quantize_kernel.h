@@ -16,6 +16,7 @@ namespace {
 constexpr float smallest_scaled = 0x1p-100f;
 
 typedef int32_t FourInts __attribute__((vector_size(16)));
+typedef uint32_t FourBits __attribute__((vector_size(16)));
 
 inline int32_t largest_of(Ints value) {
     FourInts parts[lanes / 4];
@@ -26,12 +27,12 @@ inline int32_t largest_of(Ints value) {
     return a > b ? a : b;
 }
 
-inline uint32_t sum_of(Ints value) {
-    FourInts parts[lanes / 4];
+inline uint32_t sum_of(Bits value) {
+    FourBits parts[lanes / 4];
     std::memcpy(parts, &value, sizeof parts);
     for (int64_t part = 1; part < lanes / 4; ++part) parts[0] += parts[part];
     uint32_t sum = 0;
-    for (int lane = 0; lane < 4; ++lane) sum += static_cast<uint32_t>(parts[0][lane]);
+    for (int lane = 0; lane < 4; ++lane) sum += parts[0][lane];
     return sum;
 }
 
@@ -105,10 +106,10 @@ void quantize_row(const float* x, const LinearSegment* segments, int64_t num_seg
         const float scale = is_scaled ? magnitude / static_cast<float>(largest) : 0.0f;
 
         alignas(64) Number numbers[max_segment];
-        Ints sums = {};
+        Bits sums = {};  // wraps around, with the magic bits
         for (int64_t i = 0; i < padded; i += lanes) {
             const Ints shifted = as_ints(load(from + i) * factor + magic);
-            sums += shifted;
+            sums += (Bits)shifted;
             store_low_bits(shifted, numbers + i);
         }
         const uint32_t sum = sum_of(sums) - static_cast<uint32_t>(padded) * magic_bits;

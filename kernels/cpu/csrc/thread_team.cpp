@@ -40,12 +40,19 @@ bool has_tasks(uint64_t ticket) { return (ticket & next_mask) < (ticket >> 32); 
 
 ThreadTeam::ThreadTeam(int size) {
     members_.reserve(size > 1 ? static_cast<size_t>(size) - 1 : 0);
-    for (int thread = 1; thread < size; ++thread) {
-        members_.emplace_back([this, thread] { member_loop(thread); });
+    try {
+        for (int thread = 1; thread < size; ++thread) {
+            members_.emplace_back([this, thread] { member_loop(thread); });
+        }
+    } catch (...) {  // the system gives no more of them: those that are there must end first
+        stop();
+        throw;
     }
 }
 
-ThreadTeam::~ThreadTeam() {
+ThreadTeam::~ThreadTeam() { stop(); }
+
+void ThreadTeam::stop() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         stopping_.store(true);

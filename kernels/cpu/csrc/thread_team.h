@@ -52,6 +52,7 @@ class ThreadTeam {
   private:
     using Function = void (*)(const void* context, int64_t task, int thread);
 
+    void stop();
     void share(int64_t num_tasks, Function function, const void* context);
     void member_loop(int thread);
     bool wait_for_tasks(uint32_t& calls_seen);
