@@ -57,9 +57,13 @@ Nucleus find_edge(const SamplingKernels& kernels, const Softmax& softmax, float*
         const auto [least, most] = std::minmax_element(logits, logits + count);
         const float low = *least;
         const float high = *most;
-        if (low == high) break;
         const float factor = static_cast<float>(sampling_buckets - 1) / (high - low);
-        const auto bucket_of = [&](float logit) { return static_cast<int64_t>((high - logit) * factor); };
+        if (low == high || !std::isfinite(factor)) break;
+        // Of infinitely low ones it is not a number: the last bucket, so that the others go on without them.
+        const auto bucket_of = [&](float logit) {
+            const float place = (high - logit) * factor;
+            return place < static_cast<float>(sampling_buckets) ? static_cast<int64_t>(place) : sampling_buckets - 1;
+        };
         std::fill_n(buckets, sampling_buckets + 1, 0.0);
         for (int64_t first = 0; first < count; first += most_sorted) {
             const int64_t size = std::min(most_sorted, count - first);
