@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from paged_backend.errors import KernelError
+from paged_backend.kernels.tensors import check_tensor, describe
 
 CACHE_DTYPES: MappingProxyType[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
@@ -36,12 +37,12 @@ def block_bytes(dtype: str, num_kv_heads: int, block_size: int, head_size: int) 
     Raises:
         KernelError: the dtype is unknown, or a size is less than 1.
     """
-    if dtype not in CACHE_DTYPES:
+    if not isinstance(dtype, str) or dtype not in CACHE_DTYPES:
         raise KernelError(f"cache dtype must be one of {', '.join(CACHE_DTYPES)}, got {dtype!r}.")
-    if min(num_kv_heads, block_size, head_size) < 1:
+    if any(not isinstance(size, int) or size < 1 for size in (num_kv_heads, block_size, head_size)):
         raise KernelError(
-            f"a cache needs sizes of at least 1, got {num_kv_heads} heads, blocks of {block_size} tokens and "
-            f"heads of {head_size} numbers."
+            f"a cache needs whole sizes of at least 1, got {num_kv_heads!r} heads, blocks of {block_size!r} tokens and "
+            f"heads of {head_size!r} numbers."
         )
     size = num_kv_heads * block_size * head_size * CACHE_DTYPES[dtype].itemsize
     if dtype == "int8":
@@ -78,8 +79,9 @@ class LayerCache:
     def __post_init__(self) -> None:
         size = block_bytes(self.dtype, self.num_kv_heads, self.block_size, self.head_size)
         for name, tensor in (("keys", self.keys), ("values", self.values)):
+            check_tensor(name, tensor)
             if tensor.dtype != torch.uint8 or tensor.dim() != 2 or tensor.shape[1] != size:
-                raise KernelError(f"{name} must be uint8 [B, {size}] for this cache, got {_describe(tensor)}.")
+                raise KernelError(f"{name} must be uint8 [B, {size}] for this cache, got {describe(tensor)}.")
             if tensor.stride(1) != 1 or tensor.stride(0) % _ALIGNMENT_BYTES or tensor.stride(0) < size:
                 raise KernelError(
                     f"{name} must be contiguous blocks a multiple of {_ALIGNMENT_BYTES} bytes apart, got strides "
@@ -89,8 +91,8 @@ class LayerCache:
                 raise KernelError(f"{name} must begin at a multiple of {_ALIGNMENT_BYTES} bytes.")
         if self.keys.shape != self.values.shape or self.keys.device != self.values.device:
             raise KernelError(
-                f"values must be like keys ({_describe(self.keys)}, {self.keys.device}), "
-                f"got {_describe(self.values)}, {self.values.device}."
+                f"values must be like keys ({describe(self.keys)}, {self.keys.device}), "
+                f"got {describe(self.values)}, {self.values.device}."
             )
 
     @property
@@ -124,7 +126,3 @@ class LayerCache:
         begin = scales_offset(self.num_kv_heads, self.block_size, self.head_size)
         end = begin + 4 * self.num_kv_heads * self.block_size
         return blocks[:, begin:end].view(torch.float32).view(-1, self.num_kv_heads, self.block_size)
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

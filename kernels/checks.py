@@ -15,15 +15,19 @@ from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.interface import LinearWeight, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.reference.activation import ACTIVATIONS
+from paged_backend.kernels.tensors import check_tensor, describe
 
 FLOAT_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 """What weights, tables and activations may be held in."""
 
+_LARGEST = torch.finfo(torch.float32).max
+_MAX_WINDOW = 2**31
+
 
 def check_inputs(inputs: StepInputs) -> None:
     """Raises KernelError for tensors that do not make one step, their values aside."""
-    num_rows = inputs.token_ids.shape[0] if inputs.token_ids.dim() == 1 else -1
-    num_sequences = inputs.context_lens.shape[0] if inputs.context_lens.dim() == 1 else -1
+    num_rows = _length("token_ids", inputs.token_ids)
+    num_sequences = _length("context_lens", inputs.context_lens)
     for name, tensor, dtype, size in (
         ("token_ids", inputs.token_ids, torch.int64, num_rows),
         ("positions", inputs.positions, torch.int64, num_rows),
@@ -33,8 +37,10 @@ def check_inputs(inputs: StepInputs) -> None:
         ("block_tables", inputs.block_tables, torch.int32, num_sequences),
         ("logits_rows", inputs.logits_rows, torch.int64, None),
     ):
-        if tensor is None:
+        if tensor is None and name == "logits_rows":
             continue
+        check_tensor(name, tensor)
+        assert tensor is not None
         dims = 2 if name == "block_tables" else 1
         if tensor.dtype != dtype or tensor.dim() != dims or not tensor.is_contiguous():
             raise KernelError(
@@ -48,8 +54,10 @@ def check_inputs(inputs: StepInputs) -> None:
 
 def check_pack_linear(weight: Tensor | QuantizedWeight, bias: Tensor | None, gated: bool) -> None:
     """Raises KernelError for arguments that `Kernels.pack_linear` does not take."""
-    values = weight.values if isinstance(weight, QuantizedWeight) else weight
-    if not isinstance(weight, QuantizedWeight):
+    if isinstance(weight, QuantizedWeight):
+        values = weight.values
+    else:
+        values = weight
         _check_float("weight", weight)
     if values.dim() != 2 or 0 in values.shape or values.stride(1) != 1:
         raise KernelError(f"weight must be [N, K], neither of them 0, rows contiguous, got {describe(values)}.")
@@ -62,7 +70,7 @@ def check_linear(width: int, weight: LinearWeight, gated: bool, activation: str 
     """Raises KernelError for arguments that `Kernels.linear` does not take; width is x's."""
     if width != weight.num_inputs:
         raise KernelError(f"x must be [T, {weight.num_inputs}] as the weight's inputs say, got a width of {width}.")
-    if activation is not None and activation not in ACTIVATIONS:
+    if activation is not None and (not isinstance(activation, str) or activation not in ACTIVATIONS):
         raise KernelError(f"activation {activation!r} is unknown; known: {', '.join(sorted(ACTIVATIONS))}.")
     if gated and has_residual:
         raise KernelError("residual cannot be added in a gated layer; leave it out.")
@@ -77,8 +85,14 @@ def check_embedding(table: Tensor, indices: str) -> None:
         raise KernelError(f"indices must be 'token_ids' or 'positions', got {indices!r}.")
 
 
-def check_norm(width: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
-    """Raises KernelError for arguments that `Kernels.rms_norm` and `Kernels.layer_norm` do not take; width is x's."""
+def check_rms_norm(width: int, weight: Tensor, eps: float) -> None:
+    """Raises KernelError for arguments that `Kernels.rms_norm` does not take; width is x's."""
+    check_tensor("weight", weight)
+    check_layer_norm(width, weight, None, eps)
+
+
+def check_layer_norm(width: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+    """Raises KernelError for arguments that `Kernels.layer_norm` does not take; width is x's."""
     check_vector("weight", weight, width)
     check_vector("bias", bias, width)
     _check_eps("eps", eps)
@@ -111,6 +125,7 @@ def check_qkv_to_cache(
         return
     cos, sin = rotary
     for name, table in (("cos", cos), ("sin", sin)):
+        check_tensor(name, table)
         if table.dtype != torch.float32 or table.dim() != 2 or not table.is_contiguous():
             raise KernelError(
                 f"{name} must be contiguous float32 [positions, D_rot] (angles lose too much in less), "
@@ -127,26 +142,30 @@ def check_paged_attention(width: int, cache: LayerCache, scale: float, sliding_w
     if width % cache.head_size:
         raise KernelError(f"query must be [T, Hq * {cache.head_size}] for this cache, got a width of {width}.")
     _check_heads(width // cache.head_size, cache)
-    if not 0.0 < scale < float("inf"):
+    if not _is_number(scale) or scale <= 0.0:
         raise KernelError(f"scale must be a positive number, got {scale!r}.")
-    if isinstance(sliding_window, bool) or not isinstance(sliding_window, int) or not 0 <= sliding_window < 1 << 62:
-        raise KernelError(f"sliding_window must be 0 (none) or more, below 2^62, got {sliding_window!r}.")
-    if not 0.0 <= soft_cap < float("inf"):
+    is_whole = isinstance(sliding_window, int) and not isinstance(sliding_window, bool)
+    if not is_whole or not 0 <= sliding_window < _MAX_WINDOW:
+        raise KernelError(f"sliding_window must be 0 (none), or less than 2 ** 31, got {sliding_window!r}.")
+    if not _is_number(soft_cap) or soft_cap < 0.0:
         raise KernelError(f"soft_cap must be 0.0 (none) or a positive number, got {soft_cap!r}.")
 
 
 def check_soft_cap(cap: float) -> None:
     """Raises KernelError for arguments that `Kernels.soft_cap` does not take."""
-    if not 0.0 < cap < float("inf"):
+    if not _is_number(cap) or cap <= 0.0:
         raise KernelError(f"cap must be a positive number, got {cap!r}.")
 
 
 def check_copy_blocks(storage: Tensor, pairs: Tensor) -> None:
     """Raises KernelError for arguments that `Kernels.copy_blocks` does not take."""
+    check_tensor("storage", storage)
+    check_tensor("pairs", pairs)
     if storage.dtype != torch.uint8 or storage.dim() != 4 or storage.shape[1] != 2 or not storage.is_contiguous():
         raise KernelError(f"storage must be contiguous uint8 [L, 2, B, block_bytes], got {describe(storage)}.")
     if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.shape[1] != 2:
         raise KernelError(f"pairs must be int64 [N, 2], got {describe(pairs)}.")
+    check_devices(("storage", storage), ("pairs", pairs))
     check_indices("pairs", pairs, storage.shape[2])
     destinations = pairs[:, 1]
     if pairs.device.type == "cpu" and destinations.unique().numel() != destinations.numel():
@@ -157,6 +176,7 @@ def check_vector(name: str, vector: Tensor | None, size: int) -> None:
     """Raises KernelError for what is neither None nor contiguous float32 [size]."""
     if vector is None:
         return
+    check_tensor(name, vector)
     if vector.dtype != torch.float32 or vector.dim() != 1 or vector.shape[0] != size or not vector.is_contiguous():
         raise KernelError(f"{name} must be contiguous float32 [{size}], got {describe(vector)}.")
 
@@ -170,21 +190,36 @@ def check_indices(name: str, indices: Tensor, bound: int) -> None:
         raise KernelError(f"{name} must be in 0..{bound - 1}, got {int(low)}..{int(high)}.")
 
 
-def describe(tensor: Tensor) -> str:
-    """A tensor's dtype and shape, for an error's text."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+def check_devices(first: tuple[str, Tensor], *others: tuple[str, Tensor | None]) -> None:
+    """Raises KernelError for tensors, with their names, that are on another device than the first."""
+    device = first[1].device
+    for name, tensor in others:
+        if tensor is not None and tensor.device != device:
+            raise KernelError(f"{name} must be on the device of {first[0]}, {device}, got {tensor.device}.")
+
+
+def _length(name: str, vector: Tensor) -> int:
+    """Entries of what should be a vector, -1 if it is none."""
+    check_tensor(name, vector)
+    return vector.shape[0] if vector.dim() == 1 else -1
+
+
+def _is_number(value: object) -> bool:
+    """Whether float32 can hold it."""
+    return isinstance(value, (int, float)) and abs(value) <= _LARGEST
 
 
 def _check_float(name: str, tensor: Tensor) -> None:
+    check_tensor(name, tensor)
     if tensor.dtype not in FLOAT_DTYPES:
         raise KernelError(f"{name} must be float32, bfloat16 or float16, got {describe(tensor)}.")
 
 
 def _check_heads(num_heads: int, cache: LayerCache) -> None:
-    if num_heads < 1 or num_heads % cache.num_kv_heads:
-        raise KernelError(f"query heads must be a multiple of the cache's {cache.num_kv_heads}, got {num_heads}.")
+    if not isinstance(num_heads, int) or num_heads < 1 or num_heads % cache.num_kv_heads:
+        raise KernelError(f"query heads must be a multiple of the cache's {cache.num_kv_heads}, got {num_heads!r}.")
 
 
 def _check_eps(name: str, eps: float) -> None:
-    if not 0.0 <= eps < float("inf"):
+    if not _is_number(eps) or eps < 0.0:
         raise KernelError(f"{name} must be 0 or more, got {eps!r}.")

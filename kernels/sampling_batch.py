@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from paged_backend.errors import KernelError
+from paged_backend.kernels.tensors import check_tensor
 
 
 class LogitChanges(NamedTuple):
@@ -90,6 +91,7 @@ class SampledBatch:
 
 def check_logits(logits: Tensor) -> None:
     """Raises KernelError for logits that `Kernels.sample` does not take."""
+    check_tensor("logits", logits)
     if logits.dtype != torch.float32 or logits.dim() != 2 or logits.shape[1] == 0:
         shape = list(logits.shape)
         raise KernelError(f"logits must be float32 [R, V], got {str(logits.dtype).removeprefix('torch.')} {shape}.")
@@ -101,32 +103,59 @@ def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
     """Raises KernelError, naming the argument, for what `Kernels.sample` does not take."""
     check_logits(logits)
     num_rows, vocab_size = logits.shape
+    for name in ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs"):
+        _require(name, "be a list or a tuple", isinstance(getattr(batch, name), (list, tuple)))
+    for name in ("temperatures", "top_p", "min_p"):
+        _require(name, "hold numbers", all(isinstance(number, (int, float)) for number in getattr(batch, name)))
+    for name in ("positions", "top_k", "num_logprobs"):
+        _require(name, "hold integers of 64 bits", all(map(_is_word, getattr(batch, name))))
     draws = any(batch.temperatures)
     for name in ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs"):
         length = len(getattr(batch, name))
         may_be_empty = name == "num_logprobs" or (not draws and name not in ("seeds", "temperatures"))
         if length != num_rows and (length or not may_be_empty):
             raise KernelError(f"{name} must have {num_rows} entries, one for each row, got {length}.")
+    _require("seeds", "hold lists or tuples", all(isinstance(seeds, (list, tuple)) for seeds in batch.seeds))
     _require("seeds", "hold at least one for each row", all(batch.seeds))
+    _require("seeds", "hold integers", all(isinstance(seed, int) for seeds in batch.seeds for seed in seeds))
     _require("temperatures", "be 0 or more, and finite", all(0.0 <= t < math.inf for t in batch.temperatures))
     _require("positions", "be 0 or more", all(position >= 0 for position in batch.positions))
     _require("top_k", "be 0 or -1 (all) or more", all(k >= -1 for k in batch.top_k))
     _require("top_p", "be in (0, 1]", all(0.0 < p <= 1.0 for p in batch.top_p))
     _require("min_p", "be in [0, 1]", all(0.0 <= p <= 1.0 for p in batch.min_p))
     _require("num_logprobs", "be -1 (none) or more", all(count >= -1 for count in batch.num_logprobs))
+    _require("changes", "be a dict", isinstance(batch.changes, Mapping))
     for row, changes in batch.changes.items():
-        _require("changes", "be of rows of logits", 0 <= row < num_rows)
-        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
-            _require(name, "be a finite number", math.isfinite(getattr(changes, name)))
-        _require("repetition_penalty", "be above 0", changes.repetition_penalty > 0.0)
-        _require("logit_bias", "hold finite numbers", all(map(math.isfinite, changes.logit_bias.values())))
-        for name in _TOKEN_SETS:
-            tokens = getattr(changes, name) or ()
-            held = f"hold token ids in 0..{vocab_size - 1}"
-            _require(name, held, all(0 <= token < vocab_size for token in tokens))
+        _require("changes", "be of rows of logits", isinstance(row, int) and 0 <= row < num_rows)
+        _require("changes", "hold LogitChanges", isinstance(changes, LogitChanges))
+        _check_changes(changes, vocab_size)
+
+
+def _check_changes(changes: LogitChanges, vocab_size: int) -> None:
+    for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+        _require(name, "be a finite number", _is_finite(getattr(changes, name)))
+    _require("repetition_penalty", "be above 0", changes.repetition_penalty > 0.0)
+    _require("logit_bias", "be a dict", isinstance(changes.logit_bias, Mapping))
+    _require("logit_bias", "hold finite numbers", all(map(_is_finite, changes.logit_bias.values())))
+    for name in _TOKEN_SETS:
+        tokens = getattr(changes, name)
+        if tokens is None and name == "allowed_token_ids":
+            continue
+        _require(name, "be a list or a tuple", isinstance(tokens, (list, tuple, Mapping)))
+        held = f"hold token ids in 0..{vocab_size - 1}"
+        _require(name, held, all(isinstance(token, int) and 0 <= token < vocab_size for token in tokens))
 
 
 _TOKEN_SETS = ("allowed_token_ids", "suppressed_token_ids", "logit_bias", "prompt_token_ids", "output_token_ids")
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a finite number of float32."""
+    return isinstance(value, (int, float)) and abs(value) <= torch.finfo(torch.float32).max
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, int) and -(2**63) <= value < 2**63
 
 
 def _require(name: str, what: str, holds: bool) -> None:

@@ -41,23 +41,6 @@ def time_linear(
     layers: list[PackedLinear], runtime: Runtime, x: Tensor, out: Tensor, activation: str, seconds: float
 ) -> float: ...
 def measure_limits(runtime: Runtime, seconds: float) -> dict[str, float]: ...
-def paged_attention(
-    runtime: Runtime,
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    dtype: str,
-    num_kv_heads: int,
-    block_size: int,
-    head_size: int,
-    block_tables: Tensor,
-    query_start: Tensor,
-    context_lens: Tensor,
-    out: Tensor,
-    scale: float,
-    sliding_window: int = 0,
-    soft_cap: float = 0.0,
-) -> None: ...
 def time_paged_attention(
     runtime: Runtime,
     query: Tensor,

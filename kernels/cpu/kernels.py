@@ -18,11 +18,12 @@ from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.cpu.linear import CpuLinear
-from paged_backend.kernels.cpu.recorder import Buffer, CompiledStep, Recorder, run
+from paged_backend.kernels.cpu.recorder import Buffer, CompiledStep, Recorder, check_memory, run
 from paged_backend.kernels.cpu.sampling import sample
 from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+from paged_backend.kernels.tensors import check_tensor, describe
 
 
 class CpuKernels:
@@ -144,8 +145,11 @@ class CpuKernels:
     def copy_blocks(self, storage: Tensor, pairs: Tensor) -> None:
         """See `Kernels.copy_blocks`."""
         checks.check_copy_blocks(storage, pairs)
+        pairs = pairs.contiguous()
+        check_memory("storage", storage)
+        check_memory("pairs", pairs)
         try:
-            _cpu.copy_blocks(self._runtime, storage, pairs.contiguous())
+            _cpu.copy_blocks(self._runtime, storage, pairs)
         except ValueError as error:
             raise KernelError(str(error)) from None
 
@@ -166,14 +170,15 @@ class CpuKernels:
         inputs: StepInputs | None = None,
     ) -> Tensor:
         """Records one operation on rows, runs it, and gives its result."""
-        given = {name: _checked_rows(name, x) for name, x in rows.items() if x is not None}
+        is_given = {name: x is not None or name not in _OPTIONAL_ROWS for name, x in rows.items()}
+        given = {name: _checked_rows(name, x) for name, x in rows.items() if is_given[name]}
         if inputs is None:
             inputs = _inputs_of_rows(next(iter(given.values())).shape[0])
         checks.check_inputs(inputs)
         num_rows = inputs.token_ids.shape[0]
         for name, x in given.items():
             if x.shape[0] != num_rows:
-                raise KernelError(f"{name} must have {num_rows} rows, got {checks.describe(x)}.")
+                raise KernelError(f"{name} must have {num_rows} rows, got {describe(x)}.")
         recorder = Recorder(self._runtime, self.report)
         result = record(
             recorder, **{name: recorder.input(given[name].shape[1]) if name in given else None for name in rows}
@@ -185,12 +190,18 @@ class CpuKernels:
         return out[:, : result.width]
 
 
+_OPTIONAL_ROWS = ("residual", "add")
+
+
 def _checked_rows(name: str, x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise KernelError(f"{name} must be float32 [T, width], got {type(x).__name__}.")
+    check_tensor(name, x)
     if x.dtype != torch.float32 or x.dim() != 2 or not x.is_cpu:
-        raise KernelError(f"{name} must be float32 [T, width] on the CPU, got {checks.describe(x)} on {x.device}.")
-    return x.contiguous()
+        raise KernelError(f"{name} must be float32 [T, width] on the CPU, got {describe(x)} on {x.device}.")
+    x = x.contiguous()
+    check_memory(name, x)
+    return x
 
 
 def _inputs_of_rows(num_rows: int) -> StepInputs:

@@ -97,7 +97,7 @@ def _pack(
         return _cpu.pack_quantized_linear(
             runtime,
             weight.values,
-            weight.scales,
+            weight.scales.detach(),
             weight.bits,
             weight.group_size,
             bias=bias,

@@ -81,23 +81,22 @@ class Recorder:
         """See `Kernels.embedding`."""
         self._check_inputs(inputs)
         checks.check_embedding(table, indices)
-        _check_on_cpu("table", table)
+        table = _numbers_of("table", table)
         added = self._optional("add", add, table.shape[1])
         return self._recorded(lambda: self._program.embedding(table, indices, added))
 
     def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Buffer:
         """See `Kernels.rms_norm`."""
         number = self._number("x", x)
-        checks.check_norm(x.width, weight, None, eps)
-        _check_on_cpu("weight", weight)
+        checks.check_rms_norm(x.width, weight, eps)
+        weight = _numbers_of("weight", weight)
         return self._recorded(lambda: self._program.rms_norm(number, weight, eps))
 
     def layer_norm(self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float) -> Buffer:
         """See `Kernels.layer_norm`."""
         number = self._number("x", x)
-        checks.check_norm(x.width, weight, bias, eps)
-        _check_on_cpu("weight", weight)
-        _check_on_cpu("bias", bias)
+        checks.check_layer_norm(x.width, weight, bias, eps)
+        weight, bias = _given("weight", weight), _given("bias", bias)
         return self._recorded(lambda: self._program.layer_norm(number, weight, bias, eps))
 
     def qkv_to_cache(
@@ -117,8 +116,8 @@ class Recorder:
         number = self._number("qkv", qkv)
         checks.check_qkv_to_cache(qkv.width, cache, num_heads, rotary, query_norm, key_norm, norm_eps)
         cos, sin = rotary if rotary is not None else (None, None)
-        for name, tensor in (("cos", cos), ("sin", sin), ("query_norm", query_norm), ("key_norm", key_norm)):
-            _check_on_cpu(name, tensor)
+        cos, sin = _given("cos", cos), _given("sin", sin)
+        query_norm, key_norm = _given("query_norm", query_norm), _given("key_norm", key_norm)
         layout = _cache_arguments(cache)
         return self._recorded(
             lambda: self._program.qkv_to_cache(number, *layout, num_heads, cos, sin, query_norm, key_norm, norm_eps)
@@ -216,13 +215,14 @@ class CompiledStep:
         Raises:
             KernelError: the inputs are not as `StepInputs` says, or an index is out of range; nothing was written.
         """
+        _check_step(inputs)
         logits_rows = inputs.logits_rows if self._has_logits_rows else None
         num_rows = (inputs.token_ids if logits_rows is None else logits_rows).shape[0]
         if num_rows > self._logits.shape[0]:
             # A normal tensor, so that its views may be changed within inference mode and without.
             with torch.inference_mode(False):
                 self._logits = torch.empty(max(num_rows, 2 * self._logits.shape[0]), self._stride)
-        run(self._program, inputs, [], [self._logits])
+        _run(self._program, inputs, [], [self._logits])
         return self._logits[:num_rows, : self._width]
 
     def start_timing(self) -> None:
@@ -247,9 +247,27 @@ def run(program: _cpu.Program, inputs: StepInputs, rows: Sequence[Tensor], outpu
     Raises:
         KernelError: the inputs are not as `StepInputs` says, or an index is out of range; nothing was written.
     """
+    _check_step(inputs)
+    _run(program, inputs, rows, outputs)
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Raises KernelError for a tensor that C++ cannot read."""
+    if not tensor.is_cpu:
+        raise KernelError(f"{name} must be on the device cpu, got {tensor.device}.")
+    if tensor.data_ptr() % tensor.itemsize:
+        raise KernelError(f"{name} must be aligned to its numbers' {tensor.itemsize} bytes.")
+
+
+def _check_step(inputs: StepInputs) -> None:
     checks.check_inputs(inputs)
     for name in _STEP_TENSORS:
-        _check_on_cpu(name, getattr(inputs, name))
+        tensor = getattr(inputs, name)
+        if tensor is not None:
+            check_memory(name, tensor)
+
+
+def _run(program: _cpu.Program, inputs: StepInputs, rows: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
     logits_rows = inputs.logits_rows
     _refuse_value_errors(
         lambda: program.run(
@@ -295,13 +313,18 @@ def _no_tokens() -> StepInputs:
 
 
 def _cache_arguments(cache: LayerCache) -> tuple[Tensor, Tensor, str, int, int, int]:
-    _check_on_cpu("keys", cache.keys)
+    check_memory("keys", cache.keys)
     return cache.keys, cache.values, cache.dtype, cache.num_kv_heads, cache.block_size, cache.head_size
 
 
-def _check_on_cpu(name: str, tensor: Tensor | None) -> None:
-    if tensor is not None and not tensor.is_cpu:
-        raise KernelError(f"{name} must be on the device cpu, got {tensor.device}.")
+def _numbers_of(name: str, tensor: Tensor) -> Tensor:
+    """A weight or table without its history, which may not be given to other libraries."""
+    check_memory(name, tensor)
+    return tensor.detach()
+
+
+def _given(name: str, tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _numbers_of(name, tensor)
 
 
 def _refuse_value_errors(call: Callable[[], Any]) -> Any:

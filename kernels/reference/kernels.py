@@ -22,6 +22,7 @@ from paged_backend.kernels.reference.qkv_to_cache import qkv_to_cache
 from paged_backend.kernels.reference.rms_norm import rms_norm
 from paged_backend.kernels.reference.sampling import sample
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+from paged_backend.kernels.tensors import check_tensor, describe
 
 
 class ReferenceKernels:
@@ -43,6 +44,8 @@ class ReferenceKernels:
     ) -> ReferenceLinear:
         """See `Kernels.pack_linear`."""
         checks.check_pack_linear(weight, bias, gated)
+        numbers = weight.values if isinstance(weight, QuantizedWeight) else weight
+        checks.check_devices(("weight", numbers), ("bias", bias))
         return pack_linear(weight, bias, gated)
 
     def linear(
@@ -53,7 +56,9 @@ class ReferenceKernels:
             raise KernelError(f"weight must be of the reference's pack_linear, got {type(weight).__name__}.")
         self._check_rows("x", x)
         checks.check_linear(x.shape[1], weight, weight.gated, activation, residual is not None)
-        self._check_rows("residual", residual, x.shape[0], weight.num_outputs)
+        if residual is not None:
+            self._check_rows("residual", residual, x.shape[0], weight.num_outputs)
+        checks.check_devices(("x", x), ("weight", weight.weight), ("residual", residual))
         return linear(x, weight, activation, residual)
 
     def embedding(
@@ -64,21 +69,25 @@ class ReferenceKernels:
         checks.check_inputs(inputs)
         rows = inputs.token_ids if indices == "token_ids" else inputs.positions
         checks.check_indices(indices, rows, table.shape[0])
-        self._check_rows("add", add, rows.shape[0], table.shape[1])
+        if add is not None:
+            self._check_rows("add", add, rows.shape[0], table.shape[1])
+        checks.check_devices(("table", table), (indices, rows), ("add", add))
         out = table.index_select(0, rows).float()
         return (out if add is None else out + add.float()).to(self.dtype)
 
     def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels.rms_norm`."""
         self._check_rows("x", x)
-        checks.check_norm(x.shape[1], weight, None, eps)
-        return rms_norm(x, weight, eps)
+        checks.check_rms_norm(x.shape[1], weight, eps)
+        checks.check_devices(("x", x), ("weight", weight))
+        return rms_norm(x, weight, float(eps))
 
     def layer_norm(self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         """See `Kernels.layer_norm`."""
         self._check_rows("x", x)
-        checks.check_norm(x.shape[1], weight, bias, eps)
-        return layer_norm(x, weight, bias, eps)
+        checks.check_layer_norm(x.shape[1], weight, bias, eps)
+        checks.check_devices(("x", x), ("weight", weight), ("bias", bias))
+        return layer_norm(x, weight, bias, float(eps))
 
     def qkv_to_cache(
         self,
@@ -96,10 +105,21 @@ class ReferenceKernels:
         checks.check_inputs(inputs)
         self._check_rows("qkv", qkv, inputs.slot_mapping.shape[0])
         checks.check_qkv_to_cache(qkv.shape[1], cache, num_heads, rotary, query_norm, key_norm, norm_eps)
+        cos, sin = rotary if rotary is not None else (None, None)
+        checks.check_devices(
+            ("qkv", qkv),
+            ("keys", cache.keys),
+            ("slot_mapping", inputs.slot_mapping),
+            ("positions", inputs.positions),
+            ("cos", cos),
+            ("sin", sin),
+            ("query_norm", query_norm),
+            ("key_norm", key_norm),
+        )
         checks.check_indices("slot_mapping", inputs.slot_mapping, cache.num_blocks * cache.block_size)
         if rotary is not None:
             checks.check_indices("positions", inputs.positions, rotary[0].shape[0])
-        return qkv_to_cache(qkv, cache, inputs, num_heads, rotary, query_norm, key_norm, norm_eps)
+        return qkv_to_cache(qkv, cache, inputs, num_heads, rotary, query_norm, key_norm, float(norm_eps))
 
     def paged_attention(
         self,
@@ -115,7 +135,14 @@ class ReferenceKernels:
         checks.check_inputs(inputs)
         self._check_rows("query", query, inputs.token_ids.shape[0])
         checks.check_paged_attention(query.shape[1], cache, scale, sliding_window, soft_cap)
-        return paged_attention(query, cache, inputs, scale, sliding_window, soft_cap)
+        checks.check_devices(
+            ("query", query),
+            ("keys", cache.keys),
+            ("block_tables", inputs.block_tables),
+            ("query_start", inputs.query_start),
+            ("context_lens", inputs.context_lens),
+        )
+        return paged_attention(query, cache, inputs, float(scale), sliding_window, float(soft_cap))
 
     def select_rows(self, x: Rows, inputs: StepInputs) -> Tensor:
         """See `Kernels.select_rows`."""
@@ -124,6 +151,7 @@ class ReferenceKernels:
         if inputs.logits_rows is None:
             out: Tensor = x
             return out
+        checks.check_devices(("x", x), ("logits_rows", inputs.logits_rows))
         checks.check_indices("logits_rows", inputs.logits_rows, x.shape[0])
         return torch.index_select(x, 0, inputs.logits_rows)
 
@@ -131,7 +159,8 @@ class ReferenceKernels:
         """See `Kernels.soft_cap`."""
         self._check_rows("x", x)
         checks.check_soft_cap(cap)
-        return (torch.tanh(x.float() / cap) * cap).to(self.dtype)
+        bound = float(cap)
+        return (torch.tanh(x.float() / bound) * bound).to(self.dtype)
 
     def copy_blocks(self, storage: Tensor, pairs: Tensor) -> None:
         """See `Kernels.copy_blocks`."""
@@ -152,16 +181,15 @@ class ReferenceKernels:
         return run
 
     def _check_rows(self, name: str, x: object, num_rows: int | None = None, width: int | None = None) -> None:
-        """Rows of this implementation, or None; with the number of rows and the width that are given."""
-        if x is None:
-            return
+        """Rows of this implementation, with the number of rows and the width that are given."""
         wanted = f"{str(self.dtype).removeprefix('torch.')} [{num_rows or 'T'}, {width or 'width'}]"
         if not isinstance(x, Tensor):
             raise KernelError(f"{name} must be {wanted}, got {type(x).__name__}.")
+        check_tensor(name, x)
         if (
             x.dtype != self.dtype
             or x.dim() != 2
             or (num_rows is not None and x.shape[0] != num_rows)
             or (width is not None and x.shape[1] != width)
         ):
-            raise KernelError(f"{name} must be {wanted}, got {checks.describe(x)}.")
+            raise KernelError(f"{name} must be {wanted}, got {describe(x)}.")

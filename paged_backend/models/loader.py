@@ -137,7 +137,7 @@ class _Builder:
         )
 
     def _embedding_and_head(self) -> tuple[Tensor, LinearWeight]:
-        """Tied weights are one stored tensor (decision 0010), unless the checkpoint holds two that differ (as in transformers 5)."""
+        """Tied weights are one tensor, unless the checkpoint holds two that differ (as in transformers 5)."""
         shape = (self.architecture.vocab_size, self.architecture.embedding_size)
         stored = [f"{name}.weight" for name in (self.names.embedding, self.names.lm_head)]
         if self.architecture.tied_embeddings:

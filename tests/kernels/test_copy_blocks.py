@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 from paged_backend.errors import KernelError
+from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.interface import Kernels
 from tests.kernels.implementations import implementations
 
@@ -45,3 +49,21 @@ def test_wrong_pairs_are_refused(kernels: Kernels, dtype: torch.dtype, pairs: li
     with pytest.raises(KernelError, match="pairs"):
         kernels.copy_blocks(storage, torch.tensor(pairs))
     assert torch.equal(storage, before)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    storage=st.builds(
+        lambda shape, dtype: torch.ones(shape, dtype=dtype),
+        st.lists(st.integers(0, 70), min_size=3, max_size=5),
+        st.sampled_from((torch.uint8, torch.int8)),
+    ),
+    pairs=st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4)), max_size=6),
+    columns=st.integers(1, 3),
+)
+def test_the_binding_refuses_what_it_cannot_copy(storage: Tensor, pairs: list[tuple[int, int]], columns: int) -> None:
+    table = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)[:, :columns].contiguous()
+    try:
+        _cpu.copy_blocks(_cpu.Runtime(1), storage, table)
+    except (ValueError, TypeError):
+        assert torch.equal(storage, torch.ones_like(storage))

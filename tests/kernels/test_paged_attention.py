@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.cpu import _cpu
+from paged_backend.kernels.cpu.kernels import CpuKernels
 from paged_backend.kernels.reference.kernels import ReferenceKernels
-from tests.kernels.cpp_attention import CppAttention
 from tests.kernels.paged_case import CACHE_DTYPES, PagedCase, make_case
 from tests.kernels.rounding import assert_within
 
 IMPLEMENTATIONS: dict[str, Any] = {"reference": ReferenceKernels()} | {
-    name: CppAttention(2, name) for name in _cpu.available_instruction_sets()
+    name: CpuKernels(2, name) for name in _cpu.available_instruction_sets()
 }
 implementations = pytest.mark.parametrize("kernels", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
 cache_dtypes = pytest.mark.parametrize("cache_dtype", CACHE_DTYPES)
@@ -31,7 +31,7 @@ MIXED_CONTEXTS = [40, 30, 5, 95, 1, 333, 170, 1100, 530]
 def check(case: PagedCase, kernels: Any) -> None:
     exact, bound = case.exact()
     out = case.run(kernels)
-    assert out.dtype == torch.float32 and out.is_contiguous()
+    assert out.dtype == torch.float32
     assert_within(out, exact, bound)
 
 

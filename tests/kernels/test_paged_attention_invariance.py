@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from paged_backend.kernels.cpu import _cpu
-from tests.kernels.cpp_attention import CppAttention
+from paged_backend.kernels.cpu.kernels import CpuKernels
 from tests.kernels.paged_case import make_case
 
 INSTRUCTION_SETS = _cpu.available_instruction_sets()
@@ -36,7 +36,7 @@ CONTEXTS = [100, 64, 205, 130, 31, 50, 1537, 1040]
 @variants
 def test_alone_or_among_others(instruction_set: str, variant: dict[str, Any]) -> None:
     case = make_case(ROWS, CONTEXTS, **variant)
-    kernels = CppAttention(2, instruction_set)
+    kernels = CpuKernels(2, instruction_set)
     together = case.run(kernels)
     for index, num_rows in enumerate(ROWS):
         assert torch.equal(case.part(index, 0, num_rows).run(kernels), case.rows_of(together, index))
@@ -47,7 +47,7 @@ def test_alone_or_among_others(instruction_set: str, variant: dict[str, Any]) ->
 @pytest.mark.parametrize("chunk", [1, 2, 13, 48, 100])
 def test_whole_or_in_chunks(instruction_set: str, variant: dict[str, Any], chunk: int) -> None:
     case = make_case(ROWS, CONTEXTS, **variant)
-    kernels = CppAttention(2, instruction_set)
+    kernels = CpuKernels(2, instruction_set)
     together = case.run(kernels)
     for index in (1, 3, 7):
         parts = [
@@ -62,9 +62,9 @@ def test_whole_or_in_chunks(instruction_set: str, variant: dict[str, Any], chunk
 @pytest.mark.parametrize("rows", [ROWS, [1, 0, 0, 0, 0, 0, 1, 25]], ids=["many", "few"])
 def test_any_number_of_threads(instruction_set: str, variant: dict[str, Any], rows: list[int]) -> None:
     case = make_case(rows, CONTEXTS, **variant)
-    expected = case.run(CppAttention(1, instruction_set))
+    expected = case.run(CpuKernels(1, instruction_set))
     for num_threads in (2, 3, 8):
-        kernels = CppAttention(num_threads, instruction_set)
+        kernels = CpuKernels(num_threads, instruction_set)
         for _ in range(5):
             assert torch.equal(case.run(kernels), expected)
 
@@ -72,14 +72,14 @@ def test_any_number_of_threads(instruction_set: str, variant: dict[str, Any], ro
 @sets
 @variants
 def test_any_block_size(instruction_set: str, variant: dict[str, Any]) -> None:
-    kernels = CppAttention(2, instruction_set)
+    kernels = CpuKernels(2, instruction_set)
     expected = make_case(ROWS, CONTEXTS, **variant).run(kernels)
     for block_size in (1, 8, 20, 64):
         assert torch.equal(make_case(ROWS, CONTEXTS, block_size=block_size, **variant).run(kernels), expected)
 
 
 def test_calls_from_several_threads_take_turns() -> None:
-    kernels = CppAttention(2)
+    kernels = CpuKernels(2)
     cases = [make_case(ROWS, CONTEXTS, head_size=head_size) for head_size in (8, 16, 64, 128)]
     expected = [case.run(kernels) for case in cases]
     with ThreadPoolExecutor(4) as threads:

@@ -78,7 +78,7 @@ def test_columns(sample: Sample, name: str, value: Any) -> None:
         sample(logits(), make_batch(2, **{name: value}))
 
 
-@pytest.mark.parametrize("sample", CPU.values(), ids=CPU.keys())
+@implementations
 @pytest.mark.parametrize(("name", "value"), WRONG_TYPES)
 def test_types(sample: Sample, name: str, value: Any) -> None:
     batch = make_batch(2)
@@ -156,7 +156,7 @@ def test_anything(data: st.DataObject) -> None:
         else:
             value = data.draw(COLUMN)
         setattr(batch, name, value)
-    for sample in CPU.values():
+    for sample in ALL.values():
         try:
             sampled = sample(logits(), batch)
         except KernelError:

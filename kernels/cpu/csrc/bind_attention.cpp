@@ -1,4 +1,4 @@
-// What Python sees of paged attention and block copies, called one by one.
+// What Python sees of block copies, and of the time that paged attention takes.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
@@ -59,8 +59,7 @@ void require_blocks(const Blocks& blocks, int64_t bytes, const std::string& name
 // What one call computes, all but its plan. Nothing is computed yet.
 PagedAttentionArgs args_of(const Rows& query, const Blocks& keys, const Blocks& values, const std::string& dtype,
                            int64_t num_kv_heads, int64_t block_size, int64_t head_size, const Table& block_tables,
-                           const Vector& query_start, const Vector& context_lens, const Rows& out, float scale,
-                           int64_t sliding_window, float soft_cap) {
+                           const Vector& query_start, const Vector& context_lens, const Rows& out, float scale) {
     PagedAttentionArgs args;
     args.cache = {cache_dtype(dtype), num_kv_heads, block_size, head_size};
     require(num_kv_heads > 0 && block_size > 0 && head_size > 0, "num_kv_heads, block_size and head_size must be 1 or more.");
@@ -91,23 +90,10 @@ PagedAttentionArgs args_of(const Rows& query, const Blocks& keys, const Blocks& 
     args.max_blocks = size(block_tables, 1);
     args.num_blocks = size(keys, 0);
     args.num_query_heads = size(query, 1) / head_size;
-    args.sliding_window = sliding_window;
+    args.sliding_window = 0;
     args.scale = scale;
-    args.soft_cap = soft_cap;
+    args.soft_cap = 0.0f;
     return args;
-}
-
-void run_paged_attention(Runtime& runtime, const Rows& query, const Blocks& keys, const Blocks& values,
-                         const std::string& dtype, int64_t num_kv_heads, int64_t block_size, int64_t head_size,
-                         const Table& block_tables, const Vector& query_start, const Vector& context_lens,
-                         const Rows& out, float scale, int64_t sliding_window, float soft_cap) {
-    const PagedAttentionArgs args = args_of(query, keys, values, dtype, num_kv_heads, block_size, head_size,
-                                            block_tables, query_start, context_lens, out, scale, sliding_window, soft_cap);
-    const nb::gil_scoped_release released;
-    const std::lock_guard<std::mutex> turn(runtime.turn());
-    PagedAttention operation;
-    operation.plan(args, runtime.team().size());
-    operation.run(runtime, args);
 }
 
 double time_paged_attention(Runtime& runtime, const Rows& query, const std::vector<std::pair<Blocks, Blocks>>& layers,
@@ -119,7 +105,7 @@ double time_paged_attention(Runtime& runtime, const Rows& query, const std::vect
     std::vector<PagedAttentionArgs> calls;
     for (const auto& [keys, values] : layers) {
         calls.push_back(args_of(query, keys, values, dtype, num_kv_heads, block_size, head_size, block_tables,
-                                query_start, context_lens, out, scale, 0, 0.0f));
+                                query_start, context_lens, out, scale));
         require(calls.back().num_blocks == calls.front().num_blocks, "all layers must have as many blocks.");
     }
     const nb::gil_scoped_release released;
@@ -159,10 +145,6 @@ void run_copy_blocks(Runtime& runtime, const Storage& storage, const Pairs& pair
 }  // namespace
 
 void bind_attention(nb::module_& module) {
-    module.def("paged_attention", &run_paged_attention, "runtime"_a, "query"_a, "keys"_a, "values"_a, "dtype"_a,
-               "num_kv_heads"_a, "block_size"_a, "head_size"_a, "block_tables"_a, "query_start"_a, "context_lens"_a,
-               "out"_a, "scale"_a, "sliding_window"_a = 0, "soft_cap"_a = 0.0f,
-               "Writes the result into `out`. Raises ValueError, before anything is computed, for wrong tables or sizes.");
     module.def("time_paged_attention", &time_paged_attention, "runtime"_a, "query"_a, "layers"_a, "dtype"_a,
                "num_kv_heads"_a, "block_size"_a, "head_size"_a, "block_tables"_a, "query_start"_a, "context_lens"_a,
                "out"_a, "scale"_a, "seconds"_a,

@@ -57,7 +57,7 @@ void copy_blocks(Runtime& runtime, const CopyBlocksArgs& args) {
         if (pair.source == pair.destination) continue;
         (is_destination(pair.source) ? set_aside : plain).push_back(pair);
     }
-    if (plain.empty() && set_aside.empty()) return;
+    if ((plain.empty() && set_aside.empty()) || args.block_bytes == 0) return;
     const auto bytes = static_cast<size_t>(args.block_bytes);
     char* const* scratch = runtime.scratch(static_cast<int64_t>(set_aside.size() * bytes));
     runtime.team().run(args.num_tables, [&](int64_t table, int thread) {

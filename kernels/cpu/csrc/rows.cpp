@@ -44,6 +44,7 @@ void embedding(Runtime& runtime, const EmbeddingArgs& args) {
 }
 
 void select_rows(Runtime& runtime, const SelectRowsArgs& args) {
+    if (args.width == 0) return;  // there may be no memory
     for_rows(runtime, args.num_rows, args.width, [&](int64_t first, int64_t end) {
         for (int64_t row = first; row < end; ++row) {
             const int64_t from = args.indices == nullptr ? row : args.indices[row];

@@ -7,9 +7,12 @@ namespace paged_backend {
 
 namespace {
 
+constexpr int max_threads = 1024;
+
 int checked_threads(int num_threads) {
-    if (num_threads < 1) {
-        throw std::invalid_argument("num_threads must be 1 or more, got " + std::to_string(num_threads) + ".");
+    if (num_threads < 1 || num_threads > max_threads) {
+        throw std::invalid_argument("num_threads must be 1 or more, and " + std::to_string(max_threads) +
+                                    " at most, got " + std::to_string(num_threads) + ".");
     }
     return num_threads;
 }

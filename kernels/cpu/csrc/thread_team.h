@@ -57,9 +57,9 @@ class ThreadTeam {
   private:
     using Function = void (*)(const void* context, int64_t task, int thread);
 
+    void stop();
     void share(int64_t num_tasks, Function function, const void* context);
     void member_loop(int thread);
-    void stop();
     bool is_forked() const { return num_forks_ != num_forks_now.load(std::memory_order_relaxed); }
     bool wait_for_tasks(uint32_t& calls_seen);
     int64_t take_tasks(int thread);
