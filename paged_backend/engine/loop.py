@@ -215,7 +215,7 @@ class EngineLoop:
                 continue
             stream = self._forget(request_id) if state.over else streams[request_id]
             waiter = stream.put(state.gains, state.over)
-            state.gains.clear()
+            state.gains = []
             if waiter is not None:
                 waiting.append((request_id, waiter))
         if waiting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from paged_backend.engine.assembler import DeltaAssembler
 from paged_backend.engine.request import EngineRequest, Gain
@@ -13,7 +13,7 @@ from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import PagedBackendError
 from paged_backend.outputs import RequestDelta, RequestOutput
 
-StreamItem = tuple[Gain, ...] | PagedBackendError
+StreamItem = list[Gain] | PagedBackendError
 """What a stream carries: a step's gains, or an error, which is always the last."""
 
 Waiter = threading.Event | tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
@@ -59,9 +59,9 @@ class RequestStream:
         """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time."""
         self._abort(self)
 
-    def put(self, gains: Sequence[Gain], is_last: bool) -> Waiter | None:
-        """Adds a step's gains, one at least (engine's thread); returns whom to wake: wake-ups can be batched."""
-        self._items.append(tuple(gains))
+    def put(self, gains: list[Gain], is_last: bool) -> Waiter | None:
+        """Takes over a step's gains, one at least (engine's thread); returns whom to wake: wake-ups can be batched."""
+        self._items.append(gains)
         if is_last:
             self._closed = True
         elif self._waits_for_end:

@@ -29,6 +29,7 @@ WRONG_COLUMNS: list[tuple[str, Any]] = [
     ("positions", [0, -1]),
     ("top_k", [1]),
     ("top_k", [1, -2]),
+    ("top_k", [1, -(2**70)]),
     ("top_p", [0.5, 0.0]),
     ("top_p", [0.5, 1.1]),
     ("top_p", [0.5, math.nan]),
@@ -50,7 +51,7 @@ WRONG_TYPES: list[tuple[str, Any]] = [
     ("top_k", [0, None]),
     ("top_p", [0.5, "x"]),
     ("min_p", 3),
-    ("num_logprobs", [1, 2**70]),
+    ("num_logprobs", [1, 1.5]),
 ]
 
 WRONG_CHANGES: list[tuple[str, LogitChanges]] = [
