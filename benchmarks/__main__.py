@@ -49,8 +49,8 @@ _SMALL = ("--model", "smollm2-135m")
 
 ENTRIES: Final[dict[str, Entry]] = {
     "kernels/linear": Entry("kernels.linear"),
-    "kernels/paged_attention": Entry("kernels.paged_attention", quick_arguments=("--seconds", "0.05")),
-    "kernels/sampling": Entry("kernels.sampling", quick_arguments=("--repeats", "3")),
+    "kernels/paged_attention": Entry("kernels.paged_attention"),
+    "kernels/sampling": Entry("kernels.sampling"),
     "engine/overhead": Entry("engine.overhead"),
     "engine/offline": Entry("engine.offline", timeout_s=1800.0),
     "serving/hosts": Entry("serving.hosts"),

@@ -23,9 +23,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
-from benchmarks.engine.probe import Probe, StepTimes, kv_waste, median_of
+from benchmarks.engine.probe import Probe, StepTimes, kv_waste, median_of, runtime_of
 from benchmarks.engine.settings import PRECISIONS, WEIGHT_BITS, model_folder, model_name
-from benchmarks.machine import measure_read_bandwidth
+from benchmarks.limits import LimitMeter
 from benchmarks.report import finish, make_parser, rounded, say
 from benchmarks.workloads import FIRST_PLAIN_ID, Workload, load_workload
 from paged_backend import LLM, SamplingParams
@@ -67,10 +67,10 @@ def measure_throughput(llm: LLM, model: str, quick: bool) -> Record:
 def measure_one_stream(llm: LLM, model: str, quick: bool, bits: int) -> Record:
     """Decode at batch 1: tokens a second, as a fraction of what the memory allows, and Python's share."""
     num_tokens = 16 if quick else 128
-    bandwidth = measure_read_bandwidth()
-    with Probe(llm._client) as probe:
+    meter = LimitMeter(runtime_of(llm._client), 0.02 if quick else 0.2)
+    with meter.around() as limits, Probe(llm._client) as probe:
         llm.generate([random_prompt(llm, 32, "one stream")], greedy(num_tokens), use_tqdm=False)
-    bandwidth = max(bandwidth, measure_read_bandwidth())
+    bandwidth = limits["memory_bytes"]
     steps = [step for step in probe.steps()[:-1] if step.is_decode]
     period_s = median_of(steps, lambda step: step.period_s)
     num_bytes = weight_bytes(llm, bits)

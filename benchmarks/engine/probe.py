@@ -15,8 +15,10 @@ from types import TracebackType
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.machine import num_cores
 from paged_backend.engine.client import EngineClient
 from paged_backend.executor import runner as runner_module
+from paged_backend.kernels.cpu import _cpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,13 @@ class Probe:
             return items
 
         return call
+
+
+def runtime_of(client: EngineClient) -> _cpu.Runtime:
+    """The engine's own threads in C++; such as it would have where it runs without them."""
+    core: Any = client._core
+    runtime = getattr(core._executor._runner._kernels, "_runtime", None)
+    return runtime if isinstance(runtime, _cpu.Runtime) else _cpu.Runtime(num_cores())
 
 
 def median_of(steps: Sequence[StepTimes], value: Callable[[StepTimes], float]) -> float:
