@@ -165,7 +165,9 @@ def draw_serving(reports: Reports) -> Figure | None:
             goodput = [one["goodput_per_s"] for one in records]
             row[2].plot(rates, goodput, "-", marker="o", markersize=3, color=colour, label=host)
         for axes, title in zip(row, ("TTFT, ms", "ITL, ms", "goodput, requests/s"), strict=True):
-            axes.set_title(f"{report['model']}: {title}", fontsize=9)
+            axes.set_title(
+                f"{report['model']}, {report['results'][0]['requests']} requests a rate: {title}", fontsize=8
+            )
             axes.set_xlabel("requests/s")
             axes.set_ylim(bottom=0)
             axes.legend(fontsize=7)
