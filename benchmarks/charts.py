@@ -80,7 +80,7 @@ def draw_throughput(reports: Reports) -> Figure | None:
         return None
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(_WIDTH, _HEIGHT), layout="constrained")
     labels = [f"{one['model'].replace('-', chr(10), 1)}\n{one['precision']}" for one in results]
-    workloads = list(results[0]["throughput"])
+    workloads = list(dict.fromkeys(workload for one in results for workload in one["throughput"]))
     for number, workload in enumerate(workloads):
         values = [one["throughput"].get(workload, {}).get("output_tokens_per_s", 0.0) for one in results]
         _grouped_bars(left, labels, values, number, len(workloads), workload)
@@ -165,9 +165,7 @@ def draw_serving(reports: Reports) -> Figure | None:
             goodput = [one["goodput_per_s"] for one in records]
             row[2].plot(rates, goodput, "-", marker="o", markersize=3, color=colour, label=host)
         for axes, title in zip(row, ("TTFT, ms", "ITL, ms", "goodput, requests/s"), strict=True):
-            axes.set_title(
-                f"{report['model']}, {report['results'][0]['requests']} requests a rate: {title}", fontsize=8
-            )
+            axes.set_title(f"{report['model']}, {report['results'][0]['requests']} requests each: {title}", fontsize=8)
             axes.set_xlabel("requests/s")
             axes.set_ylim(bottom=0)
             axes.legend(fontsize=7)
