@@ -69,7 +69,7 @@ def main() -> None:
     with LLM(model_folder(args.model), **extra) as llm:
         tokens_per_s(llm, 2, 4, seed=WARM_UP_SEED)
         for number in range(args.rounds):
-            speeds = {}
+            speeds: dict[str, float] = {}
             for name, around in (("alone", nullcontext), ("disturbed", busy_process)):
                 with around():
                     speeds[name] = tokens_per_s(llm, args.requests, args.max_tokens, seed=2 * number + len(speeds))

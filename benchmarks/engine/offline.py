@@ -132,14 +132,15 @@ def measure_scheduling(llm: LLM, model: str, quick: bool) -> Record:
         }
         results[str(count)] = result
         say(
-            f"  {count} sequences: plan, inputs and commit {result['scheduling_share']:.2%} of a step, with what follows "
-            f"them {result['scheduling_and_rest_share']:.2%} (goal {SCHEDULING_GOAL:.0%}); Python {result['python_share']:.2%}"
+            f"  {count} sequences: plan, inputs and commit {result['scheduling_share']:.2%} of a step, with what "
+            f"follows them {result['scheduling_and_rest_share']:.2%} (goal {SCHEDULING_GOAL:.0%}); Python "
+            f"{result['python_share']:.2%}"
         )
     return results
 
 
 def parts_us(steps: list[StepTimes]) -> Record:
-    """Medians of a step's parts in microseconds; `rest` is what requests gained, text, metrics, streams, and the engine's loop;
+    """Medians of a step's parts in microseconds; `rest` is gains, text, metrics, streams and the engine's loop;
     `native` is C++, within `forward` and `sample`."""
     parts: dict[str, Callable[[StepTimes], float]] = {
         "plan": lambda step: step.plan_s,
@@ -176,7 +177,7 @@ def waste_curve(steps: list[StepTimes]) -> list[list[float]]:
 
 def weight_bytes(llm: LLM, bits: int) -> float:
     """Bytes of linear weights that one token reads."""
-    shape: Any = llm._client._core._executor.architecture  # type: ignore[attr-defined]
+    shape: Any = llm._client._core._executor.architecture
     attention = 2 * shape.hidden_size * (shape.query_size + shape.kv_size)
     feed_forward = (3 if shape.gated else 2) * shape.hidden_size * shape.intermediate_size
     logits = shape.vocab_size * shape.embedding_size

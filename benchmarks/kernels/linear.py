@@ -94,7 +94,8 @@ def rows_apart(num_rows: int, width: int) -> Tensor:
 def library_seconds(shape: Shape, num_rows: int, seconds: float) -> float:
     """torch's float32 layer, in the best twentieth of calls, its weight as warm as it gets."""
     weight, x = torch.randn(shape.num_outputs, shape.num_inputs), torch.randn(num_rows, shape.num_inputs)
-    end, times = perf_counter() + seconds, []
+    end = perf_counter() + seconds
+    times: list[float] = []
     while perf_counter() < end or len(times) < 5:
         begin = perf_counter()
         linear(x, weight)

@@ -243,7 +243,8 @@ def limit_seconds(parts: list[Part], limits: Limits, num_threads: int) -> float:
 def measure(meter: LimitMeter, case: Case, num_threads: int, seconds: float) -> dict[str, Any]:
     """One line of the table."""
     with meter.around() as limits:
-        end, times = perf_counter() + seconds, []
+        end = perf_counter() + seconds
+        times: list[float] = []
         for taken in itertools.islice(case.times, 1, None):  # the first warms up
             times.append(taken)
             if perf_counter() > end and len(times) > 4:
@@ -268,9 +269,9 @@ def main() -> None:
     parser.add_argument("--instruction-set", default="auto", help="what C++ runs with (default: the best)")
     parser.add_argument("--seconds", type=float, default=0.2, help="for each figure")
     options = parser.parse_args()
-    shapes = SHAPES
+    shapes = SHAPES[:1] if options.quick else SHAPES
     if options.quick:
-        shapes, options.seconds = SHAPES[:1], 0.02
+        options.seconds = 0.02
     torch.manual_seed(0)
     runtime = _cpu.Runtime(options.threads, options.instruction_set)
     meter = LimitMeter(runtime, options.seconds / 10)

@@ -119,9 +119,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=num_cores(), help="threads of torch and of C++")
     parser.add_argument("--repeats", type=int, default=30, help="timed calls, of which the least is shown")
     options = parser.parse_args()
-    shapes = SHAPES
+    shapes = SHAPES[:1] if options.quick else SHAPES
     if options.quick:
-        shapes, options.repeats = SHAPES[:1], 3
+        options.repeats = 3
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
