@@ -91,7 +91,7 @@ STORE = $(if $(filter torchserve,$(HOST)),--model-store model_store)
 test: install ## the tests, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-bench: install ## the benchmarks, about half an hour, into docs/benchmarks (ARGS=--quick: minutes)
+bench: install ## the benchmarks, about an hour, into docs/benchmarks (ARGS=--quick: minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # The peers live in an environment of their own, and optimum-intel, which wants another transformers, in one inside it.

@@ -48,7 +48,7 @@ class Entry:
 _SMALL = ("--model", "smollm2-135m")
 
 ENTRIES: Final[dict[str, Entry]] = {
-    "kernels/linear": Entry("kernels.linear"),
+    "kernels/linear": Entry("kernels.linear", timeout_s=1800.0),
     "kernels/paged_attention": Entry("kernels.paged_attention"),
     "kernels/sampling": Entry("kernels.sampling"),
     "kernels/rows": Entry("kernels.rows"),

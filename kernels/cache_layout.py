@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from paged_backend.errors import KernelError
+from paged_backend.kernels.describe import describe
 
 CACHE_DTYPES: MappingProxyType[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
@@ -79,7 +80,7 @@ class LayerCache:
         size = block_bytes(self.dtype, self.num_kv_heads, self.block_size, self.head_size)
         for name, tensor in (("keys", self.keys), ("values", self.values)):
             if tensor.dtype != torch.uint8 or tensor.dim() != 2 or tensor.shape[1] != size:
-                raise KernelError(f"{name} must be uint8 [B, {size}] for this cache, got {_describe(tensor)}.")
+                raise KernelError(f"{name} must be uint8 [B, {size}] for this cache, got {describe(tensor)}.")
             if tensor.stride(1) != 1 or tensor.stride(0) % _ALIGNMENT_BYTES or tensor.stride(0) < size:
                 raise KernelError(
                     f"{name} must be contiguous blocks a multiple of {_ALIGNMENT_BYTES} bytes apart, got strides "
@@ -89,8 +90,8 @@ class LayerCache:
                 raise KernelError(f"{name} must begin at a multiple of {_ALIGNMENT_BYTES} bytes.")
         if self.keys.shape != self.values.shape or self.keys.device != self.values.device:
             raise KernelError(
-                f"values must be like keys ({_describe(self.keys)}, {self.keys.device}), "
-                f"got {_describe(self.values)}, {self.values.device}."
+                f"values must be like keys ({describe(self.keys)}, {self.keys.device}), "
+                f"got {describe(self.values)}, {self.values.device}."
             )
 
     @property
@@ -124,7 +125,3 @@ class LayerCache:
         begin = scales_offset(self.num_kv_heads, self.block_size, self.head_size)
         end = begin + 4 * self.num_kv_heads * self.block_size
         return blocks[:, begin:end].view(torch.float32).view(-1, self.num_kv_heads, self.block_size)
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

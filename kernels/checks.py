@@ -12,6 +12,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.cache_layout import LayerCache
+from paged_backend.kernels.describe import describe
 from paged_backend.kernels.interface import LinearWeight, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.reference.activation import ACTIVATIONS
@@ -168,11 +169,6 @@ def check_indices(name: str, indices: Tensor, bound: int) -> None:
     low, high = indices.aminmax()
     if low < 0 or high >= bound:
         raise KernelError(f"{name} must be in 0..{bound - 1}, got {int(low)}..{int(high)}.")
-
-
-def describe(tensor: Tensor) -> str:
-    """A tensor's dtype and shape, for an error's text."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _check_float(name: str, tensor: Tensor) -> None:

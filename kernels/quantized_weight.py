@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from paged_backend.errors import KernelError
+from paged_backend.kernels.describe import describe
 
 VALUE_RANGES: MappingProxyType[int, tuple[int, int]] = MappingProxyType({8: (-127, 127), 4: (-8, 7)})
 """Bits to the smallest and the largest value."""
@@ -40,13 +41,13 @@ class QuantizedWeight:
             raise KernelError(f"bits must be 8 or 4, got {self.bits!r}.")
         values, scales = self.values, self.scales
         if values.dtype != torch.int8 or values.dim() != 2 or 0 in values.shape or not values.is_contiguous():
-            raise KernelError(f"values must be contiguous int8 [N, K], neither of them 0, got {_describe(values)}.")
+            raise KernelError(f"values must be contiguous int8 [N, K], neither of them 0, got {describe(values)}.")
         num_outputs, num_inputs = values.shape
         if not 1 <= self.group_size <= num_inputs:
             raise KernelError(f"group_size must be in 1..{num_inputs}, got {self.group_size!r}.")
         shape = (num_outputs, -(-num_inputs // self.group_size))
         if scales.dtype != torch.float32 or scales.shape != shape or not scales.is_contiguous():
-            raise KernelError(f"scales must be contiguous float32 {list(shape)}, got {_describe(scales)}.")
+            raise KernelError(f"scales must be contiguous float32 {list(shape)}, got {describe(scales)}.")
         low, high = VALUE_RANGES[self.bits]
         smallest, largest = (int(bound) for bound in values.aminmax())
         if smallest < low or largest > high:
@@ -59,7 +60,3 @@ class QuantizedWeight:
         num_inputs = self.values.shape[1]
         spread = self.scales.repeat_interleave(self.group_size, dim=1)[:, :num_inputs]
         return self.values.float() * spread
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -20,6 +20,7 @@ from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.cpu.linear import CpuLinear
 from paged_backend.kernels.cpu.recorder import Buffer, CompiledStep, Recorder, run
 from paged_backend.kernels.cpu.sampling import sample
+from paged_backend.kernels.describe import describe
 from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
@@ -191,7 +192,7 @@ class CpuKernels:
         num_rows = inputs.token_ids.shape[0]
         for name, x in given.items():
             if x.shape[0] != num_rows:
-                raise KernelError(f"{name} must have {num_rows} rows, got {checks.describe(x)}.")
+                raise KernelError(f"{name} must have {num_rows} rows, got {describe(x)}.")
         recorder = Recorder(self._runtime, self.report)
         results = record(
             recorder, **{name: recorder.input(given[name].shape[1]) if name in given else None for name in rows}
@@ -210,7 +211,7 @@ def _checked_rows(name: str, x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise KernelError(f"{name} must be float32 [T, width], got {type(x).__name__}.")
     if x.dtype != torch.float32 or x.dim() != 2 or not x.is_cpu:
-        raise KernelError(f"{name} must be float32 [T, width] on the CPU, got {checks.describe(x)} on {x.device}.")
+        raise KernelError(f"{name} must be float32 [T, width] on the CPU, got {describe(x)} on {x.device}.")
     return x.contiguous()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
+from paged_backend.kernels.describe import describe
 from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.reference.copy_blocks import copy_blocks
@@ -168,4 +169,4 @@ class ReferenceKernels:
             or (num_rows is not None and x.shape[0] != num_rows)
             or (width is not None and x.shape[1] != width)
         ):
-            raise KernelError(f"{name} must be {wanted}, got {checks.describe(x)}.")
+            raise KernelError(f"{name} must be {wanted}, got {describe(x)}.")
