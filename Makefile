@@ -108,12 +108,8 @@ sanitize: install ## the tests of the C++ kernels under AddressSanitizer and UBS
 	    PYTHONPATH=$$($(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	    $(abspath $(BIN))/python -S -m pytest -p no:cacheprovider --capture=sys -m "not slow" $(SANITY_TESTS) $(ARGS)
 
-bench: install $(VENV)/.bench ## the benchmarks, about half an hour, into docs/benchmarks (ARGS=--quick: minutes)
+bench: install ## the benchmarks, about an hour, into docs/benchmarks (ARGS=--quick: minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
-
-$(VENV)/.bench: $(VENV)/.installed
-	@$(PIP) install --quiet --quiet -c constraints.txt --no-build-isolation --editable '.[all,dev,bench]'
-	@touch $@
 
 # The peers live in an environment of their own, and optimum-intel, which wants another transformers, in one inside it.
 # llama.cpp is built for this processor from the source that llama-cpp-python carries: 10 to 25 minutes on 2 cores.
@@ -121,10 +117,9 @@ PEERS        := .venv-peers
 PEERS_ABS    := $(CURDIR)/$(PEERS)
 LLAMA_SDIST  := llama-cpp-python==0.3.36
 LLAMA_BINARY := $(PEERS)/llama.cpp/build/bin/llama-server
-PEERS_ARGS    = --output build/bench/peers.json --chart build/bench/peers.png
 
 bench-peers: install $(PEERS)/.installed $(PEERS)/convert/.installed $(LLAMA_BINARY) ## ours and the peers side by side (long)
-	$(BIN)/python -m benchmarks.peers --peers-folder $(PEERS) $(PEERS_ARGS) $(ARGS)
+	$(BIN)/python -m benchmarks.peers --peers-folder $(PEERS) $(ARGS)
 
 # The CPU build of torch first: a peer that asks for torch would otherwise bring gigabytes of CUDA libraries.
 $(PEERS)/convert/.installed: benchmarks/peers/requirements-convert.txt | $(PEERS)/.installed

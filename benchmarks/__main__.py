@@ -48,18 +48,20 @@ class Entry:
 _SMALL = ("--model", "smollm2-135m")
 
 ENTRIES: Final[dict[str, Entry]] = {
-    "kernels/linear": Entry("kernels.linear"),
-    "kernels/paged_attention": Entry("kernels.paged_attention", quick_arguments=("--seconds", "0.05")),
-    "kernels/sampling": Entry("kernels.sampling", quick_arguments=("--repeats", "3")),
+    "kernels/linear": Entry("kernels.linear", timeout_s=1800.0),
+    "kernels/paged_attention": Entry("kernels.paged_attention"),
+    "kernels/sampling": Entry("kernels.sampling"),
+    "kernels/rows": Entry("kernels.rows"),
     "engine/overhead": Entry("engine.overhead"),
+    "engine/kv_waste": Entry("engine.kv_waste"),
     "engine/offline": Entry("engine.offline", timeout_s=1800.0),
     "serving/hosts": Entry("serving.hosts"),
     "serving/hosts-135m": Entry(
         "serving.hosts",
         (*_SMALL, "--precision", "bf16", "--streams", "32", "--max-tokens", "64", "--openai-rounds", "1"),
     ),
-    "serving/poisson": Entry("serving.poisson"),
-    "serving/poisson-135m": Entry("serving.poisson", (*_SMALL, "--precision", "int8")),
+    "serving/poisson": Entry("serving.poisson", timeout_s=1800.0),
+    "serving/poisson-135m": Entry("serving.poisson", (*_SMALL, "--precision", "int8"), timeout_s=3600.0),
     "disturbed": Entry("disturbed", (*_SMALL, "--precision", "bf16")),
     "accuracy": Entry("accuracy", quick_arguments=("--rows", "2", "--row-tokens", "128")),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -45,15 +46,15 @@ def draw_all(reports: Reports, folder: Path, name: str) -> list[Path]:
 def draw_kernels(reports: Reports) -> Figure | None:
     """How near each kernel comes to the limit that was measured with it.
 
-    A report's `results` may nest as they like: what counts is an `of_limit` or `share`, or `memory_limit_ms` beside
-    times named `cpp_SET_ms`.
+    A report's `results` may nest as they like: what counts is `of_limit`. A bar is the median of
+    a layer's shapes, the dot is the worst of them.
     """
-    points = [
-        (name.partition("/")[2], label, value)
-        for name in reports
-        if name.startswith("kernels/")
-        for label, value in _fractions(reports[name].get("results", {}), "")
-    ]
+    found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for name in reports:
+        if name.startswith("kernels/"):
+            for label, value in _fractions(reports[name].get("results", {}), ""):
+                found[name.partition("/")[2], label].append(value)
+    points = [(kernel, label, statistics.median(values)) for (kernel, label), values in found.items()]
     if not points:
         return None
     figure, axes = _figure(height=max(_HEIGHT, 1.2 + 0.17 * len(points)))
@@ -63,6 +64,7 @@ def draw_kernels(reports: Reports) -> Figure | None:
         [value for _, _, value in points],
         color=[_COLOURS[kernels.index(kernel) % len(_COLOURS)] for kernel, _, _ in points],
     )
+    axes.scatter([min(values) for values in found.values()], range(len(points)), s=6, color="#222222", zorder=3)
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=7)
     axes.set_xlabel("of the machine's limit, measured in the same run")
@@ -78,7 +80,7 @@ def draw_throughput(reports: Reports) -> Figure | None:
         return None
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(_WIDTH, _HEIGHT), layout="constrained")
     labels = [f"{one['model'].replace('-', chr(10), 1)}\n{one['precision']}" for one in results]
-    workloads = list(results[0]["throughput"])
+    workloads = list(dict.fromkeys(workload for one in results for workload in one["throughput"]))
     for number, workload in enumerate(workloads):
         values = [one["throughput"].get(workload, {}).get("output_tokens_per_s", 0.0) for one in results]
         _grouped_bars(left, labels, values, number, len(workloads), workload)
@@ -163,7 +165,7 @@ def draw_serving(reports: Reports) -> Figure | None:
             goodput = [one["goodput_per_s"] for one in records]
             row[2].plot(rates, goodput, "-", marker="o", markersize=3, color=colour, label=host)
         for axes, title in zip(row, ("TTFT, ms", "ITL, ms", "goodput, requests/s"), strict=True):
-            axes.set_title(f"{report['model']}: {title}", fontsize=9)
+            axes.set_title(f"{report['model']}, {report['results'][0]['requests']} requests each: {title}", fontsize=8)
             axes.set_xlabel("requests/s")
             axes.set_ylim(bottom=0)
             axes.legend(fontsize=7)
@@ -181,21 +183,22 @@ CHARTS: Final[dict[str, Callable[[Reports], Figure | None]]] = {
 
 
 def _fractions(value: Any, label: str) -> Iterator[tuple[str, float]]:
-    """(label, fraction of the limit) of everything that has one, or a limit and times to compare it with."""
+    """(label, fraction of the limit) of everything that has one."""
     if isinstance(value, list):
         for one in value:
             yield from _fractions(one, label)
         return
     if not isinstance(value, Mapping):
         return
-    own = " ".join(str(part) for key, part in value.items() if isinstance(part, str) or key in _SIZES)
+    own = " ".join(
+        str(part)
+        for key, part in value.items()
+        if key in _SIZES or (isinstance(part, str) and key not in ("shape", "limit"))
+    )
     label = f"{label} {own}".strip()
-    times = [one for key, one in value.items() if key.startswith("cpp_") and key.endswith("_ms")]
-    share = value.get("of_limit", value.get("share"))
+    share = value.get("of_limit")
     if isinstance(share, (int, float)):
         yield label, float(share)
-    elif times and isinstance(value.get("memory_limit_ms"), (int, float)):
-        yield label, value["memory_limit_ms"] / min(times)
     for key, one in value.items():
         if isinstance(one, (Mapping, list)):
             yield from _fractions(one, f"{label} {key}".strip())

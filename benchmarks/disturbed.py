@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from benchmarks.engine.settings import add_engine_arguments, engine_args, model_folder, model_name
 from benchmarks.machine import num_cores
 from benchmarks.report import finish, make_parser, rounded, say
-from benchmarks.workloads import load_workload
+from benchmarks.workloads import WARM_UP_SEED, load_workload
 from paged_backend import LLM, SamplingParams
 
 _BUSY = """
@@ -67,9 +67,9 @@ def main() -> None:
     extra = engine_args(args)
     rounds = []
     with LLM(model_folder(args.model), **extra) as llm:
-        tokens_per_s(llm, 2, 4, seed=-1)
+        tokens_per_s(llm, 2, 4, seed=WARM_UP_SEED)
         for number in range(args.rounds):
-            speeds = {}
+            speeds: dict[str, float] = {}
             for name, around in (("alone", nullcontext), ("disturbed", busy_process)):
                 with around():
                     speeds[name] = tokens_per_s(llm, args.requests, args.max_tokens, seed=2 * number + len(speeds))

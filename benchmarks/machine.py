@@ -1,4 +1,4 @@
-"""What a benchmark ran on: a description for its JSON, and the memory's reading speed, measured then and there."""
+"""What a benchmark ran on: a description for its JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -51,28 +50,6 @@ def num_cores() -> int:
     """Cores that this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-
-
-def measure_read_bandwidth(num_bytes: int = 256 << 20, repeats: int = 12) -> float:
-    """Bytes a second that all cores together read from memory: the best of several passes over a large buffer.
-
-    The best, not the median: a limit must not become easier to reach because something else ran meanwhile.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(num_cores())
-    try:
-        buffer = torch.ones(num_bytes // 4)
-        best_s = float("inf")
-        for _ in range(repeats):
-            for read in (buffer.sum, buffer.max):
-                start_s = time.perf_counter()
-                read()
-                best_s = min(best_s, time.perf_counter() - start_s)
-    finally:
-        torch.set_num_threads(threads)
-    return buffer.nbytes / best_s
 
 
 def _processor() -> tuple[str, frozenset[str]]:

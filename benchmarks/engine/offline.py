@@ -23,9 +23,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
-from benchmarks.engine.probe import Probe, StepTimes, kv_waste, median_of
+from benchmarks.engine.probe import Probe, StepTimes, kv_waste, median_of, runtime_of
 from benchmarks.engine.settings import PRECISIONS, WEIGHT_BITS, model_folder, model_name
-from benchmarks.machine import measure_read_bandwidth
+from benchmarks.limits import LimitMeter
 from benchmarks.report import finish, make_parser, rounded, say
 from benchmarks.workloads import FIRST_PLAIN_ID, Workload, load_workload
 from paged_backend import LLM, SamplingParams
@@ -36,6 +36,9 @@ LARGE_MODELS: Final = {"qwen3-0.6b": 12}
 """Models that get only so many requests of each workload."""
 
 MAX_MODEL_LEN: Final = 2304
+SCHEDULING_GOAL: Final = 0.05
+"""The most of a step of 64 sequences that scheduler and bookkeeping may take."""
+
 _NUM_CURVE_POINTS: Final = 200
 
 
@@ -44,9 +47,8 @@ def measure_throughput(llm: LLM, model: str, quick: bool) -> Record:
     results: Record = {}
     for name in ("lognormal-48", "fixed-32x128x128"):
         workload = load_workload(name, vocab_size(llm)).first(4 if quick else LARGE_MODELS.get(model, 10**9))
-        start_s, steps = run_workload(llm, workload)
-        seconds = time.perf_counter() - start_s
-        results[name] = {
+        seconds, steps = run_workload(llm, workload)
+        results[workload.name] = result = {
             "requests": len(workload.requests),
             "prompt_tokens": workload.num_prompt_tokens,
             "output_tokens": workload.num_output_tokens,
@@ -58,8 +60,8 @@ def measure_throughput(llm: LLM, model: str, quick: bool) -> Record:
             "kv_waste_curve": waste_curve(steps),
         }
         say(
-            f"  {workload.name}: {results[name]['output_tokens_per_s']:.1f} output tokens/s, "
-            f"{results[name]['total_tokens_per_s']:.1f} in all, KV waste {results[name]['kv_waste']:.2%}"
+            f"  {workload.name}: {result['output_tokens_per_s']:.1f} output tokens/s, "
+            f"{result['total_tokens_per_s']:.1f} in all, KV waste {result['kv_waste']:.2%}"
         )
     return results
 
@@ -67,10 +69,10 @@ def measure_throughput(llm: LLM, model: str, quick: bool) -> Record:
 def measure_one_stream(llm: LLM, model: str, quick: bool, bits: int) -> Record:
     """Decode at batch 1: tokens a second, as a fraction of what the memory allows, and Python's share."""
     num_tokens = 16 if quick else 128
-    bandwidth = measure_read_bandwidth()
-    with Probe(llm._client) as probe:
+    meter = LimitMeter(runtime_of(llm._client), 0.02 if quick else 0.2)
+    with meter.around() as limits, Probe(llm._client) as probe:
         llm.generate([random_prompt(llm, 32, "one stream")], greedy(num_tokens), use_tqdm=False)
-    bandwidth = max(bandwidth, measure_read_bandwidth())
+    bandwidth = limits["memory_bytes"]
     steps = [step for step in probe.steps()[:-1] if step.is_decode]
     period_s = median_of(steps, lambda step: step.period_s)
     num_bytes = weight_bytes(llm, bits)
@@ -82,13 +84,13 @@ def measure_one_stream(llm: LLM, model: str, quick: bool, bits: int) -> Record:
         "weight_mb_per_token": num_bytes / 1e6,
         "limit_tokens_per_s": bandwidth / num_bytes,
         "of_limit": num_bytes / bandwidth / period_s,
-        "python_share": median_of(steps, lambda step: 1 - step.forward_s / step.period_s),
+        "python_share": median_of(steps, lambda step: 1 - step.native_s / step.period_s),
         "sampling_share": median_of(steps, lambda step: step.sample_s / step.period_s),
         **parts_us(steps),
     }
     say(
-        f"  one stream: {result['tokens_per_s']:.1f} tokens/s, {result['of_limit']:.1%} of the memory's limit; outside "
-        f"the model {result['python_share']:.1%} of a step"
+        f"  one stream: {result['tokens_per_s']:.1f} tokens/s, {result['of_limit']:.1%} of the memory's limit; "
+        f"Python's share {result['python_share']:.1%} of a step"
     )
     return result
 
@@ -110,7 +112,7 @@ def measure_prefill(llm: LLM, model: str, quick: bool) -> Record:
 
 
 def measure_scheduling(llm: LLM, model: str, quick: bool) -> Record:
-    """What surrounds the model in a decode step of 1 and of 64 sequences."""
+    """What surrounds the model in a decode step of 1 and of 64 sequences: with and without what follows the commit."""
     results: Record = {}
     for count in (1, 64):
         workload = load_workload(f"fixed-{count}x16x{8 if quick else 24}", vocab_size(llm), seed=count)
@@ -119,42 +121,50 @@ def measure_scheduling(llm: LLM, model: str, quick: bool) -> Record:
         result: Record = {
             "sequences": count,
             "steps": len(decodes),
+            "goal": SCHEDULING_GOAL,
             "step_ms": median_of(decodes, lambda step: step.period_s) * 1e3,
             "scheduling_share": median_of(decodes, lambda step: step.scheduling_s / step.period_s),
-            "outside_model_share": median_of(decodes, lambda step: 1 - step.forward_s / step.period_s),
+            "scheduling_and_rest_share": median_of(
+                decodes, lambda step: (step.scheduling_s + step.rest_s) / step.period_s
+            ),
+            "python_share": median_of(decodes, lambda step: 1 - step.native_s / step.period_s),
             **parts_us(decodes),
         }
         results[str(count)] = result
         say(
-            f"  {count} sequences: scheduler and bookkeeping {result['scheduling_share']:.2%} of a step, all that is "
-            f"not the model {result['outside_model_share']:.2%}"
+            f"  {count} sequences: plan, inputs and commit {result['scheduling_share']:.2%} of a step, with what "
+            f"follows them {result['scheduling_and_rest_share']:.2%} (goal {SCHEDULING_GOAL:.0%}); Python "
+            f"{result['python_share']:.2%}"
         )
     return results
 
 
 def parts_us(steps: list[StepTimes]) -> Record:
-    """Medians of a step's parts in microseconds; `rest` is text, metrics, streams and the engine's loop."""
+    """Medians of a step's parts in microseconds; `rest` is gains, text, metrics, streams and the engine's loop;
+    `native` is C++, within `forward` and `sample`."""
     parts: dict[str, Callable[[StepTimes], float]] = {
         "plan": lambda step: step.plan_s,
         "inputs": lambda step: step.inputs_s,
         "forward": lambda step: step.forward_s,
         "sample": lambda step: step.sample_s,
         "commit": lambda step: step.commit_s,
-        "rest": lambda step: step.period_s - step.scheduling_s - step.forward_s - step.sample_s,
+        "rest": lambda step: step.rest_s,
+        "native": lambda step: step.native_s,
     }
     return {"parts_us": {name: median_of(steps, value) * 1e6 for name, value in parts.items()}}
 
 
 def run_workload(llm: LLM, workload: Workload) -> tuple[float, list[StepTimes]]:
-    """Runs all requests; returns when that began (`time.perf_counter`), and the steps."""
+    """Runs all requests; returns how many seconds that took, less the probe's own, and the steps."""
     params = [greedy(request.num_output_tokens) for request in workload.requests]
     prompts = [{"prompt_token_ids": request.prompt_token_ids} for request in workload.requests]
     with Probe(llm._client) as probe:
         start_s = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)
+        seconds = time.perf_counter() - start_s - probe.own_s
     num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     assert num_tokens == workload.num_output_tokens, "every request gets its length"
-    return start_s, probe.steps()
+    return seconds, probe.steps()
 
 
 def waste_curve(steps: list[StepTimes]) -> list[list[float]]:
@@ -167,7 +177,7 @@ def waste_curve(steps: list[StepTimes]) -> list[list[float]]:
 
 def weight_bytes(llm: LLM, bits: int) -> float:
     """Bytes of linear weights that one token reads."""
-    shape: Any = llm._client._core._executor.architecture  # type: ignore[attr-defined]
+    shape: Any = llm._client._core._executor.architecture
     attention = 2 * shape.hidden_size * (shape.query_size + shape.kv_size)
     feed_forward = (3 if shape.gated else 2) * shape.hidden_size * shape.intermediate_size
     logits = shape.vocab_size * shape.embedding_size

@@ -15,8 +15,11 @@ from types import TracebackType
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.machine import num_cores
 from paged_backend.engine.client import EngineClient
 from paged_backend.executor import runner as runner_module
+from paged_backend.kernels.cpu import _cpu
+from paged_backend.kernels.cpu.recorder import CompiledStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class StepTimes:
         inputs_s: tensors from the plan.
         forward_s: the model, from its inputs to the logits.
         sample_s: from the logits to tokens.
+        native_s: of the whole step, what C++ took: the compiled step's operations and the drawing of tokens. 0 where
+            the engine runs without the C++ kernels.
         num_sequences, num_tokens: in the plan.
         num_reserved_slots, num_empty_slots: slots of the cache's used blocks after the step, and those without a token.
     """
@@ -42,6 +47,7 @@ class StepTimes:
     forward_s: float
     sample_s: float
     commit_s: float
+    native_s: float
     num_sequences: int
     num_tokens: int
     num_reserved_slots: int
@@ -53,15 +59,25 @@ class StepTimes:
         return self.plan_s + self.inputs_s + self.commit_s
 
     @property
+    def rest_s(self) -> float:
+        """What requests gained, text, metrics, streams and the engine's loop."""
+        return self.period_s - self.scheduling_s - self.forward_s - self.sample_s
+
+    @property
     def is_decode(self) -> bool:
         """Whether every sequence computed one token."""
         return self.num_tokens == self.num_sequences
 
 
 class Probe:
-    """Records the steps of an engine; use it in `with`. The engine must be idle when it begins and when it ends."""
+    """Records the steps of an engine; use it in `with`. The engine must be idle when it begins and when it ends.
+
+    Attributes:
+        own_s: what the probe itself took between steps, in seconds.
+    """
 
     def __init__(self, client: EngineClient) -> None:
+        self.own_s = 0.0
         self._core: Any = client._core
         self._kv: Any = self._core._kv
         self._parts: defaultdict[str, float] = defaultdict(float)
@@ -76,6 +92,11 @@ class Probe:
         self._replace(scheduler, "commit", self._timed("commit", scheduler.commit))
         self._replace(runner._inputs, "build", self._timed("inputs", runner._inputs.build))
         self._replace(runner_module, "sample", self._timed("sample", runner_module.sample))
+        self._program: Any = None
+        if isinstance(runner._step, CompiledStep):
+            self._program = runner._step._program
+            runner._step.start_timing()
+        self._replace(_cpu, "sample", self._timed("native", _cpu.sample))
         self._replace(runner, "_step", self._timed("forward", runner._step))
         self._replace(core, "step", self._stepping(core.step))
         return self
@@ -85,6 +106,8 @@ class Probe:
     ) -> None:
         for one in reversed(self._patches):
             one.stop()
+        if self._program is not None:
+            self._program.timed = False
 
     def steps(self, max_gap_s: float = 0.01) -> list[StepTimes]:
         """What was recorded.
@@ -101,7 +124,7 @@ class Probe:
                 StepTimes(
                     start_s,
                     period_s,
-                    *(parts.get(name, 0.0) for name in ("plan", "inputs", "forward", "sample", "commit")),
+                    *(parts.get(name, 0.0) for name in ("plan", "inputs", "forward", "sample", "commit", "native")),
                     num_sequences,
                     num_tokens,
                     reserved,
@@ -127,6 +150,10 @@ class Probe:
 
         return call
 
+    def _program_s(self) -> float:
+        """Seconds in the compiled step's operations so far."""
+        return 0.0 if self._program is None else sum(self._program.seconds.values())
+
     def _planning(self, function: Callable[..., Any]) -> Callable[..., Any]:
         timed = self._timed("plan", function)
 
@@ -140,18 +167,29 @@ class Probe:
         def call() -> Any:
             self._parts.clear()
             self._plan = None
+            native_s = self._program_s()
             start_s = time.perf_counter()
             items = function()
             end_s = time.perf_counter()
             plan = self._plan
+            self._parts["native"] += self._program_s() - native_s
             if plan is not None and plan.sequences:
                 reserved = self._kv.stats().num_used_blocks * self._kv.block_size
                 empty = self._kv.num_empty_slots()
                 counts = (len(plan.sequences), plan.num_tokens, reserved, empty)
-                self._rows.append((start_s, end_s, time.perf_counter(), dict(self._parts), *counts))
+                left_s = time.perf_counter()
+                self.own_s += left_s - end_s
+                self._rows.append((start_s, end_s, left_s, dict(self._parts), *counts))
             return items
 
         return call
+
+
+def runtime_of(client: EngineClient) -> _cpu.Runtime:
+    """The engine's own threads in C++; such as it would have where it runs without them."""
+    core: Any = client._core
+    runtime = getattr(core._executor._runner._kernels, "_runtime", None)
+    return runtime if isinstance(runtime, _cpu.Runtime) else _cpu.Runtime(num_cores())
 
 
 def median_of(steps: Sequence[StepTimes], value: Callable[[StepTimes], float]) -> float:

@@ -1,20 +1,15 @@
 """Packed linear layers against this machine's limits, and against torch. Ends in one JSON object on stdout.
 
-    python benchmarks/kernels/linear.py [--threads 2] [--seconds 0.1] [--output FILE]
+    python -m benchmarks.kernels.linear [--threads 2] [--seconds 0.1] [--quick] [--output FILE]
 
 A call's limit is the larger of two times: its weights' bytes over the bandwidth of the memory, and its operations over
-the peak of the arithmetic that it uses; both are measured right before and after each call, in the same short runs.
+the peak of the arithmetic that it uses; both are measured right before and after each call (benchmarks/limits.py).
 Copies of a layer take turns, 96 MiB of them, so that no cache holds the weights. All figures are of the best twentieth
 of the runs, and with --threads 1 in processor time: other work on the machine counts for little.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
-from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
@@ -22,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from benchmarks.limits import LimitMeter
+from benchmarks.machine import num_cores
+from benchmarks.report import finish, make_parser, say
 from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.cpu.linear import CpuLinear, Route
 from paged_backend.kernels.quantized_weight import QuantizedWeight
@@ -96,7 +94,8 @@ def rows_apart(num_rows: int, width: int) -> Tensor:
 def library_seconds(shape: Shape, num_rows: int, seconds: float) -> float:
     """torch's float32 layer, in the best twentieth of calls, its weight as warm as it gets."""
     weight, x = torch.randn(shape.num_outputs, shape.num_inputs), torch.randn(num_rows, shape.num_inputs)
-    end, times = perf_counter() + seconds, []
+    end = perf_counter() + seconds
+    times: list[float] = []
     while perf_counter() < end or len(times) < 5:
         begin = perf_counter()
         linear(x, weight)
@@ -105,23 +104,21 @@ def library_seconds(shape: Shape, num_rows: int, seconds: float) -> float:
 
 
 def measure(
-    runtime: _cpu.Runtime, layers: list[CpuLinear], shape: Shape, num_rows: int, seconds: float
+    runtime: _cpu.Runtime, meter: LimitMeter, layers: list[CpuLinear], shape: Shape, num_rows: int, seconds: float
 ) -> dict[str, float | str]:
     """One line of the table."""
     layer = layers[0]
     x, out = rows_apart(num_rows, shape.num_inputs), rows_apart(num_rows, layer.num_outputs)
-    before = _cpu.measure_limits(runtime, seconds / 10)
     packed = [each.packed for each in layers]
-    taken = _cpu.time_linear(packed, runtime, x, out, "silu" if shape.gated else "", seconds)
-    after = _cpu.measure_limits(runtime, seconds / 10)
+    with meter.around() as limits:
+        taken = _cpu.time_linear(packed, runtime, x, out, "silu" if shape.gated else "", seconds)
     operations = 2 * num_rows * shape.num_outputs * shape.num_inputs
-    peak = PEAKS[layer.route]
-    by_memory = layer.num_bytes / max(before["memory_bytes"], after["memory_bytes"])
-    by_arithmetic = operations / max(before[peak], after[peak])
+    by_memory = layer.num_bytes / limits["memory_bytes"]
+    by_arithmetic = operations / limits[PEAKS[layer.route]]
     return {
         "microseconds": round(taken * 1e6, 2),
         "limit": "memory" if by_memory > by_arithmetic else "arithmetic",
-        "fraction": round(max(by_memory, by_arithmetic) / taken, 3),
+        "of_limit": round(max(by_memory, by_arithmetic) / taken, 3),
         "gflops": round(operations / taken / 1e9, 1),
         "gb_per_s": round(layer.num_bytes / taken / 1e9, 2),
     }
@@ -129,26 +126,29 @@ def measure(
 
 def main() -> None:
     """Runs every format with every shape."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch and of C++")
+    parser = make_parser(__doc__)
+    parser.add_argument("--threads", type=int, default=num_cores(), help="threads of torch and of C++")
     parser.add_argument("--instruction-set", default="auto", help="what C++ runs with (default: the best)")
     parser.add_argument("--seconds", type=float, default=0.1, help="for each figure")
     parser.add_argument("--shapes", default="", help="only shapes whose names hold this")
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROW_COUNTS), help="numbers of rows")
-    parser.add_argument("--output", type=Path, help="file for the JSON, besides stdout")
     options = parser.parse_args()
+    shapes = [shape for shape in SHAPES if options.shapes in shape.name]
+    if options.quick:
+        shapes, options.rows, options.seconds = shapes[:1], options.rows[:2], 0.01
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
     runtime = _cpu.Runtime(options.threads, options.instruction_set)
+    meter = LimitMeter(runtime, options.seconds / 10)
     results = []
-    for shape in (shape for shape in SHAPES if options.shapes in shape.name):
+    for shape in shapes:
         library_us = {num_rows: library_seconds(shape, num_rows, options.seconds) * 1e6 for num_rows in options.rows}
         for form in FORMATS:
             layers = [make_layer(runtime, shape, form)]
             layers += [make_layer(runtime, shape, form) for _ in range(COLD_BYTES // layers[0].num_bytes)]
             for num_rows in options.rows:
-                line = measure(runtime, layers, shape, num_rows, options.seconds)
+                line = measure(runtime, meter, layers, shape, num_rows, options.seconds)
                 line["torch_float32_us"] = round(library_us[num_rows], 2)
                 group = f" in groups of {form.group_size}" if form.group_size else ""
                 results.append(
@@ -160,21 +160,16 @@ def main() -> None:
                         **line,
                     }
                 )
-                print(" ".join(str(value) for value in results[-1].values()), file=sys.stderr)
-    report = json.dumps(
-        {
-            "benchmark": "kernels/linear",
-            "threads": options.threads,
-            "instruction_set": runtime.instruction_set,
-            "limits": {name: round(value / 1e9, 1) for name, value in _cpu.measure_limits(runtime, 0.2).items()},
-            "load_average": os.getloadavg()[0],
-            "smallest_fraction": min(line["fraction"] for line in results),
-            "results": results,
-        }
-    )
-    print(report)
-    if options.output:
-        options.output.write_text(report + "\n")
+                say(" ".join(str(value) for value in results[-1].values()))
+    report = {
+        "benchmark": "kernels/linear",
+        "threads": options.threads,
+        "instruction_set": runtime.instruction_set,
+        "limits_g_per_s": meter.report(),
+        "least_of_limit": min(line["of_limit"] for line in results),
+        "results": results,
+    }
+    finish(report, options.output)
 
 
 if __name__ == "__main__":

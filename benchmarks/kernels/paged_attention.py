@@ -1,24 +1,24 @@
 """Paged attention in C++ against what the machine can do. Ends in one JSON object on stdout.
 
-    python benchmarks/kernels/paged_attention.py [--threads 2] [--seconds 0.3] [--sets avx512,avx2] [--only decode]
+    python -m benchmarks.kernels.paged_attention [--threads 2] [--seconds 0.3] [--sets avx512,avx2] [--only decode]
+        [--quick] [--output FILE]
 
-limit_ms is the larger of two times, at the rates that are measured in the same run: of reading the keys and values that
-the rows see, once for each sequence, from memory (as many layers are computed in turn as no cache holds), and of the
-float32 products. share is limit_ms / ms.
+limit_ms is the larger of two times, at the rates measured right before and after (benchmarks/limits.py): of reading
+the keys and values that the rows see, once for each sequence, from memory (as many layers are computed in turn as no
+cache holds), and of the float32 products. of_limit is limit_ms / ms.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import os
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.limits import LimitMeter
+from benchmarks.machine import num_cores
+from benchmarks.report import finish, make_parser, say
 from paged_backend.kernels.cache_layout import block_bytes
 from paged_backend.kernels.cpu import _cpu
 
@@ -46,8 +46,14 @@ def make_layers(count: int, num_blocks: int, size: int) -> list[tuple[Tensor, Te
     return [(layer[0], layer[1]) for layer in storage]
 
 
-def measure(runtime: Any, shape: tuple[int, int, int], sequences: list[tuple[int, int]], dtype: str, limits: Any,
-            seconds: float) -> dict[str, float]:  # fmt: skip
+def measure(
+    runtime: _cpu.Runtime,
+    meter: LimitMeter,
+    shape: tuple[int, int, int],
+    sequences: list[tuple[int, int]],
+    dtype: str,
+    seconds: float,
+) -> dict[str, float]:
     """One workload's figures, in milliseconds, GB/s and GFLOP/s."""
     num_heads, num_kv_heads, head_size = shape
     rows, contexts = [list(numbers) for numbers in zip(*sequences, strict=True)]
@@ -61,21 +67,24 @@ def measure(runtime: Any, shape: tuple[int, int, int], sequences: list[tuple[int
     size = block_bytes(dtype, num_kv_heads, BLOCK_SIZE, head_size)
     num_layers = max(1, -(-COLD_BYTES // (2 * sum(counts) * size)))
     query = torch.randn(sum(rows), num_heads * head_size)
-    time_s = _cpu.time_paged_attention(
-        runtime,
-        query,
-        make_layers(num_layers, sum(counts), size),
-        dtype,
-        num_kv_heads,
-        BLOCK_SIZE,
-        head_size,
-        tables,
-        torch.tensor([0, *itertools.accumulate(rows)], dtype=torch.int32),
-        torch.tensor(contexts, dtype=torch.int32),
-        torch.empty_like(query),
-        head_size**-0.5,
-        seconds,
-    )
+    layers = make_layers(num_layers, sum(counts), size)
+    query_start = torch.tensor([0, *itertools.accumulate(rows)], dtype=torch.int32)
+    with meter.around() as limits:
+        time_s = _cpu.time_paged_attention(
+            runtime,
+            query,
+            layers,
+            dtype,
+            num_kv_heads,
+            BLOCK_SIZE,
+            head_size,
+            tables,
+            query_start,
+            torch.tensor(contexts, dtype=torch.int32),
+            torch.empty_like(query),
+            head_size**-0.5,
+            seconds,
+        )
     # Row r of a sequence sees context - num_rows + r + 1 keys.
     seen = sum(num_rows * context - num_rows * (num_rows - 1) // 2 for num_rows, context in sequences)
     num_products = 4 * seen * num_heads * head_size
@@ -83,7 +92,7 @@ def measure(runtime: Any, shape: tuple[int, int, int], sequences: list[tuple[int
     return {
         "ms": round(time_s * 1e3, 4),
         "limit_ms": round(limit_s * 1e3, 4),
-        "share": round(limit_s / time_s, 3),
+        "of_limit": round(limit_s / time_s, 3),
         "gb_per_s": round(num_bytes / time_s / 1e9, 1),
         "gflop_per_s": round(num_products / time_s / 1e9, 1),
     }
@@ -91,42 +100,39 @@ def measure(runtime: Any, shape: tuple[int, int, int], sequences: list[tuple[int
 
 def main() -> None:
     """Runs all workloads."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser = make_parser(__doc__)
+    parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--seconds", type=float, default=0.3, help="of runs for each figure")
     parser.add_argument("--sets", default=_cpu.available_instruction_sets()[0], help="instruction sets, by commas")
     parser.add_argument("--dtypes", default=",".join(DTYPES), help="of the cache, by commas")
     parser.add_argument("--only", default="", help="part of a workload's name")
     options = parser.parse_args()
+    chosen = [name for name in WORKLOADS if options.only in name]
+    if options.quick:
+        chosen, options.seconds = chosen[:3], 0.01
     torch.manual_seed(0)
 
     results: dict[str, Any] = {}
-    all_limits: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
     for name in options.sets.split(","):
         runtime = _cpu.Runtime(options.threads, name)
-        limits = _cpu.measure_limits(runtime, options.seconds)
-        all_limits[name] = {key: round(value / 1e9, 1) for key, value in limits.items()}
+        meter = LimitMeter(runtime, options.seconds / 10)
         for shape_name, shape in SHAPES.items():
-            for workload, sequences in WORKLOADS.items():
+            for workload in chosen:
                 for dtype in options.dtypes.split(","):
-                    if options.only not in workload:
-                        continue
-                    entry = measure(runtime, shape, sequences, dtype, limits, options.seconds)
+                    entry = measure(runtime, meter, shape, WORKLOADS[workload], dtype, options.seconds)
                     key = f"{name}, {shape_name}, {workload}, {dtype}"
                     results[key] = entry
-                    print(f"{key}: {entry}", file=sys.stderr, flush=True)
-    print(
-        json.dumps(
-            {
-                "benchmark": "kernels/paged_attention",
-                "block_size": BLOCK_SIZE,
-                "threads": options.threads,
-                "limits_g_per_s": all_limits,
-                "load_average": os.getloadavg()[0],
-                "results": results,
-            }
-        )
-    )
+                    say(f"{key}: {entry}")
+        limits[name] = meter.report()
+    report = {
+        "benchmark": "kernels/paged_attention",
+        "block_size": BLOCK_SIZE,
+        "threads": options.threads,
+        "limits_g_per_s": limits,
+        "results": results,
+    }
+    finish(report, options.output)
 
 
 if __name__ == "__main__":

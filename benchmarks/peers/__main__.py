@@ -4,8 +4,9 @@
                                [--rounds 1] [--limit N] [--sweep] [--output FILE] [--chart FILE]
 
 Ours runs first and last, so that a machine that changed meanwhile is seen. Every peer is installed by
-`make bench-peers`, which also runs this. Ends in one JSON object; with --output it is also kept in a file, written anew
-after every run. --sweep looks for each peer's best settings instead of comparing.
+`make bench-peers`, which also runs this. Ends in one JSON object, kept in a file too that is written anew after every
+run: docs/benchmarks/peers.json with its chart, or in build/bench for --only, --limit and --sweep. Status 1 where a
+candidate failed. --sweep looks for each peer's best settings instead of comparing.
 """
 
 from __future__ import annotations
@@ -203,18 +204,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--timeout-s", type=float, default=1800.0, help="for one run")
     parser.add_argument("--peers-folder", type=Path, default=ROOT / ".venv-peers", help="filled by make bench-peers")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--chart", type=Path, help="a PNG file")
+    parser.add_argument("--output", type=Path, help="default: docs/benchmarks/peers.json; in build/bench for a part")
+    parser.add_argument("--chart", type=Path, help="a PNG file; default: beside --output")
     parser.add_argument("--redraw", type=Path, help="only draw --chart from this earlier --output")
-    return parser.parse_args()
+    args = parser.parse_args()
+    is_whole = args.limit is None and not args.only and not args.sweep
+    folder = ROOT / ("docs/benchmarks" if is_whole else "build/bench")
+    args.output = args.redraw or args.output or folder / ("peers-sweep.json" if args.sweep else "peers.json")
+    args.chart = args.chart or args.output.with_suffix(".png")
+    return args
 
 
 def main() -> None:
     """Measures everybody, compares tokens, draws, and ends in JSON."""
     args = _arguments()
     if args.redraw is not None:
-        if args.chart is None:
-            raise SystemExit("--redraw needs --chart")
         _draw(json.loads(args.redraw.read_text()), args.chart)
         return
     model = ensure_model(args.model) if args.model in SHAPES else Path(args.model).resolve()
@@ -233,15 +237,15 @@ def main() -> None:
     report = bench.report(entries)
     report["greedy_tokens"] = _compare(bench, entries)
     _keep(report, args.output)
-    if args.chart is not None:
-        _draw(report, args.chart)
+    _draw(report, args.chart)
     print(json.dumps(report))
+    if failed := [entry.candidate.label for entry in entries if entry.error is not None]:
+        sys.exit("These failed, their messages are above:\n  " + "\n  ".join(failed))
 
 
-def _keep(report: dict[str, Any], file: Path | None) -> None:
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(report, indent=2) + "\n")
+def _keep(report: dict[str, Any], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _draw(report: dict[str, Any], file: Path) -> None:

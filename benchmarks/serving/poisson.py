@@ -1,7 +1,7 @@
 """Requests that arrive by chance: latencies and goodput of both hosts at several rates.
 
     python -m benchmarks.serving.poisson [--model smollm2-135m] [--precision int8] [--load 0.25 0.5 0.75 0.9]
-        [--seconds 30] [--output FILE]
+        [--requests 120] [--output FILE]
 
 Arrivals are a Poisson process, the same for every host: first the bare engine's capacity is measured (requests a second
 with all of a workload at once), and the rates are fractions of it. Lengths are the lognormal workload's, halved for the
@@ -10,7 +10,7 @@ and asked by the `openai` client, streaming, from this process: server and clien
 
 TTFT is from sending a request to its first chunk, ITL between two chunks of a request, e2e to its end. Goodput counts
 the requests whose TTFT and whose mean ITL are within limits, for each second from the first arrival to the last end.
-Nothing runs without bound: arrivals end after --seconds or --max-requests, and a request after --timeout.
+Every rate gets the same number of requests, enough for a p99 to mean something; a request ends after --timeout.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from benchmarks.engine.settings import add_engine_arguments, engine_args, model_
 from benchmarks.report import finish, make_parser, percentile, rounded, say
 from benchmarks.serving.clients import EngineStreams, OpenAIStreams, StreamClient, StreamTimes
 from benchmarks.serving.servers import HOSTS, Server, running_host
-from benchmarks.workloads import FIRST_PLAIN_ID, load_workload
+from benchmarks.workloads import FIRST_PLAIN_ID, WARM_UP_SEED, load_workload
 from paged_backend import EngineConfig
 from paged_backend.config import BUNDLED_MODEL
 from paged_backend.engine.client import EngineClient
 
 Record = dict[str, Any]
 
+_CAPACITY_SEED: Final = 10_007  # the rates have 0, 1, 2 ...
 LENGTH_SCALE: Final = {BUNDLED_MODEL: 0.5}
 
 
@@ -51,19 +52,18 @@ class Arrival:
 
 
 def draw_arrivals(
-    rate: float, lengths: Sequence[tuple[int, int]], vocab_size: int, *, seconds: float, most: int, seed: int
+    rate: float, lengths: Sequence[tuple[int, int]], vocab_size: int, *, count: int, seed: int
 ) -> list[Arrival]:
-    """A Poisson process of so many requests a second; at least two of them, whatever the rate.
+    """The first `count` of a Poisson process of so many requests a second.
 
     Args:
         lengths: (prompt, output) tokens; drawn in random order, all of them before one comes again.
-        seconds, most: where arrivals end.
     """
     draw = random.Random(seed)
     arrivals: list[Arrival] = []
     at_s = 0.0
     order: list[tuple[int, int]] = []
-    while len(arrivals) < most and (at_s < seconds or len(arrivals) < 2):
+    while len(arrivals) < count:
         order = order or draw.sample(list(lengths), len(lengths))
         num_prompt, num_output = order.pop()
         prompt = [draw.randrange(FIRST_PLAIN_ID, vocab_size) for _ in range(num_prompt)]
@@ -121,10 +121,10 @@ def measure_capacity(folder: str, extra: Record, scale: float, quick: bool) -> t
     client = EngineClient.start(EngineConfig.from_args(extra, model=folder))
     try:
         vocab_size: int = client._vocab_size
-        count = 8 if quick else 48
-        arrivals = [Arrival(0.0, one.prompt, one.num_output_tokens) for one in _all_at_once(scale, vocab_size)[:count]]
-        asyncio.run(run_arrivals(EngineStreams(client), arrivals[:2], 600))
-        times, wall_s = asyncio.run(run_arrivals(EngineStreams(client), arrivals[2:], 600))
+        drawn = draw_arrivals(1.0, _lengths(scale), vocab_size, count=8 if quick else 48, seed=_CAPACITY_SEED)
+        arrivals = [Arrival(0.0, one.prompt, one.num_output_tokens) for one in drawn]
+        asyncio.run(run_arrivals(EngineStreams(client), _warm_up(vocab_size), 600))
+        times, wall_s = asyncio.run(run_arrivals(EngineStreams(client), arrivals, 600))
     finally:
         client.shutdown()
     assert all(times), "the bare engine serves every request"
@@ -136,14 +136,12 @@ def measure_host(server: Server, rates: dict[float, float], vocab_size: int, sca
 
     async def run(arrivals: Sequence[Arrival]) -> tuple[list[StreamTimes | None], float]:
         async with OpenAIStreams(server.base_url, server.model) as client:
-            await client.run(arrivals[0].prompt[:8], 4)
+            await client.run(_warm_up(vocab_size)[0].prompt, 4)
             return await run_arrivals(client, arrivals, args.timeout)
 
     results = []
     for number, (load, rate) in enumerate(rates.items()):
-        arrivals = draw_arrivals(
-            rate, _lengths(scale), vocab_size, seconds=args.seconds, most=args.max_requests, seed=number
-        )
+        arrivals = draw_arrivals(rate, _lengths(scale), vocab_size, count=args.requests, seed=number)
         times, wall_s = asyncio.run(run(arrivals))
         record = summarize(times, wall_s, args.ttft_limit_ms, args.itl_limit_ms)
         results.append({"host": server.host, "load": load, "rate_per_s": rate, **record})
@@ -161,14 +159,13 @@ def main() -> None:
     add_engine_arguments(parser)
     parser.add_argument("--hosts", nargs="+", default=list(HOSTS), choices=HOSTS)
     parser.add_argument("--load", type=float, nargs="+", default=[0.25, 0.5, 0.75, 0.9], help="fractions of capacity")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of arrivals, for each rate (default 30)")
-    parser.add_argument("--max-requests", type=int, default=300, help="for each rate (default 300)")
+    parser.add_argument("--requests", type=int, default=120, help="for each rate (default 120)")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for a request (default 120)")
     parser.add_argument("--ttft-limit-ms", type=float, default=1000.0, help="for goodput (default 1000)")
     parser.add_argument("--itl-limit-ms", type=float, default=100.0, help="for goodput, a request's mean (default 100)")
     args: argparse.Namespace = parser.parse_args()
     if args.quick:
-        args.seconds, args.max_requests, args.load = 4.0, 12, [0.5]
+        args.requests, args.load = 8, [0.5]
     folder, extra, scale = model_folder(args.model), engine_args(args), LENGTH_SCALE.get(args.model, 1.0)
     capacity, vocab_size = measure_capacity(folder, extra, scale, args.quick)
     say(f"the bare engine's capacity: {capacity:.2f} requests/s")
@@ -185,6 +182,7 @@ def main() -> None:
         "capacity_requests_per_s": capacity,
         "ttft_limit_ms": args.ttft_limit_ms,
         "itl_limit_ms": args.itl_limit_ms,
+        "requests_per_rate": args.requests,
         "results": results,
     }
     finish(rounded(report), args.output)
@@ -199,8 +197,9 @@ def _lengths(scale: float) -> list[tuple[int, int]]:
     ]
 
 
-def _all_at_once(scale: float, vocab_size: int) -> list[Arrival]:
-    return draw_arrivals(1.0, _lengths(scale), vocab_size, seconds=1e9, most=50, seed=-1)
+def _warm_up(vocab_size: int) -> list[Arrival]:
+    """Two short requests whose prompts no other request has."""
+    return draw_arrivals(1e6, [(16, 4)], vocab_size, count=2, seed=WARM_UP_SEED)
 
 
 def _between(percentiles: dict[str, float | None]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.quantized_weight import QuantizedWeight
+from paged_backend.kernels.tensors import describe
 
 Route = Literal["auto", "float32", "int16", "int8"]
 """The arithmetic of quantised weights. "float32" multiplies the weights' float32 values. "int16" and "int8" round each
@@ -107,14 +108,13 @@ def _pack(
     if route not in ("auto", "float32"):
         raise KernelError(f"route {route} is for quantised weights only.")
     if weight.dtype not in WEIGHT_DTYPES or weight.dim() != 2 or weight.device.type != "cpu" or 0 in weight.shape:
-        raise KernelError(f"weight must be float [N, K] on the CPU, neither of them 0, got {_describe(weight)}.")
+        got = f"{describe(weight)} on {weight.device.type}"
+        raise KernelError(f"weight must be float [N, K] on the CPU, neither of them 0, got {got}.")
     return _cpu.pack_linear(runtime, weight.detach(), bias=bias, gated=gated)
 
 
 def _check_floats(name: str, tensor: Tensor, dims: int = 2) -> None:
     if tensor.dtype != torch.float32 or tensor.dim() != dims or tensor.device.type != "cpu":
-        raise KernelError(f"{name} must be float32 with {dims} dimensions on the CPU, got {_describe(tensor)}.")
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device.type}"
+        raise KernelError(
+            f"{name} must be float32 with {dims} dimensions on the CPU, got {describe(tensor)} on {tensor.device.type}."
+        )

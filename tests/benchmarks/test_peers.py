@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from benchmarks.models import SHAPES
 from benchmarks.peers.candidates import BEST, RUNNERS, SWEEP, Candidate
 from benchmarks.peers.compare import Difference, first_differences
-from benchmarks.peers.contract import Job, read_outcome
+from benchmarks.peers.contract import Job, Outcome, read_outcome
 from benchmarks.workloads import FIRST_PLAIN_ID, BenchRequest, load_workload
 
 RUNNERS_FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "peers" / "runners"
@@ -60,3 +62,45 @@ def test_every_candidate_has_a_runner_and_a_name_of_its_own(candidates: tuple[Ca
     labels = [candidate.label for candidate in candidates]
     assert len(set(labels)) == len(labels)
     assert all((RUNNERS_FOLDER / f"{RUNNERS[candidate.engine]}.py").is_file() for candidate in candidates)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        ([], "docs/benchmarks/peers.json"),
+        (["--limit", "4"], "build/bench/peers.json"),
+        (["--sweep"], "build/bench/peers-sweep.json"),
+    ],
+)
+def test_only_whole_results_are_kept_in_docs(
+    arguments: list[str], output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = import_module("benchmarks.peers.__main__")
+    monkeypatch.setattr(sys, "argv", ["peers", *arguments])
+    args = peers._arguments()
+    assert args.output == peers.ROOT / output and args.chart == args.output.with_suffix(".png")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_failed_peer_is_a_failure(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = import_module("benchmarks.peers.__main__")
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 1000}))
+
+    def run(bench: object, candidate: Candidate) -> Outcome:
+        if fails and candidate.engine != peers.OURS:
+            raise RuntimeError("it is not installed")
+        return Outcome(2.0, [], 2.0, {})
+
+    monkeypatch.setattr(peers.Bench, "_run", run)
+    monkeypatch.setattr(peers, "_compare", lambda bench, entries: {})
+    monkeypatch.setattr(peers, "_draw", lambda report, file: None)
+    output = tmp_path / "peers.json"
+    only = ["--only", "int8 weights", "Q8_0"]
+    monkeypatch.setattr(sys, "argv", ["peers", "--model", str(tmp_path), "--output", str(output), *only])
+    if fails:
+        with pytest.raises(SystemExit, match="llama"):
+            peers.main()
+    else:
+        peers.main()
+    report = json.loads(output.read_text())
+    assert [result["engine"] for result in report["results"] if result["error"]] == ["llama.cpp server"] * fails
