@@ -107,8 +107,9 @@ def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
         _require(name, "be a list or a tuple", isinstance(getattr(batch, name), (list, tuple)))
     for name in ("temperatures", "top_p", "min_p"):
         _require(name, "hold numbers", all(isinstance(number, (int, float)) for number in getattr(batch, name)))
-    for name in ("positions", "top_k", "num_logprobs"):
-        _require(name, "hold integers of 64 bits", all(map(_is_word, getattr(batch, name))))
+    for name in ("top_k", "num_logprobs"):
+        _require(name, "hold integers", all(isinstance(number, int) for number in getattr(batch, name)))
+    _require("positions", "hold integers of 64 bits", all(map(_is_word, batch.positions)))
     draws = any(batch.temperatures)
     for name in ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs"):
         length = len(getattr(batch, name))
