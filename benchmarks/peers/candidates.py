@@ -107,6 +107,7 @@ BEST: Final = (
     openvino_float32(),
     openvino("int8"),
     openvino("int8", max_num_batched_tokens=2048),
+    openvino("int8", properties={"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"}),
     openvino("int4"),
     llama_float32(slots=48),
     llama("bf16", slots=48),
