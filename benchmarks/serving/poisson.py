@@ -1,6 +1,6 @@
 """Requests that arrive by chance: latencies and goodput of both hosts at several rates.
 
-    python -m benchmarks.serving.poisson [--model smollm2-135m] [--precision int8] [--load 0.25 0.5 0.75 0.9]
+    python -m benchmarks.serving.poisson [--model smollm2-135m] [--precision int8] [--load 0.3 0.6 0.9]
         [--requests 120] [--output FILE]
 
 Arrivals are a Poisson process, the same for every host: first the bare engine's capacity is measured (requests a second
@@ -158,7 +158,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     add_engine_arguments(parser)
     parser.add_argument("--hosts", nargs="+", default=list(HOSTS), choices=HOSTS)
-    parser.add_argument("--load", type=float, nargs="+", default=[0.25, 0.5, 0.75, 0.9], help="fractions of capacity")
+    parser.add_argument("--load", type=float, nargs="+", default=[0.3, 0.6, 0.9], help="fractions of capacity")
     parser.add_argument("--requests", type=int, default=120, help="for each rate (default 120)")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for a request (default 120)")
     parser.add_argument("--ttft-limit-ms", type=float, default=1000.0, help="for goodput (default 1000)")
