@@ -44,7 +44,12 @@ class EngineCore:
         self._executor = executor
         self._tokenizer = tokenizer
         self._metrics = metrics
-        self._kv = KVCacheManager(executor.num_blocks, executor.block_size, config.cache.enable_prefix_caching)
+        self._kv = KVCacheManager(
+            executor.num_blocks,
+            executor.block_size,
+            config.cache.enable_prefix_caching,
+            groups=executor.layer_groups,
+        )
         self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids)
         self._seed = config.model.seed
         self._requests: dict[str, RequestState] = {}
