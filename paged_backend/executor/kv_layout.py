@@ -47,7 +47,7 @@ def plan_layout(
     max_chunk = min(max_model_len, max_num_batched_tokens)
     kinds: dict[LayerGroup, list[int]] = {}
     for layer, window in enumerate(sliding_windows):
-        kind = LayerGroup(window if window < max_model_len else 0, block_size, max_chunk)
+        kind = LayerGroup(max(window, 2) if 0 < window < max_model_len else 0, block_size, max_chunk)
         kinds.setdefault(kind, []).append(layer)
     num_lanes = _num_lanes({kind: len(layers) for kind, layers in kinds.items()}, max_model_len)
     groups: list[LayerGroup] = []

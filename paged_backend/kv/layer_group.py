@@ -13,7 +13,8 @@ class LayerGroup:
     """What a group of layers needs of a sequence.
 
     Attributes:
-        window: tokens that a position sees, itself included; 0 means all.
+        window: tokens that a position sees, itself included, at least 2; 0 means all. (With one, a prefix that ends with
+            a block would need no block at all, and whatever is asked for would be found.)
         block_size: tokens in a block.
         max_chunk: most tokens of a sequence that one step computes.
     """
@@ -21,6 +22,9 @@ class LayerGroup:
     window: int
     block_size: int
     max_chunk: int
+
+    def __post_init__(self) -> None:
+        assert self.window != 1 and min(self.window + 1, self.block_size, self.max_chunk) >= 1, self
 
     def first_block(self, position: int) -> int:
         """The first block that this position, or one after it, sees."""

@@ -6,11 +6,14 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from paged_backend.kv.block_pool import BlockPool
 from paged_backend.kv.block_table import BlockTable
 from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
 from paged_backend.kv.prefix_index import PrefixIndex, group_suffixes, pack_tokens
+
+BlockState = Literal["free", "cached", "owned"]
 
 _UNBOUNDED = 2**40
 """Tokens that no sequence has."""
@@ -270,6 +273,14 @@ class KVCacheManager:
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
         )
+
+    def block_states(self) -> list[BlockState]:
+        """Of each block, whether it is held ("owned"), else whether a prefix can find it ("cached"). Looks at all."""
+        indexed = () if self.index is None else self.index
+        return [
+            "owned" if count else "cached" if block in indexed else "free"
+            for block, count in enumerate(self.pool.ref_counts)
+        ]
 
     def num_empty_slots(self) -> int:
         """Slots of used blocks that hold no computed token: the cache's waste. Looks at every table."""
