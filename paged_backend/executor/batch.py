@@ -21,9 +21,9 @@ _WIDTH_STEP = 8
 class BatchInputs:
     """Makes each step's inputs, and keeps the block tables of the sequences in between.
 
-    Row s of each group's tables is sequence s of the latest plan. While a sequence stays, its row is read again only where a
-    token needs a block that is not in it yet, or blocks were copied. The tensors that `build` gives are lent until the
-    next `build`.
+    Row s of each group's tables is sequence s of the latest plan. While a sequence stays, its row is read again only
+    where a token needs a block that is not in it yet, or blocks were copied. The tensors that `build` gives are lent
+    until the next `build`.
 
     Args:
         block_size: tokens in a block.

@@ -13,7 +13,7 @@ _BEARABLE_WASTE = 1.1
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """Every layer's place in the pool. All groups take their blocks out of the same one, so all blocks are equally large.
+    """Every layer's place in the pool. All groups take their blocks out of the same one, so blocks are equally large.
 
     Attributes:
         groups: what each group of layers needs of a sequence.

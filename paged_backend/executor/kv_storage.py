@@ -112,7 +112,9 @@ def num_cache_blocks(
     else:
         bound = int(free_memory_bytes() * cache.gpu_memory_utilization)
         name = "gpu_memory_utilization of free memory"
-    num_blocks = min(bound // bytes_per_block, needed * config.scheduler.max_num_seqs)
+    # What falls out of windows may stay for prefixes to find.
+    filled = len(layout.groups) * -(-max_model_len // block_size) * config.scheduler.max_num_seqs
+    num_blocks = min(bound // bytes_per_block, filled)
     if num_blocks < needed:
         has, wants = bound / _MIB, needed * bytes_per_block / _MIB
         raise ConfigError(

@@ -13,8 +13,8 @@ class LayerGroup:
     """What a group of layers needs of a sequence.
 
     Attributes:
-        window: tokens that a position sees, itself included, at least 2; 0 means all. (With one, a prefix that ends with
-            a block would need no block at all, and whatever is asked for would be found.)
+        window: tokens that a position sees, itself included, at least 2; 0 means all. (With one, a prefix that ends
+            with a block would need no block at all, and whatever is asked for would be found.)
         block_size: tokens in a block.
         max_chunk: most tokens of a sequence that one step computes.
     """

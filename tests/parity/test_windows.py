@@ -1,4 +1,4 @@
-"""Models with sliding windows, far past them: transformers' tokens, in any chunks, from any prefix, in little memory."""
+"""Models with sliding windows, far past them: transformers' tokens, in any chunks, from any prefix, in few blocks."""
 
 from __future__ import annotations
 
