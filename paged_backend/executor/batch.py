@@ -96,7 +96,8 @@ class BatchInputs:
             rows += [row] * (end - have)
             columns += range(have, end)
             blocks += new
-        self._tables[:, rows, columns] = np.array(blocks, np.int32).reshape(-1, num_groups).T
+        for group, tables in enumerate(self._tables):
+            tables[rows, columns] = blocks[group::num_groups]
         self._num_blocks[stale] = lengths
 
     def _rearrange(self, lines: tuple[ScheduledSequence, ...]) -> None:

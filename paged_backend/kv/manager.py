@@ -76,7 +76,8 @@ class KVCacheManager:
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
         self._suffixes = group_suffixes(len(self.groups))
-        self._windowed = [place for place in enumerate(self.groups) if place[1].window]
+        self._full = [g for g, group in enumerate(self.groups) if not group.window]
+        self._windowed = [(g, group) for g, group in enumerate(self.groups) if group.window]
         self._tables: dict[BlockTable, None] = {}
         self._copies: dict[int, int] = {}
         self._copy_sources: set[int] = set()
@@ -107,33 +108,29 @@ class KVCacheManager:
         end; of what lies before that it gets NO_BLOCK. At least one token is left to compute, so that there are logits
         to sample from. Takes nothing and reorders nothing; only the digests of the table's own tokens are remembered.
         """
-        index = self.index
-        if index is None:
+        if self.index is None:
             return []
-        most = (len(table.token_ids) - 1) // self.block_size
-        if len(table.digests) < most:
+        length = (len(table.token_ids) - 1) // self.block_size
+        if len(table.digests) < length:
             self._extend_digests(table)
-        groups, suffixes = self.groups, self._suffixes
-        holes = [-1] * len(groups)  # by group, the last block that is not there
-        found: list[int | None] = []
-        length = 0
-        parent = table.root
-        for i in range(most):
-            digest, packed = table.digests[i], table.packed[i]
-            blocks = [index.find(digest + suffix, parent, packed) for suffix in suffixes]
-            if None in blocks:
-                holes = [i if block is None else hole for block, hole in zip(blocks, holes, strict=True)]
-                if any(hole == i and not group.window for hole, group in zip(holes, groups, strict=True)):
-                    break
-            found += blocks
-            end = (i + 1) * self.block_size
-            if max(holes) < 0 or all(hole < group.first_block(end) for hole, group in zip(holes, groups, strict=True)):
-                length = i + 1
-            parent = digest
-        prefix = [NO_BLOCK if block is None else block for block in found[: length * len(groups)]]
-        for g, group in self._windowed:
-            num_unseen = group.first_block(length * self.block_size)
-            prefix[g : num_unseen * len(groups) : len(groups)] = [NO_BLOCK] * num_unseen
+        found: dict[int, list[int]] = {}
+        for g in self._full:
+            found[g] = self._find(table, g, length)
+            length = len(found[g])
+        for g, _ in self._windowed:
+            found[g] = self._find(table, g, length)
+        holes = [0]
+        while length and holes:
+            end = length * self.block_size
+            seen = [(found[g], range(group.first_block(end), length)) for g, group in self._windowed]
+            holes = [i for blocks, places in seen for i in places if blocks[i] == NO_BLOCK]
+            # What sees a hole from here sees it from wherever this prefix is cut after it.
+            length = min(holes, default=length)
+        num_groups = len(self.groups)
+        prefix = [NO_BLOCK] * (length * num_groups)
+        for g, group in enumerate(self.groups):
+            first = group.first_block(length * self.block_size)
+            prefix[first * num_groups + g :: num_groups] = found[g][first:length]
         return prefix
 
     def missing_to_start(self, prefix: list[int], num_tokens: int) -> int:
@@ -336,6 +333,21 @@ class KVCacheManager:
             key, place = self.index.key_of(block), i // num_groups
             right = key is None or (place < num_full and key == table.digests[place] + self._suffixes[i % num_groups])
             assert right, "a block is wrongly indexed"
+
+    def _find(self, table: BlockTable, g: int, most: int) -> list[int]:
+        """A group's first blocks, at most so many: up to one that is not there, or with a window all, with holes."""
+        assert self.index is not None
+        found: list[int] = []
+        suffix, parent = self._suffixes[g], table.root
+        for digest, packed in zip(table.digests[:most], table.packed, strict=False):
+            block = self.index.find(digest + suffix, parent, packed)
+            if block is None:
+                if not self.groups[g].window:
+                    break
+                block = NO_BLOCK
+            found.append(block)
+            parent = digest
+        return found
 
     def _give_back(self, table: BlockTable, g: int, end: int) -> None:
         """Gives back a group's blocks before the table's block `end`, those first that its window left last."""
