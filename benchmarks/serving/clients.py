@@ -217,7 +217,7 @@ class _Exchange(asyncio.Protocol):
         for came_s, data in self._pieces:
             size += len(data)
             ends.append((size, came_s))
-        chunks = []
+        chunks: list[tuple[float, bytes]] = []
         piece = 0
         while True:
             line_end = raw.index(b"\r\n", position)
