@@ -17,6 +17,7 @@
 #include "linear.h"
 #include "machine_limits.h"
 #include "runtime.h"
+#include "whole_numbers.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -94,7 +95,7 @@ std::unique_ptr<PackedLinear> pack_quantized(Runtime& runtime, const Int8Matrix&
     const int64_t num_inputs = static_cast<int64_t>(values.shape(1));
     require(group_size >= 1 && group_size <= num_inputs,
             "group_size must be in 1.." + std::to_string(num_inputs) + ", got " + std::to_string(group_size) + ".");
-    const int64_t num_groups = (num_inputs + group_size - 1) / group_size;
+    const int64_t num_groups = divide_up(num_inputs, group_size);
     require(scales.shape(0) == values.shape(0) && static_cast<int64_t>(scales.shape(1)) == num_groups,
             "scales must be [" + std::to_string(values.shape(0)) + ", " + std::to_string(num_groups) + "], got [" +
                 std::to_string(scales.shape(0)) + ", " + std::to_string(scales.shape(1)) + "].");
