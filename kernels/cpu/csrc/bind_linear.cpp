@@ -173,6 +173,7 @@ nb::dict limits(Runtime& runtime, double seconds) {
     result["int8_ops"] = measured.int8_ops;
     result["int16_ops"] = measured.int16_ops;
     result["memory_bytes"] = measured.memory_bytes;
+    result["memory_mean_bytes"] = measured.memory_mean_bytes;
     result["l3_bytes"] = measured.l3_bytes;
     result["l2_bytes"] = measured.l2_bytes;
     return result;
