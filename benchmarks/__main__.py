@@ -60,7 +60,9 @@ ENTRIES: Final[dict[str, Entry]] = {
         (*_SMALL, "--precision", "bf16", "--streams", "32", "--max-tokens", "64", "--openai-rounds", "1"),
     ),
     "serving/poisson": Entry("serving.poisson", timeout_s=1800.0),
-    "serving/poisson-135m": Entry("serving.poisson", (*_SMALL, "--precision", "int8", "--requests", "60"), timeout_s=1800.0),
+    "serving/poisson-135m": Entry(
+        "serving.poisson", (*_SMALL, "--precision", "int8", "--requests", "60"), timeout_s=1800.0
+    ),
     "disturbed": Entry("disturbed", (*_SMALL, "--precision", "bf16")),
     "accuracy": Entry("accuracy"),
 }
