@@ -108,7 +108,7 @@ sanitize: install ## the tests of the C++ kernels under AddressSanitizer and UBS
 	    PYTHONPATH=$$($(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	    $(abspath $(BIN))/python -S -m pytest -p no:cacheprovider --capture=sys -m "not slow" $(SANITY_TESTS) $(ARGS)
 
-bench: install ## the benchmarks, about an hour, into docs/benchmarks (ARGS=--quick: minutes)
+bench: install ## the benchmarks, half an hour, into docs/benchmarks (ARGS=--quick: minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # The peers live in an environment of their own, and optimum-intel, which wants another transformers, in one inside it.
