@@ -119,13 +119,13 @@ class KVCacheManager:
             length = len(found[g])
         for g, _ in self._windowed:
             found[g] = self._find(table, g, length)
-        holes = [0]
-        while length and holes:
+        while length:
             end = length * self.block_size
             seen = [(found[g], range(group.first_block(end), length)) for g, group in self._windowed]
             holes = [i for blocks, places in seen for i in places if blocks[i] == NO_BLOCK]
-            # What sees a hole from here sees it from wherever this prefix is cut after it.
-            length = min(holes, default=length)
+            if not holes:
+                break
+            length = min(holes)  # who sees a hole from here sees it from wherever the prefix is cut after it
         num_groups = len(self.groups)
         prefix = [NO_BLOCK] * (length * num_groups)
         for g, group in enumerate(self.groups):
@@ -356,6 +356,7 @@ class KVCacheManager:
             block = block_ids[i]
             if block == NO_BLOCK:
                 break
+            assert not self._copies, "a step's copies were not taken"
             block_ids[i] = NO_BLOCK
             if self.pool.drop(block):
                 self._retire(block)
