@@ -9,6 +9,8 @@ import torch
 
 from paged_backend.config import EngineConfig
 from paged_backend.executor.kv_storage import KVStorage, cache_dtype, num_cache_blocks
+from paged_backend.executor.kv_transfer import KVTransfer
+from paged_backend.executor.offload import open_transfer
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.cores import usable_cores
 from paged_backend.kernels.interface import OperationChoice
@@ -29,6 +31,7 @@ class Executor:
         eos_token_ids: what ends a text, by the model's own files.
         model_folder: where these are.
         kernel_report: for each operation, what computes it and why.
+        transfer: the tiers below the pool; None without any.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -55,10 +58,14 @@ class Executor:
         self.num_blocks: int = num_cache_blocks(config, model.architecture, model.max_model_len, dtype)
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
         storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype)
-        self._runner: Runner | None = Runner(model.decoder, storage, kernels, self.block_size)
+        self.transfer: KVTransfer | None = open_transfer(config, model, storage, kernels.report)
+        self._runner: Runner | None = Runner(model.decoder, storage, kernels, self.block_size, self.transfer)
 
     def close(self) -> None:
         """Gives up the model and the cache. `run` must not be called any more."""
+        if self.transfer is not None:
+            self.transfer.close()
+            self.transfer = None
         self._runner = None
 
     def run(self, plan: StepPlan) -> StepResult:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paged_backend.kv.host_tier import SwappedBlocks
+from paged_backend.kv.prefix_index import BlockKey
+
 
 class BlockTable:
     """Which blocks hold a sequence's positions, and how far they are computed.
@@ -22,6 +25,7 @@ class BlockTable:
         packed: those blocks' tokens as bytes.
         num_indexed: leading blocks that were offered to the index.
         active: whether the table may hold blocks (between `start` and `free`).
+        swapped: its blocks in host memory, between a preemption that swapped them out and the next `start`.
     """
 
     __slots__ = (
@@ -33,6 +37,7 @@ class BlockTable:
         "num_writable",
         "packed",
         "root",
+        "swapped",
         "token_ids",
     )
 
@@ -46,3 +51,8 @@ class BlockTable:
         self.packed: list[bytes] = []
         self.num_indexed = 0
         self.active = False
+        self.swapped: SwappedBlocks | None = None
+
+    def key(self, i: int) -> BlockKey:
+        """What its i-th block is found by, once it is full; its digest must be known."""
+        return BlockKey(self.digests[i], self.digests[i - 1] if i else self.root, self.packed[i])

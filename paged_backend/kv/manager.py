@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from paged_backend.kv.block_pool import BlockPool
 from paged_backend.kv.block_table import BlockTable
-from paged_backend.kv.prefix_index import PrefixIndex, pack_tokens
+from paged_backend.kv.host_tier import NO_TRANSFERS, Transfers
+from paged_backend.kv.offload import OffloadManager, OffloadStats
+from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, new_hash_key, pack_tokens
+
+_NO_OFFLOAD = OffloadStats()
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,8 @@ class CacheStats:
         num_blocks, num_used_blocks, num_free_blocks: used ones have a holder; free ones may still be found
             again.
         num_indexed_blocks: blocks, held or free, that a prefix can hit.
-        prefix_queries, prefix_hits: tokens looked up on admission, and those of them found.
+        prefix_queries, prefix_hits: tokens looked up on admission, and those of them found in the pool.
+        offload: of the host tier; all zero without one.
     """
 
     num_blocks: int
@@ -28,6 +33,7 @@ class CacheStats:
     num_indexed_blocks: int
     prefix_queries: int
     prefix_hits: int
+    offload: OffloadStats = _NO_OFFLOAD
 
 
 class KVCacheManager:
@@ -35,13 +41,15 @@ class KVCacheManager:
 
     A sequence's life: `new_table`, then `cached_prefix` and `start`, then per step `allocate` and `commit`,
     then `free`. Between `free` and the next `start` (a preemption) the table keeps its digests and holds no
-    block.
+    block; where `swap_out` came in place of `free`, its blocks' content waits in host memory.
 
     Args:
         num_blocks: blocks in the pool.
         block_size: tokens in a block.
         enable_prefix_caching: whether full blocks are indexed and found again.
         key: the hash key of the prefix index; None draws a random one.
+        num_host_slots: blocks that the host tier holds; 0 for none. It takes in what the pool forgets.
+        keeps_on_disk: whether blocks worth it are offered to a tier on disk (`Transfers.saves`); needs a host tier.
     """
 
     def __init__(
@@ -51,11 +59,17 @@ class KVCacheManager:
         enable_prefix_caching: bool = True,
         *,
         key: bytes | None = None,
+        num_host_slots: int = 0,
+        keeps_on_disk: bool = False,
     ) -> None:
+        key = key or new_hash_key()
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
+        self.offload: OffloadManager | None = None
+        if num_host_slots:
+            self.offload = OffloadManager(self.index, block_size, num_host_slots, key, keeps_on_disk)
         self._tables: dict[BlockTable, None] = {}
         self._copies: dict[int, int] = {}
         self._copy_sources: set[int] = set()
@@ -110,6 +124,9 @@ class KVCacheManager:
     def start(self, table: BlockTable, prefix: list[int], *, count: bool = True) -> None:
         """Gives a table its cached prefix, which must come from `cached_prefix` with nothing changed since.
 
+        What host memory has of the tokens after it, or all that was swapped out, comes back in this step, into
+        blocks that `missing_to_start` has counted.
+
         Args:
             count: whether the look-up counts in the statistics (a resumed sequence finding itself does not).
         """
@@ -124,6 +141,8 @@ class KVCacheManager:
         if count and self.index is not None:
             self._prefix_queries += len(table.token_ids)
             self._prefix_hits += table.num_computed
+        if self.offload is not None:
+            self.offload.start(table, self._allocate_block, count)
 
     def allocate(self, table: BlockTable, num_tokens: int) -> bool:
         """Makes room for positions up to `num_tokens`, all of it or, returning False, none.
@@ -167,6 +186,15 @@ class KVCacheManager:
         self._copy_sources = set()
         return copies
 
+    def take_transfers(self) -> Transfers:
+        """Ends a step's planning: what it must move before anything else; `settle_transfers` must follow."""
+        return NO_TRANSFERS if self.offload is None else self.offload.host.take()
+
+    def settle_transfers(self, done: bool) -> None:
+        """Ends a step. Where it failed, sequences that it was to swap out must be computed again."""
+        if self.offload is not None:
+            self.offload.settle(done)
+
     def commit(self, table: BlockTable, num_computed: int) -> None:
         """Records that K/V are in the cache up to `num_computed`, and indexes the blocks that this filled.
 
@@ -202,11 +230,15 @@ class KVCacheManager:
     def free(self, table: BlockTable) -> None:
         """Gives all blocks of a table back, the tail first, to be evicted before what it hangs on."""
         if not table.active:
+            if table.swapped is not None and self.offload is not None:
+                self.offload.drop(table)
             return
         for block in reversed(table.block_ids):
             if self.pool.drop(block):
                 if self._copies:
                     self._copies.pop(block, None)
+                if self.offload is not None:
+                    self.offload.host.cancel_load(block)
                 if block not in self._copy_sources:
                     self._retire(block)
         table.block_ids = []
@@ -214,6 +246,38 @@ class KVCacheManager:
         table.num_indexed = 0
         table.active = False
         del self._tables[table]
+
+    def swap_out(self, table: BlockTable) -> bool:
+        """`free`, but the content goes to host memory until the next `start`; False, and no change, without room."""
+        if self.offload is None:
+            return False
+        # A copy that was planned has not been made: its content is still where it comes from.
+        blocks = [self._copies.get(block, block) for block in table.block_ids[: self.blocks_for(table.num_computed)]]
+        swapped = self.offload.swap_out(table, blocks)
+        if swapped is None:
+            return False
+        self.free(table)
+        table.swapped = swapped
+        return True
+
+    def missing_prefix(self, token_ids: Sequence[int], salt: str | None = None) -> Iterator[BlockKey]:
+        """The first full block of a new sequence's tokens that neither the pool nor host memory has, and all after it:
+        what a tier on disk may know."""
+        if self.offload is None or self.index is None:
+            return iter(())
+        table = self.new_table(token_ids, salt)
+        num_found = len(self.cached_prefix(table))
+        self._extend_digests(table)
+        return self.offload.missing(table, num_found)
+
+    def indexed_blocks(self) -> list[tuple[int, BlockKey]]:
+        """All blocks that can be found, those first that would be kept longest."""
+        if self.index is None:
+            return []
+        free = self.pool.free_blocks()
+        held = [block for block, count in enumerate(self.pool.ref_counts) if count]
+        keys = [(block, self.index.key_of(block)) for block in (*held, *reversed(free))]
+        return [(block, key) for block, key in keys if key is not None]
 
     def stats(self) -> CacheStats:
         """A snapshot, in constant time."""
@@ -224,6 +288,7 @@ class KVCacheManager:
             num_indexed_blocks=0 if self.index is None else len(self.index),
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
+            offload=_NO_OFFLOAD if self.offload is None else self.offload.stats(),
         )
 
     def num_empty_slots(self) -> int:
@@ -257,6 +322,8 @@ class KVCacheManager:
         assert sorted(free) == unheld, "the free queue is not the set of blocks without holders"
         if self.index is not None:
             self.index.check_invariants()
+        if self.offload is not None:
+            self.offload.check_invariants()
 
     def _check_digests(self, table: BlockTable) -> None:
         if self.index is None:
@@ -271,6 +338,8 @@ class KVCacheManager:
     def _allocate_block(self) -> int:
         block = self.pool.allocate()
         if self.index is not None:
+            if self.offload is not None:
+                self.offload.evict(block)
             self.index.remove(block)
         return block
 

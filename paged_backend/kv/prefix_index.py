@@ -6,9 +6,19 @@ import hashlib
 import secrets
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 _DIGEST_BYTES = 16
-_KEY_BYTES = 32
+HASH_KEY_BYTES = 32
+"""Of an index's key."""
+
+
+class BlockKey(NamedTuple):
+    """What a full block is found by, and confirmed by: its digest, its parent's, and its tokens, packed."""
+
+    digest: bytes
+    parent: bytes
+    tokens: bytes
 
 
 IndexEntry = tuple[int, bytes, bytes]
@@ -18,8 +28,8 @@ IndexEntry = tuple[int, bytes, bytes]
 class PrefixIndex:
     """A keyed hash chain: a block's digest covers the salt, all tokens before it, and its own.
 
-    The key is random per process, so nobody can build two prompts whose digests collide, and a hit is
-    confirmed by comparing parent and tokens all the same: a collision costs a miss, never a wrong answer.
+    The key is random, per process or per folder on disk, so nobody can build two prompts whose digests collide, and
+    a hit is confirmed by comparing parent and tokens all the same: a collision costs a miss, never a wrong answer.
     Requests find each other's blocks only under the same salt; None is the scope that all requests without a
     salt share.
     """
@@ -27,7 +37,7 @@ class PrefixIndex:
     __slots__ = ("_digest_of", "_entries", "_keyed")
 
     def __init__(self, *, key: bytes | None = None) -> None:
-        key = secrets.token_bytes(_KEY_BYTES) if key is None else key
+        key = new_hash_key() if key is None else key
         self._keyed = hashlib.blake2b(key=key, digest_size=_DIGEST_BYTES)
         self._entries: dict[bytes, IndexEntry] = {}
         self._digest_of: dict[int, bytes] = {}
@@ -75,6 +85,11 @@ class PrefixIndex:
         """The digest under which a block is indexed, or None."""
         return self._digest_of.get(block)
 
+    def key_of(self, block: int) -> BlockKey | None:
+        """What an indexed block is found by, or None."""
+        digest = self._digest_of.get(block)
+        return None if digest is None else BlockKey(digest, *self._entries[digest][1:])
+
     def check_invariants(self) -> None:
         """Asserts that both directions of the index agree. For tests."""
         assert len(self._entries) == len(self._digest_of)
@@ -82,6 +97,11 @@ class PrefixIndex:
             indexed, parent, tokens = self._entries[digest]
             assert indexed == block
             assert self.digest(parent, tokens) == digest
+
+
+def new_hash_key() -> bytes:
+    """A random key for an index."""
+    return secrets.token_bytes(HASH_KEY_BYTES)
 
 
 def pack_tokens(token_ids: Sequence[int]) -> bytes:
