@@ -72,6 +72,7 @@ class EmptyExecutor:
     max_model_len = 8192
     block_size = BLOCK_SIZE
     eos_token_ids = frozenset({2})
+    transfer = None
 
     def __init__(self, num_seqs: int, num_tokens: int, vocab_size: int, clocks: Clocks) -> None:
         self.num_blocks = num_seqs * -(-num_tokens // BLOCK_SIZE)

@@ -24,6 +24,7 @@ class FakeExecutor:
     num_blocks = 64
     block_size = 4
     eos_token_ids = frozenset({EOS})
+    transfer = None
 
     def __init__(self) -> None:
         self.plans: list[StepPlan] = []

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from paged_backend.kv.host_tier import Transfers
+from paged_backend.kv.prefix_index import BlockKey
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, StepPlan, StepResult
 
@@ -72,13 +74,18 @@ class SimulatedExecutor:
         known: tells what a sequence's tokens must be, by its id.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, known: Callable[[int], Known]) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, known: Callable[[int], Known], num_host_slots: int = 0
+    ) -> None:
         self.block_size = block_size
         self.known = known
         self.cells: list[list[Cell]] = [[GARBAGE] * block_size for _ in range(num_blocks)]
+        self.slots: list[list[Cell]] = [[GARBAGE] * block_size for _ in range(num_host_slots)]
+        self.disk: dict[BlockKey, list[Cell]] = {}
 
     def run(self, plan: StepPlan, *, undrawable: int | None = None) -> StepResult:
-        """Copies, writes all new K/V, and draws, but for one sequence that nothing can be drawn for."""
+        """Moves, copies, writes all new K/V, and draws, but for one sequence that nothing can be drawn for."""
+        self.move_blocks(plan.transfers)
         self.copy_blocks(plan.block_copies)
         self._write(plan)
         samples: list[int] = []
@@ -99,12 +106,35 @@ class SimulatedExecutor:
                 samples += self._draw(scheduled.sampling, known, digest)
         return StepResult(samples)
 
-    def break_off(self, plan: StepPlan) -> None:
-        """A step that raises half way: copies done, new slots half written, nothing drawn."""
-        self.copy_blocks(plan.block_copies)
+    def break_off(self, plan: StepPlan, *, moved: bool = True) -> None:
+        """A step that raises half way: copies done, new slots half written, nothing drawn.
+
+        Args:
+            moved: else it raised before that: what was to be swapped out is lost all the same.
+        """
+        if moved:
+            self.move_blocks(plan.transfers)
+            self.copy_blocks(plan.block_copies)
+        else:
+            for _, slot in plan.transfers.swap_outs:
+                self.slots[slot] = [GARBAGE] * self.block_size
         for scheduled in plan.sequences:
             for i in range(len(scheduled.token_ids)):
                 self._set(scheduled.block_table, scheduled.num_computed_tokens + i, GARBAGE)
+
+    def move_blocks(self, transfers: Transfers) -> None:
+        """First all that reads blocks, then what fills them, each in any order."""
+        filled = [slot for _, slot in transfers.swap_outs]
+        assert len(set(filled)) == len(filled), "a slot is filled twice"
+        loaded = [block for _, block in transfers.swap_ins]
+        assert len(set(loaded)) == len(loaded), "a block is filled twice"
+        for block, key in transfers.saves:
+            self.disk.setdefault(key, list(self.cells[block]))
+            assert self.disk[key] == self.cells[block], "a block is saved under another one's key"
+        for block, slot in reversed(transfers.swap_outs):
+            self.slots[slot] = list(self.cells[block])
+        for slot, block in reversed(transfers.swap_ins):
+            self.cells[block] = list(self.slots[slot])
 
     def copy_blocks(self, copies: tuple[tuple[int, int], ...]) -> None:
         """All copies at once; no order may matter."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,6 +28,7 @@ from paged_backend.scheduler.sequence import Sequence
 from tests.property.simulated_executor import (
     EOS,
     VOCAB_SIZE,
+    Cell,
     Known,
     SimulatedExecutor,
     extend_digest,
@@ -84,6 +86,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         spare_budget=st.integers(0, 20),
         policy=st.sampled_from(["fcfs", "priority"]),
         caching=st.booleans() | st.just(True),
+        num_host_slots=st.sampled_from([0, 0, 1, 2, 5, 30]),
+        preemption_mode=st.sampled_from(["recompute", "swap", "swap"]),
     )
     def build(
         self,
@@ -93,18 +97,33 @@ class SchedulerMachine(RuleBasedStateMachine):
         spare_budget: int,
         policy: str,
         caching: bool,
+        num_host_slots: int,
+        preemption_mode: str,
     ) -> None:
-        self.kv = KVCacheManager(num_blocks, block_size, caching, key=b"test")
+        self.caching = caching
+        self.num_host_slots = num_host_slots
+        self.kv = self.new_manager(num_blocks, block_size)
         self.config = SchedulerConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_seqs + spare_budget,
             scheduling_policy=policy,
+            preemption_mode=preemption_mode,
         )
         self.scheduler = Scheduler(self.config, self.kv, MAX_MODEL_LEN, {EOS})
-        self.executor = SimulatedExecutor(num_blocks, block_size, self.known)
+        self.executor = SimulatedExecutor(num_blocks, block_size, self.known, num_host_slots)
         self.requests: dict[str, Request] = {}
         self.by_seq_id: dict[int, Sample] = {}
         self.sequences: dict[int, Sequence] = {}
+
+    def new_manager(self, num_blocks: int, block_size: int) -> KVCacheManager:
+        return KVCacheManager(
+            num_blocks,
+            block_size,
+            self.caching,
+            key=b"test",
+            num_host_slots=self.num_host_slots,
+            keeps_on_disk=self.caching and self.num_host_slots > 0,
+        )
 
     def known(self, seq_id: int) -> Known:
         sample = self.by_seq_id[seq_id]
@@ -231,12 +250,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         sample.ended = "stop"
 
     @precondition(lambda self: self.scheduler.has_work)
-    @rule(luck=st.integers(0, 3))
-    def failing_step(self, luck: int) -> None:
+    @rule(luck=st.integers(0, 3), moved=st.booleans())
+    def failing_step(self, luck: int, moved: bool) -> None:
         if luck:  # a fault ends all that runs, so too many of them leave little to test
             return self.one_step()
         plan = self.scheduler.plan()
-        self.executor.break_off(plan)
+        self.executor.break_off(plan, moved=moved)
         hit = {self.by_seq_id[s.seq_id].request.request_id for s in plan.sequences}
         dropped = self.scheduler.fail()
         assert {sequence.request_id for sequence in dropped} == hit
@@ -257,6 +276,36 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence, token_id in sorted(zip(owners, result.token_ids, strict=True), key=lambda pair: -pair[1]):
             self.book(sequence, token_id)
 
+    @precondition(lambda self: self.kv.offload is not None and self.requests)
+    @rule(data=st.data(), num_lost=st.integers(0, 2))
+    def read_from_disk(self, data: st.DataObject, num_lost: int) -> None:
+        """What a request's prefix lacks comes from disk into host memory, but for the last few blocks."""
+        offload = self.kv.offload
+        assert offload is not None
+        request = data.draw(st.sampled_from(list(self.requests.values())), label="request")
+        missing = self.kv.missing_prefix(request.prompt, request.salt)
+        keys = list(takewhile(self.executor.disk.__contains__, missing))
+        slots = offload.reserve(len(keys))
+        self.scheduler.check_invariants()
+        keys = keys[: max(len(slots) - num_lost, 0)]
+        for slot, key in zip(slots, keys, strict=False):
+            self.executor.slots[slot] = list(self.executor.disk[key])
+        offload.fill(slots, keys)
+
+    @precondition(lambda self: not self.live())
+    @rule()
+    def restart(self) -> None:
+        """All memory is lost, and what is on disk stays."""
+        for block, key in self.kv.indexed_blocks():
+            self.executor.disk[key] = list(self.executor.cells[block])
+        disk = self.executor.disk
+        self.kv = self.new_manager(self.kv.num_blocks, self.kv.block_size)
+        self.scheduler = Scheduler(self.config, self.kv, MAX_MODEL_LEN, {EOS})
+        self.executor = SimulatedExecutor(self.kv.num_blocks, self.kv.block_size, self.known, self.num_host_slots)
+        self.executor.disk = disk
+        self.by_seq_id.clear()
+        self.sequences.clear()
+
     @precondition(lambda self: self.scheduler.has_work)
     @rule()
     def questions(self) -> None:
@@ -265,6 +314,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.kv.cached_prefix(sequence.table)
         for request in self.requests.values():
             self.kv.lookup(request.prompt, request.salt)
+            list(self.kv.missing_prefix(request.prompt, request.salt))
             self.scheduler.check_fits(len(request.prompt), request.params)
         assert before == (self.kv.pool.free_blocks(), list(self.kv.pool.ref_counts), self.kv.stats())
 
@@ -300,9 +350,20 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert len(found) <= (len(prompt) - 1) // self.kv.block_size
             cells = [cell for block in found for cell in self.executor.cells[block]]
             digest = 0
+            cells += self.offloaded_cells(request, len(found))
             for position, cell in enumerate(cells):
                 digest = extend_digest(digest, prompt[position])
                 assert cell == (request.salt, position, digest)
+
+    def offloaded_cells(self, request: Request, num_found: int) -> list[Cell]:
+        """What host memory has after so many blocks of a request's prompt."""
+        offload = self.kv.offload
+        if offload is None or self.kv.index is None:
+            return []
+        table = self.kv.new_table(request.prompt, request.salt)
+        self.kv.cached_prefix(table)
+        slots = [offload.host.find(table.key(i)) for i in range(num_found, len(table.digests))]
+        return [cell for slot in takewhile(lambda slot: slot is not None, slots) for cell in self.executor.slots[slot]]
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -322,6 +383,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 if sample.ended in ("stop", "length"):
                     assert tuple(sample.output) == tokens[: len(sample.output)]
         assert self.kv.num_free_blocks == self.kv.num_blocks
+        assert self.kv.stats().offload.num_swapped == 0
         assert self.scheduler.num_running == self.scheduler.num_waiting == self.scheduler.num_requests == 0
 
 
