@@ -331,6 +331,8 @@ class Scheduler:
             assert fits, "admitted without room"
             sequence.admit()
             sequence.schedule(num_new)
+            if table.num_computed // kv.block_size > table.num_indexed:
+                sequence.quiet_below = 0  # blocks come back from host memory, and `commit` must index them
             insort(self._running, sequence, key=_ORDER)
             in_flight.append(sequence)
             budget -= num_new
