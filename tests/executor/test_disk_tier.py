@@ -79,9 +79,7 @@ def test_what_is_there_is_not_copied_again(tmp_path: Path) -> None:
     tier.close(WAIT_S)
 
 
-def test_a_slow_disk_drops_what_does_not_fit_the_queue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_disk_drops_what_does_not_fit_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_tier, "_QUEUE_BYTES", 2 * PAYLOAD_BYTES)
     file = new_file(tmp_path / "blocks")
     gate, inside, real = threading.Event(), threading.Event(), file.write

@@ -56,9 +56,7 @@ def test_evicted_blocks_come_back() -> None:
     assert table.num_computed == 12 and table.num_writable == 12
     transfers = end_step(kv, table)
     slot_of = dict(outs)
-    assert transfers.swap_ins == tuple(
-        (slot_of[old], new) for old, new in zip(blocks, table.block_ids, strict=True)
-    )
+    assert transfers.swap_ins == tuple((slot_of[old], new) for old, new in zip(blocks, table.block_ids, strict=True))
     stats = kv.stats()
     assert (stats.prefix_hits, stats.offload.queries, stats.offload.hits) == (0, 12 + 16 + 13, 12)
 
@@ -98,7 +96,7 @@ def test_host_memory_forgets_what_was_used_longest_ago() -> None:
         end_step(kv)
     assert kv.stats().offload.num_filled_slots == 2
     for first, found in ((0, 0), (100, 8)):
-        table = kv.new_table(list(range(first, first + 8)) + [0])
+        table = kv.new_table([*range(first, first + 8), 0])
         kv.cached_prefix(table)
         assert kv.offload is not None
         assert len(list(kv.missing_prefix(table.token_ids))) == (8 - found) // SIZE
