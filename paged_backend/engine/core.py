@@ -25,7 +25,7 @@ from paged_backend.scheduler.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-_FLUSH_TIMEOUT_S = 10.0
+_FLUSH_TIMEOUT_S = 5.0
 """How long a clean end may take to write the cache to disk."""
 
 _MEAN_WEIGHT = 0.1

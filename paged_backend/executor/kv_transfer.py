@@ -20,7 +20,8 @@ from paged_backend.kv.prefix_index import BlockKey
 logger = logging.getLogger(__name__)
 
 _MIB = 2**20
-_CLOSE_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 5.0
+"""How long what waits to be written may take at the end."""
 
 
 @dataclass(frozen=True, slots=True)
