@@ -88,8 +88,6 @@ class EngineCore:
         state = self._requests.get(request_id)
         if state is None:
             return []
-        if self._prefetcher is not None:
-            self._prefetcher.forget(request_id)
         for sequence in self._scheduler.abort(request_id):
             self._not_started.pop(sequence.seq_id, None)
         state.end("abort")
@@ -264,6 +262,8 @@ class EngineCore:
     def _forget(self, state: RequestState, reason: FinishReason) -> None:
         now_s = time.monotonic()
         del self._requests[state.request.request_id]
+        if self._prefetcher is not None:
+            self._prefetcher.forget(state.request.request_id)
         for sample in state.samples.values():
             sample.sequence.sample = None
         self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)

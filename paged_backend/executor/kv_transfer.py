@@ -88,7 +88,7 @@ class KVTransfer:
 
     def slot(self, slot: int) -> memoryview:
         """A slot's bytes, for a reader to fill while it is reserved."""
-        return memoryview(self._slots[slot].view(-1).numpy()).cast("B")
+        return _bytes(self._slots[slot])
 
     def stats(self) -> TransferStats:
         """A snapshot."""
@@ -115,4 +115,9 @@ class KVTransfer:
     def _bytes_of(self, block: int) -> memoryview:
         """A copy of a block's bytes."""
         copy = torch.empty(self._shape, dtype=torch.uint8).copy_(self._blocks[:, :, block])
-        return memoryview(copy.view(-1).numpy()).cast("B")
+        return _bytes(copy)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """A contiguous tensor's memory."""
+    return tensor.view(-1).numpy().data

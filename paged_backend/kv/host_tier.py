@@ -118,12 +118,14 @@ class HostTier:
             self._pool.hold(slot)
         slots: list[int] = []
         for i, block in enumerate(blocks):
-            slot = found[i] if i < len(found) else None
-            if slot is None:
-                slot = self._take_slot()
-                self._outs[slot] = block
-                if i < len(keys):
-                    self.publish(slot, keys[i])
+            known = found[i] if i < len(found) else None
+            if known is not None:
+                slots.append(known)
+                continue
+            slot = self._take_slot()
+            self._outs[slot] = block
+            if i < len(keys):
+                self.publish(slot, keys[i])
             slots.append(slot)
         return slots
 
