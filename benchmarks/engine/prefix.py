@@ -1,6 +1,6 @@
 """What a shared system prompt saves: hit rate and time to the first token, by where the prefix comes from.
 
-    python -m benchmarks.engine.prefix [--model smollm2-135m] [--precision bf16] [--requests 8] [--quick] [--output FILE]
+    python -m benchmarks.engine.prefix [--model smollm2-135m] [--precision bf16] [--requests 8] [--quick]
 
 Each request is a system prompt of 512 random tokens and a question of 32, and comes when the one before it has ended.
 `cold`: nobody has asked with this system prompt. `warm`: another question, the prefix is in the pool. `host memory`: it
