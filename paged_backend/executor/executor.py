@@ -31,6 +31,7 @@ class Executor:
         eos_token_ids: what ends a text, by the model's own files.
         model_folder: where these are.
         kernel_report: for each operation, what computes it and why.
+        num_threads: CPU threads that a step is computed on.
         transfer: the tiers below the pool; None without any.
     """
 
@@ -57,6 +58,7 @@ class Executor:
         self.block_size: int = config.cache.block_size
         self.num_blocks: int = num_cache_blocks(config, model.architecture, model.max_model_len, dtype)
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
+        self.num_threads: int = num_threads
         storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype)
         self.transfer: KVTransfer | None = open_transfer(config, model, storage, kernels.report)
         self._runner: Runner | None = Runner(model.decoder, storage, kernels, self.block_size, self.transfer)

@@ -15,7 +15,7 @@ from paged_backend.errors import ConfigError
 from paged_backend.executor.block_file import BlockFileError
 from paged_backend.executor.cache_folder import open_block_file
 from paged_backend.executor.disk_tier import DiskTier
-from paged_backend.executor.kv_storage import KVStorage
+from paged_backend.executor.kv_storage import KVStorage, cache_dtype
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.kernels.interface import OperationChoice
 from paged_backend.kv.prefix_index import pack_tokens
@@ -85,7 +85,7 @@ def _fingerprint(config: EngineConfig, model: LoadedModel, report: Mapping[str, 
         "architecture": repr(model.architecture),
         "dtype": config.model.dtype,
         "quantization": config.model.quantization,
-        "kv_cache_dtype": config.cache.kv_cache_dtype,
+        "kv_cache_dtype": cache_dtype(config),
         "block_size": config.cache.block_size,
         "kernels": {name: tuple(choice) for name, choice in sorted(report.items())},
         "versions": [__version__, torch.__version__],
