@@ -311,10 +311,14 @@ def _section(name: str, data: object, known: tuple[str, ...]) -> dict[str, Any]:
 
 def _with_absolute_folders(engine_args: Mapping[str, Any], base_folder: str | Path | None) -> dict[str, Any]:
     """A copy in which the arguments that may be folders are resolved."""
-    return {
+    resolved = {
         key: _resolve(value, base_folder) if key in _ENGINE_PATHS and isinstance(value, str) else value
         for key, value in engine_args.items()
     }
+    folder = resolved.get("kv_offloading_dir")
+    if isinstance(folder, str) and folder and base_folder is not None:  # always a folder, there or not
+        resolved["kv_offloading_dir"] = str(Path(base_folder, Path(folder).expanduser()).absolute())
+    return resolved
 
 
 def _resolve(value: str, base_folder: str | Path | None) -> str:

@@ -79,6 +79,12 @@ class CacheConfig:
         enable_prefix_caching: find full blocks again by their tokens.
         kv_cache_dtype: what keys and values are held in: "auto" (float32 on the CPU), "float32" (or "float"),
             "bfloat16", "float16" (or "half"), or "int8" (with a scale for each token's head).
+        kv_offloading_size: GiB of host memory for blocks that lose their place in the pool, found again by their
+            tokens, and for preempted sequences. None means none, or, with kv_offloading_dir, room for one sequence of
+            max_model_len.
+        kv_offloading_dir: folder that keeps full blocks on disk, so that prefixes outlive the engine; one engine at a
+            time uses it. None means none.
+        kv_offloading_disk_size: most GiB that it takes there.
     """
 
     block_size: int = 16
@@ -87,6 +93,9 @@ class CacheConfig:
     gpu_memory_utilization: float = 0.5
     enable_prefix_caching: bool = True
     kv_cache_dtype: str = "auto"
+    kv_offloading_size: float | None = None
+    kv_offloading_dir: str | None = None
+    kv_offloading_disk_size: float = 4.0
 
     def __post_init__(self) -> None:
         _check_range("block_size", self.block_size, low=1, high=1024)
@@ -95,6 +104,15 @@ class CacheConfig:
         value = self.gpu_memory_utilization
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise ConfigError(f"gpu_memory_utilization must be in (0, 1], got {value!r}.")
+        if self.kv_offloading_size is not None:
+            _check_gib("kv_offloading_size", self.kv_offloading_size)
+        _check_gib("kv_offloading_disk_size", self.kv_offloading_disk_size)
+        if self.kv_offloading_dir is not None:
+            _check_text("kv_offloading_dir", self.kv_offloading_dir)
+            if not self.enable_prefix_caching:
+                raise ConfigError(
+                    "kv_offloading_dir keeps what enable_prefix_caching finds: turn that on, or leave the folder out."
+                )
         _check_bool("enable_prefix_caching", self.enable_prefix_caching)
         object.__setattr__(self, "kv_cache_dtype", _dtype_named(self.kv_cache_dtype))
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "float32", "bfloat16", "float16", "int8"))
@@ -108,12 +126,15 @@ class SchedulerConfig:
         max_num_seqs: most sequences that run at once (a request with n samples counts n).
         max_num_batched_tokens: token budget of a step, over prompt chunks and decodes together.
         scheduling_policy: "fcfs", or "priority" (lower values first, then arrival).
+        preemption_mode: what a sequence does that had to give its blocks back: "recompute" them, "swap" them out to
+            kv_offloading_size and in again (recompute where that is full), or "auto": what measures as cheaper.
         max_num_queued_reqs: requests that may wait; one more is refused with 429. None means no bound.
     """
 
     max_num_seqs: int = 128
     max_num_batched_tokens: int = 2048
     scheduling_policy: str = "fcfs"
+    preemption_mode: str = "auto"
     max_num_queued_reqs: int | None = 1024
 
     def __post_init__(self) -> None:
@@ -121,6 +142,7 @@ class SchedulerConfig:
         _check_range("max_num_batched_tokens", self.max_num_batched_tokens, low=1)
         _check_range("max_num_queued_reqs", self.max_num_queued_reqs, low=0, optional=True)
         _check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
+        _check_choice("preemption_mode", self.preemption_mode, ("auto", "recompute", "swap"))
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
@@ -157,6 +179,13 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+
+    def __post_init__(self) -> None:
+        cache = self.cache
+        if self.scheduler.preemption_mode == "swap" and not (cache.kv_offloading_size or cache.kv_offloading_dir):
+            raise ConfigError(
+                "preemption_mode swap needs memory to swap to: give kv_offloading_size, or choose auto or recompute."
+            )
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any] | None = None, /, **kwargs: Any) -> EngineConfig:
@@ -216,6 +245,11 @@ def _dtype_named(value: Any) -> Any:
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{name} must be a string that is not empty, got {value!r}.")
+
+
+def _check_gib(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 2**20:
+        raise ConfigError(f"{name} must be a number of GiB above 0, got {value!r}.")
 
 
 def _check_bool(name: str, value: object) -> None:

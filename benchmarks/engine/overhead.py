@@ -74,6 +74,7 @@ class EmptyExecutor:
     block_size = BLOCK_SIZE
     layer_groups = (LayerGroup(0, BLOCK_SIZE, max_model_len),)
     eos_token_ids = frozenset({2})
+    transfer = None
 
     def __init__(self, num_seqs: int, num_tokens: int, vocab_size: int, clocks: Clocks) -> None:
         self.num_blocks = num_seqs * -(-num_tokens // BLOCK_SIZE)

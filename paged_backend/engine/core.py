@@ -11,6 +11,7 @@ from itertools import count, repeat
 from paged_backend.config import EngineConfig
 from paged_backend.engine.detokenizer import Finish
 from paged_backend.engine.metrics import EngineMetrics
+from paged_backend.engine.prefetcher import Prefetcher
 from paged_backend.engine.request import EngineRequest, RequestState, SampleState
 from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
 from paged_backend.engine.tokenizer import Tokenizer
@@ -24,6 +25,9 @@ from paged_backend.scheduler.scheduler import Scheduler
 from paged_backend.scheduler.sequence import Sequence
 
 logger = logging.getLogger(__name__)
+
+_FLUSH_TIMEOUT_S = 5.0
+"""How long a clean end may take to write the cache to disk."""
 
 _MEAN_WEIGHT = 0.1
 """Weight of the newest request in the running mean of request durations."""
@@ -45,12 +49,11 @@ class EngineCore:
         self._executor = executor
         self._tokenizer = tokenizer
         self._metrics = metrics
-        self._kv = KVCacheManager(
-            executor.num_blocks,
-            executor.block_size,
-            config.cache.enable_prefix_caching,
-            groups=executor.layer_groups,
-        )
+        self._transfer = executor.transfer
+        self._kv = _new_manager(config, executor)
+        self._prefetcher: Prefetcher | None = None
+        if self._transfer is not None and self._transfer.disk is not None:
+            self._prefetcher = Prefetcher(self._kv, self._transfer, self._transfer.disk)
         self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids)
         self._seed = config.model.seed
         self._requests: dict[str, RequestState] = {}
@@ -66,8 +69,8 @@ class EngineCore:
         self._scheduler.check_fits(len(request.prompt_token_ids), request.params)
 
     def has_work(self) -> bool:
-        """Whether `step` would compute something."""
-        return self._scheduler.has_work
+        """Whether `step` would do something."""
+        return self._scheduler.has_work or (self._prefetcher is not None and self._prefetcher.num_waiting > 0)
 
     def add(self, request: EngineRequest) -> None:
         """Queues a request that `check_fits` accepts, under an id that is not in use."""
@@ -75,18 +78,10 @@ class EngineCore:
         seed = params.seed if params.seed is not None else self._own_seed()
         self._num_added += 1
         state = RequestState(request, self._tokenizer)
-        sequence = self._scheduler.add(
-            request.request_id,
-            request.prompt_token_ids,
-            params,
-            seed=seed,
-            priority=request.priority,
-            salt=request.cache_salt,
-        )
+        if self._prefetcher is None or not self._prefetcher.begin(request, seed):
+            self._queue(state, seed)
         self._requests[request.request_id] = state
-        self._not_started[sequence.seq_id] = state
         self._metrics.request_prompt_tokens.observe(len(request.prompt_token_ids))
-        self._metrics.request_params_max_tokens.observe(sequence.max_tokens)
         self._metrics.request_params_n.observe(params.n)
 
     def abort(self, request_id: str) -> list[RequestState]:
@@ -102,6 +97,9 @@ class EngineCore:
 
     def step(self) -> list[RequestState]:
         """Computes one step; returns the requests that gained something or ended, for their gains to be taken."""
+        if self._prefetcher is not None:
+            for request_id, seed in self._prefetcher.take_ready(wait=not self._scheduler.has_work):
+                self._queue(self._requests[request_id], seed)
         if not self._scheduler.has_work:
             return []
         plan = self._scheduler.plan()
@@ -120,7 +118,7 @@ class EngineCore:
         cache = self._kv.stats()
         self.last_stats = EngineStats(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
+            num_waiting=self._scheduler.num_waiting + (self._prefetcher.num_waiting if self._prefetcher else 0),
             num_total_blocks=cache.num_blocks,
             num_free_blocks=cache.num_free_blocks,
             num_used_blocks=cache.num_used_blocks,
@@ -131,6 +129,13 @@ class EngineCore:
             generation_tokens=self._num_generated_tokens,
             prefix_cache_queries=cache.prefix_queries,
             prefix_cache_hits=cache.prefix_hits,
+            num_swapped=cache.offload.num_swapped,
+            num_swaps=self._scheduler.num_swaps,
+            external_prefix_cache_queries=cache.offload.queries,
+            external_prefix_cache_hits=cache.offload.hits,
+            num_host_blocks=cache.offload.num_slots,
+            num_used_host_blocks=cache.offload.num_filled_slots,
+            transfer=None if self._transfer is None else self._transfer.stats(),
         )
         return self.last_stats
 
@@ -168,9 +173,28 @@ class EngineCore:
         )
         return states
 
-    def close(self) -> None:
-        """Frees the model and the cache."""
+    def close(self, *, keep_cache: bool = True) -> None:
+        """Frees the model and the cache.
+
+        Args:
+            keep_cache: write the cache to disk first, where there is a tier for it.
+        """
+        if keep_cache and self._transfer is not None:
+            self._transfer.flush(self._kv.indexed_blocks(), _FLUSH_TIMEOUT_S)
         self._executor.close()
+
+    def _queue(self, state: RequestState, seed: int) -> None:
+        request = state.request
+        sequence = self._scheduler.add(
+            request.request_id,
+            request.prompt_token_ids,
+            request.params,
+            seed=seed,
+            priority=request.priority,
+            salt=request.cache_salt,
+        )
+        self._not_started[sequence.seq_id] = state
+        self._metrics.request_params_max_tokens.observe(sequence.max_tokens)
 
     def _own_seed(self) -> int:
         """A seed for a request that brought none: it depends on the engine's seed and the request's number."""
@@ -254,6 +278,8 @@ class EngineCore:
     def _forget(self, state: RequestState, reason: FinishReason) -> None:
         now_s = time.monotonic()
         del self._requests[state.request.request_id]
+        if self._prefetcher is not None:
+            self._prefetcher.forget(state.request.request_id)
         for sample in state.samples.values():
             sample.sequence.sample = None
         self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)
@@ -268,3 +294,17 @@ class EngineCore:
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
         self._metrics.prompt_tokens_cached.inc(state.num_cached_tokens)
         self._metrics.time_to_first_token.observe(now_s - state.times.arrival_s)
+
+
+def _new_manager(config: EngineConfig, executor: Executor) -> KVCacheManager:
+    transfer = executor.transfer
+    disk = None if transfer is None else transfer.disk
+    return KVCacheManager(
+        executor.num_blocks,
+        executor.block_size,
+        config.cache.enable_prefix_caching,
+        groups=executor.layer_groups,
+        key=None if disk is None else disk.hash_key,
+        num_host_slots=0 if transfer is None else transfer.num_slots,
+        keeps_on_disk=disk is not None,
+    )

@@ -180,7 +180,7 @@ class EngineLoop:
         self._deliver(ended)
         for request_id in list(self._streams):  # never added
             self._deliver_error(request_id, EngineUnavailableError(reason))
-        self._core.close()
+        self._core.close(keep_cache=reason is _SHUT_DOWN)
 
     def _take_inbox(self) -> bool:
         """Waits for work, applies what came in; returns False when it is time to stop."""

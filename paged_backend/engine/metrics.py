@@ -13,6 +13,8 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from paged_backend.engine.stats import EngineStats
+from paged_backend.executor.disk_tier import DiskStats
+from paged_backend.executor.kv_transfer import TransferStats
 from paged_backend.outputs import FinishReason
 
 _LABELS = ("model_name", "engine")
@@ -80,7 +82,26 @@ class EngineMetrics:
         self.kv_cache_usage_perc = self._gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.")
         self.prefix_cache_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
         self.prefix_cache_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self.external_prefix_cache_queries = self._counter(
+            "external_prefix_cache_queries", "Of these, tokens not found, looked up in host memory and on disk."
+        )
+        self.external_prefix_cache_hits = self._counter(
+            "external_prefix_cache_hits", "Of these, tokens found in host memory or on disk."
+        )
         self.num_preemptions = self._counter("num_preemptions", "Sequences that were preempted.")
+        self.num_requests_swapped = self._gauge(
+            "num_requests_swapped", "Sequences that wait with their blocks in host memory."
+        )
+        self.host_cache_usage_perc = self._gauge(
+            "kv_offload_cpu_cache_usage_perc", "Host memory for blocks in use; 1 is all of it."
+        )
+        self.store_bytes = self._counter("kv_offload_store_bytes", "Bytes of blocks copied to host memory.")
+        self.load_bytes = self._counter("kv_offload_load_bytes", "Bytes of blocks copied back from host memory.")
+        self.disk_read_bytes = self._counter("kv_offload_tiering_read_bytes", "Bytes of blocks read from disk.")
+        self.disk_write_bytes = self._counter("kv_offload_tiering_write_bytes", "Bytes of blocks written to disk.")
+        self.disk_failures = self._counter(
+            "kv_offload_tiering_failures", "Blocks that could not be read from disk or written to it."
+        )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that were prefilled.")
         self.prompt_tokens_cached = self._counter("prompt_tokens_cached", "Of these, tokens from the prefix cache.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
@@ -145,6 +166,23 @@ class EngineMetrics:
         self.prefix_cache_queries.inc(stats.prefix_cache_queries - previous.prefix_cache_queries)
         self.prefix_cache_hits.inc(stats.prefix_cache_hits - previous.prefix_cache_hits)
         self.generation_tokens.inc(stats.generation_tokens - previous.generation_tokens)
+        if stats.transfer is not None:
+            self._observe_offload(previous, stats)
+
+    def _observe_offload(self, previous: EngineStats, stats: EngineStats) -> None:
+        self.external_prefix_cache_queries.inc(
+            stats.external_prefix_cache_queries - previous.external_prefix_cache_queries
+        )
+        self.external_prefix_cache_hits.inc(stats.external_prefix_cache_hits - previous.external_prefix_cache_hits)
+        self.num_requests_swapped.set(stats.num_swapped)
+        self.host_cache_usage_perc.set(stats.num_used_host_blocks / max(stats.num_host_blocks, 1))
+        before, now = previous.transfer or TransferStats(), stats.transfer or TransferStats()
+        self.store_bytes.inc(now.stored_bytes - before.stored_bytes)
+        self.load_bytes.inc(now.loaded_bytes - before.loaded_bytes)
+        disk_before, disk = before.disk or DiskStats(), now.disk or DiskStats()
+        self.disk_read_bytes.inc(disk.read_bytes - disk_before.read_bytes)
+        self.disk_write_bytes.inc(disk.written_bytes - disk_before.written_bytes)
+        self.disk_failures.inc(disk.num_failures - disk_before.num_failures)
 
     def observe_request_end(
         self, times: RequestTimes, now_s: float, num_generated: Sequence[int], reason: FinishReason

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from paged_backend.executor.kv_transfer import TransferStats
 from paged_backend.kv.manager import BlockState
 
 
@@ -60,6 +61,12 @@ class EngineStats:
         num_used_blocks: blocks that a sequence holds.
         kv_cache_usage: used over all blocks, 0 to 1.
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked up, and found.
+        num_swapped: of those that wait, sequences whose blocks are in host memory.
+        num_swaps: preemptions that swapped blocks out; num_preemptions counts them, too.
+        external_prefix_cache_queries, external_prefix_cache_hits: prompt tokens that the pool did not have, and those
+            of them that came from host memory or disk.
+        num_host_blocks, num_used_host_blocks: that host memory holds at most, and now.
+        transfer: what was moved; None without host memory for blocks.
         heartbeat_age_s: seconds since the engine's thread last finished a step while it has work; 0 when idle.
         kv_map: every block, where it was asked for.
     """
@@ -76,6 +83,13 @@ class EngineStats:
     generation_tokens: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+    num_swapped: int = 0
+    num_swaps: int = 0
+    external_prefix_cache_queries: int = 0
+    external_prefix_cache_hits: int = 0
+    num_host_blocks: int = 0
+    num_used_host_blocks: int = 0
+    transfer: TransferStats | None = None
     draining: bool = False
     heartbeat_age_s: float = 0.0
     kv_map: KVMap | None = None

@@ -10,6 +10,8 @@ import torch
 from paged_backend.config import EngineConfig
 from paged_backend.executor.kv_layout import plan_layout
 from paged_backend.executor.kv_storage import KVStorage, cache_dtype, num_cache_blocks
+from paged_backend.executor.kv_transfer import KVTransfer
+from paged_backend.executor.offload import open_transfer
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.cores import usable_cores
 from paged_backend.kernels.interface import OperationChoice
@@ -33,6 +35,7 @@ class Executor:
         model_folder: where these are.
         kernel_report: for each operation, what computes it and why.
         num_threads: CPU threads that a step is computed on.
+        transfer: the tiers below the pool; None without any.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -67,10 +70,16 @@ class Executor:
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
         self.num_threads: int = num_threads
         storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype, layout)
-        self._runner: Runner | None = Runner(model.decoder, storage, kernels, self.block_size, len(layout.groups))
+        self.transfer: KVTransfer | None = open_transfer(config, model, storage, layout, kernels.report)
+        self._runner: Runner | None = Runner(
+            model.decoder, storage, kernels, self.block_size, len(layout.groups), self.transfer
+        )
 
     def close(self) -> None:
         """Gives up the model and the cache. `run` must not be called any more."""
+        if self.transfer is not None:
+            self.transfer.close()
+            self.transfer = None
         self._runner = None
 
     def run(self, plan: StepPlan) -> StepResult:

@@ -49,7 +49,7 @@ class KVStorage:
         # write them all.
         num_bytes = math.prod(shape)
         try:
-            pages = _lazy_pages(num_bytes)
+            pages = lazy_pages(num_bytes)
         except OSError as error:
             raise ConfigError(
                 f"The KV cache's {num_blocks} blocks need {num_bytes / _MIB:.0f} MiB, which the system does not give "
@@ -70,7 +70,7 @@ class KVStorage:
         )
 
 
-def _lazy_pages(num_bytes: int) -> mmap.mmap:
+def lazy_pages(num_bytes: int) -> mmap.mmap:
     """Zeroed memory that the system gives as it is first written, in large pages where it can: blocks lie anywhere, and
     looking up small pages costs decodes up to a third of their speed (docs/lab-log.md)."""
     private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paged_backend.kv.host_tier import SwappedBlocks
+from paged_backend.kv.layer_group import NO_BLOCK
+from paged_backend.kv.prefix_index import BlockKey
+
 
 class BlockTable:
     """Which blocks hold a sequence's positions, and how far they are computed.
@@ -24,6 +28,7 @@ class BlockTable:
         packed: those blocks' tokens as bytes.
         num_indexed: leading blocks that were offered to the index.
         active: whether the table may hold blocks (between `start` and `free`).
+        swapped: its blocks in host memory, between a preemption that swapped them out and the next `start`.
     """
 
     __slots__ = (
@@ -35,6 +40,7 @@ class BlockTable:
         "num_writable",
         "packed",
         "root",
+        "swapped",
         "token_ids",
     )
 
@@ -48,3 +54,13 @@ class BlockTable:
         self.packed: list[bytes] = []
         self.num_indexed = 0
         self.active = False
+        self.swapped: SwappedBlocks | None = None
+
+    @property
+    def num_held(self) -> int:
+        """Blocks that it holds."""
+        return len(self.block_ids) - self.block_ids.count(NO_BLOCK)
+
+    def key(self, i: int, suffix: bytes = b"") -> BlockKey:
+        """What the i-th block of the group with this suffix is found by, once it is full; its digest must be known."""
+        return BlockKey(self.digests[i] + suffix, self.digests[i - 1] if i else self.root, self.packed[i])

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from paged_backend.kv.block_pool import BlockPool
 from paged_backend.kv.block_table import BlockTable
+from paged_backend.kv.host_tier import NO_TRANSFERS, Transfers
 from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
-from paged_backend.kv.prefix_index import PrefixIndex, group_suffixes, pack_tokens
+from paged_backend.kv.offload import OffloadManager, OffloadStats
+from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, new_hash_key, pack_tokens
+from paged_backend.kv.prefix_search import PrefixSearch
 
 BlockState = Literal["free", "cached", "owned"]
+
+_NO_OFFLOAD = OffloadStats()
 
 _UNBOUNDED = 2**40
 """Tokens that no sequence has."""
@@ -27,7 +32,8 @@ class CacheStats:
         num_blocks, num_used_blocks, num_free_blocks: used ones have a holder; free ones may still be found
             again.
         num_indexed_blocks: blocks, held or free, that a prefix can hit.
-        prefix_queries, prefix_hits: tokens looked up on admission, and those of them found.
+        prefix_queries, prefix_hits: tokens looked up on admission, and those of them found in the pool.
+        offload: of the host tier; all zero without one.
     """
 
     num_blocks: int
@@ -36,6 +42,7 @@ class CacheStats:
     num_indexed_blocks: int
     prefix_queries: int
     prefix_hits: int
+    offload: OffloadStats = _NO_OFFLOAD
 
 
 class KVCacheManager:
@@ -43,7 +50,7 @@ class KVCacheManager:
 
     A sequence's life: `new_table`, then `cached_prefix` and `start`, then per step `allocate` and `commit`,
     then `free`. Between `free` and the next `start` (a preemption) the table keeps its digests and holds no
-    block.
+    block; where `swap_out` came in place of `free`, its blocks' content waits in host memory.
 
     Where layers see differently far back, each group of them has its own blocks of a sequence, all out of one pool: a
     block holds the keys and values of one group. What falls out of a group's window is given back as the sequence
@@ -55,6 +62,8 @@ class KVCacheManager:
         enable_prefix_caching: whether full blocks are indexed and found again.
         groups: of layers; None means one that sees all.
         key: the hash key of the prefix index; None draws a random one.
+        num_host_slots: blocks that the host tier holds; 0 for none. It takes in what the pool forgets.
+        keeps_on_disk: whether blocks worth it are offered to a tier on disk (`Transfers.saves`); needs a host tier.
 
     Attributes:
         max_sequence_tokens: tokens of a sequence that has the whole pool to itself.
@@ -68,16 +77,21 @@ class KVCacheManager:
         *,
         groups: Sequence[LayerGroup] | None = None,
         key: bytes | None = None,
+        num_host_slots: int = 0,
+        keeps_on_disk: bool = False,
     ) -> None:
+        key = key or new_hash_key()
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.groups = (LayerGroup(0, block_size, 1),) if groups is None else tuple(groups)
         self.max_sequence_tokens: int = bisect_right(range(_UNBOUNDED), num_blocks, key=self.most_blocks) - 1
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
-        self._suffixes = group_suffixes(len(self.groups))
-        self._full = [g for g, group in enumerate(self.groups) if not group.window]
+        self._search = PrefixSearch(self.groups, block_size)
         self._windowed = [(g, group) for g, group in enumerate(self.groups) if group.window]
+        self.offload: OffloadManager | None = None
+        if num_host_slots:
+            self.offload = OffloadManager(self.index, self._search, num_host_slots, key, keeps_on_disk)
         self._tables: dict[BlockTable, None] = {}
         self._copies: dict[int, int] = {}
         self._copy_sources: set[int] = set()
@@ -110,28 +124,9 @@ class KVCacheManager:
         """
         if self.index is None:
             return []
-        length = (len(table.token_ids) - 1) // self.block_size
-        if len(table.digests) < length:
+        if len(table.digests) < self._search.most_blocks(table):
             self._extend_digests(table)
-        found: dict[int, list[int]] = {}
-        for g in self._full:
-            found[g] = self._find(table, g, length)
-            length = len(found[g])
-        for g, _ in self._windowed:
-            found[g] = self._find(table, g, length)
-        while length:
-            end = length * self.block_size
-            seen = [(found[g], range(group.first_block(end), length)) for g, group in self._windowed]
-            holes = [i for blocks, places in seen for i in places if blocks[i] == NO_BLOCK]
-            if not holes:
-                break
-            length = min(holes)  # who sees a hole from here sees it from wherever the prefix is cut after it
-        num_groups = len(self.groups)
-        prefix = [NO_BLOCK] * (length * num_groups)
-        for g, group in enumerate(self.groups):
-            first = group.first_block(length * self.block_size)
-            prefix[first * num_groups + g :: num_groups] = found[g][first:length]
-        return prefix
+        return self._search.longest(table, self.index.find)
 
     def missing_to_start(self, prefix: list[int], num_tokens: int) -> int:
         """Free blocks that a table with this prefix takes at most to hold `num_tokens`, its own free ones too."""
@@ -146,21 +141,28 @@ class KVCacheManager:
     def start(self, table: BlockTable, prefix: list[int], *, count: bool = True) -> None:
         """Gives a table its cached prefix, which must come from `cached_prefix` with nothing changed since.
 
+        What host memory has of the tokens after it, or all that was swapped out, comes back in this step, into
+        blocks that `missing_to_start` has counted.
+
         Args:
             count: whether the look-up counts in the statistics (a resumed sequence finding itself does not).
         """
         assert not table.active
-        for block in prefix:
-            if block != NO_BLOCK:
+        num_groups = len(self.groups)
+        table.num_indexed = len(prefix) // num_groups
+        table.num_computed = table.num_indexed * self.block_size
+        table.block_ids = list(prefix) if self.offload is None else self.offload.extend(table, prefix)
+        for block in table.block_ids:
+            if block >= 0:
                 self.pool.hold(block)
-        table.block_ids = list(prefix)
-        table.num_indexed = len(prefix) // len(self.groups)
-        table.num_computed = table.num_writable = table.num_indexed * self.block_size
         table.active = True
         self._tables[table] = None
         if count and self.index is not None:
             self._prefix_queries += len(table.token_ids)
             self._prefix_hits += table.num_computed
+        if self.offload is not None:
+            self.offload.load(table, self._allocate_block, count)
+        table.num_writable = len(table.block_ids) // num_groups * self.block_size
 
     def allocate(self, table: BlockTable, num_tokens: int) -> bool:
         """Makes room for positions up to `num_tokens`, all of it or, returning False, none.
@@ -207,6 +209,15 @@ class KVCacheManager:
         self._copy_sources = set()
         return copies
 
+    def take_transfers(self) -> Transfers:
+        """Ends a step's planning: what it must move before anything else; `settle_transfers` must follow."""
+        return NO_TRANSFERS if self.offload is None else self.offload.host.take()
+
+    def settle_transfers(self, done: bool) -> None:
+        """Ends a step. Where it failed, sequences that it was to swap out must be computed again."""
+        if self.offload is not None:
+            self.offload.settle(done)
+
     def commit(self, table: BlockTable, num_computed: int) -> None:
         """Records that K/V are in the cache up to `num_computed`, indexes the blocks that this filled, and gives back
         those that no token to come sees.
@@ -221,8 +232,10 @@ class KVCacheManager:
                 self._extend_digests(table)
             for i in range(table.num_indexed, num_full):
                 parent = table.digests[i - 1] if i else table.root
-                for block, suffix in enumerate(self._suffixes, i * len(self._suffixes)):
-                    self.index.add(table.digests[i] + suffix, parent, table.packed[i], table.block_ids[block])
+                for place, suffix in enumerate(self._search.suffixes, i * len(self.groups)):
+                    block = table.block_ids[place]
+                    if block != NO_BLOCK:  # what came from host memory may have begun with a window passed
+                        self.index.add(table.digests[i] + suffix, parent, table.packed[i], block)
         table.num_indexed = num_full
         for g, group in self._windowed:
             self._give_back(table, g, group.first_block(num_computed))
@@ -247,11 +260,15 @@ class KVCacheManager:
     def free(self, table: BlockTable) -> None:
         """Gives all blocks of a table back, the tail first, to be evicted before what it hangs on."""
         if not table.active:
+            if table.swapped is not None and self.offload is not None:
+                self.offload.drop(table)
             return
         for block in reversed(table.block_ids):
             if block != NO_BLOCK and self.pool.drop(block):
                 if self._copies:
                     self._copies.pop(block, None)
+                if self.offload is not None:
+                    self.offload.host.cancel_load(block)
                 if block not in self._copy_sources:
                     self._retire(block)
         table.block_ids = []
@@ -259,6 +276,40 @@ class KVCacheManager:
         table.num_indexed = 0
         table.active = False
         del self._tables[table]
+
+    def swap_out(self, table: BlockTable) -> bool:
+        """`free`, but the content goes to host memory until the next `start`; False, and no change, without room."""
+        if self.offload is None:
+            return False
+        # A copy that was planned has not been made: its content is still where it comes from.
+        end = -(-table.num_computed // self.block_size) * len(self.groups)
+        blocks = [self._copies.get(block, block) for block in table.block_ids[:end]]
+        swapped = self.offload.swap_out(table, blocks)
+        if swapped is None:
+            return False
+        self.free(table)
+        table.swapped = swapped
+        return True
+
+    def missing_prefix(
+        self, token_ids: Sequence[int], salt: str | None, elsewhere: Callable[[BlockKey], bool]
+    ) -> list[BlockKey]:
+        """What a new sequence of these tokens would find, were it not only in another place, such as on disk; empty
+        without host memory to bring it to."""
+        if self.offload is None or self.index is None:
+            return []
+        table = self.new_table(token_ids, salt)
+        self._extend_digests(table)
+        return self.offload.missing(table, elsewhere)
+
+    def indexed_blocks(self) -> list[tuple[int, BlockKey]]:
+        """All blocks that can be found, those first that would be kept longest."""
+        if self.index is None:
+            return []
+        free = self.pool.free_blocks()
+        held = [block for block, count in enumerate(self.pool.ref_counts) if count]
+        keys = [(block, self.index.key_of(block)) for block in (*held, *reversed(free))]
+        return [(block, key) for block, key in keys if key is not None]
 
     def stats(self) -> CacheStats:
         """A snapshot, in constant time."""
@@ -269,6 +320,7 @@ class KVCacheManager:
             num_indexed_blocks=0 if self.index is None else len(self.index),
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
+            offload=_NO_OFFLOAD if self.offload is None else self.offload.stats(),
         )
 
     def block_states(self) -> list[BlockState]:
@@ -309,6 +361,8 @@ class KVCacheManager:
         assert sorted(free) == unheld, "the free queue is not the set of blocks without holders"
         if self.index is not None:
             self.index.check_invariants()
+        if self.offload is not None:
+            self.offload.check_invariants()
 
     def _check_groups(self, table: BlockTable) -> None:
         size, num_groups, num_computed = self.block_size, len(self.groups), table.num_computed
@@ -331,23 +385,8 @@ class KVCacheManager:
         assert table.num_indexed == num_full
         for i, block in enumerate(table.block_ids):
             key, place = self.index.key_of(block), i // num_groups
-            right = key is None or (place < num_full and key == table.digests[place] + self._suffixes[i % num_groups])
+            right = key is None or (place < num_full and key == table.key(place, self._search.suffixes[i % num_groups]))
             assert right, "a block is wrongly indexed"
-
-    def _find(self, table: BlockTable, g: int, most: int) -> list[int]:
-        """A group's first blocks, at most so many: up to one that is not there, or with a window all, with holes."""
-        assert self.index is not None
-        found: list[int] = []
-        suffix, parent = self._suffixes[g], table.root
-        for digest, packed in zip(table.digests[:most], table.packed, strict=False):
-            block = self.index.find(digest + suffix, parent, packed)
-            if block is None:
-                if not self.groups[g].window:
-                    break
-                block = NO_BLOCK
-            found.append(block)
-            parent = digest
-        return found
 
     def _give_back(self, table: BlockTable, g: int, end: int) -> None:
         """Gives back a group's blocks before the table's block `end`, those first that its window left last."""
@@ -364,6 +403,8 @@ class KVCacheManager:
     def _allocate_block(self) -> int:
         block = self.pool.allocate()
         if self.index is not None:
+            if self.offload is not None:
+                self.offload.evict(block)
             self.index.remove(block)
         return block
 

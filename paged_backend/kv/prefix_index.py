@@ -6,9 +6,23 @@ import hashlib
 import secrets
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
-_DIGEST_BYTES = 16
-_KEY_BYTES = 32
+DIGEST_BYTES = 16
+SUFFIX_BYTES = 2
+"""Of the suffix of any group of layers but the first, which has none."""
+
+HASH_KEY_BYTES = 32
+"""Of an index's key."""
+
+
+class BlockKey(NamedTuple):
+    """What a full block is found by, and confirmed by: its digest with its group's suffix, its parent's digest, and its
+    tokens, packed."""
+
+    digest: bytes
+    parent: bytes
+    tokens: bytes
 
 
 IndexEntry = tuple[int, bytes, bytes]
@@ -20,8 +34,8 @@ class PrefixIndex:
 
     A block's key is its digest and the suffix of the group of layers whose keys and values it holds.
 
-    The key is random per process, so nobody can build two prompts whose digests collide, and a hit is
-    confirmed by comparing parent and tokens all the same: a collision costs a miss, never a wrong answer.
+    The key is random, per process or per folder on disk, so nobody can build two prompts whose digests collide, and
+    a hit is confirmed by comparing parent and tokens all the same: a collision costs a miss, never a wrong answer.
     Requests find each other's blocks only under the same salt; None is the scope that all requests without a
     salt share.
     """
@@ -29,8 +43,8 @@ class PrefixIndex:
     __slots__ = ("_entries", "_key_of", "_keyed")
 
     def __init__(self, *, key: bytes | None = None) -> None:
-        key = secrets.token_bytes(_KEY_BYTES) if key is None else key
-        self._keyed = hashlib.blake2b(key=key, digest_size=_DIGEST_BYTES)
+        key = new_hash_key() if key is None else key
+        self._keyed = hashlib.blake2b(key=key, digest_size=DIGEST_BYTES)
         self._entries: dict[bytes, IndexEntry] = {}
         self._key_of: dict[int, bytes] = {}
 
@@ -73,9 +87,10 @@ class PrefixIndex:
         if key is not None:
             del self._entries[key]
 
-    def key_of(self, block: int) -> bytes | None:
-        """The key under which a block is indexed, or None."""
-        return self._key_of.get(block)
+    def key_of(self, block: int) -> BlockKey | None:
+        """What an indexed block is found by, or None."""
+        key = self._key_of.get(block)
+        return None if key is None else BlockKey(key, *self._entries[key][1:])
 
     def check_invariants(self) -> None:
         """Asserts that both directions of the index agree. For tests."""
@@ -83,12 +98,17 @@ class PrefixIndex:
         for block, key in self._key_of.items():
             indexed, parent, tokens = self._entries[key]
             assert indexed == block
-            assert self.digest(parent, tokens) == key[:_DIGEST_BYTES]
+            assert self.digest(parent, tokens) == key[:DIGEST_BYTES]
 
 
 def group_suffixes(num_groups: int) -> tuple[bytes, ...]:
     """For each group of layers, what follows a digest in the keys of its blocks; nothing for the first."""
-    return (b"", *(group.to_bytes(2, "little") for group in range(1, num_groups)))
+    return (b"", *(group.to_bytes(SUFFIX_BYTES, "little") for group in range(1, num_groups)))
+
+
+def new_hash_key() -> bytes:
+    """A random key for an index."""
+    return secrets.token_bytes(HASH_KEY_BYTES)
 
 
 def pack_tokens(token_ids: Sequence[int]) -> bytes:

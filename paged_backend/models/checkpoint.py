@@ -41,7 +41,7 @@ class Checkpoint:
         self._holders: dict[str, Any] = {}
         self._read: set[str] = set()
         self._missing: list[str] = []
-        for path in _weight_files(folder):
+        for path in weight_files(folder):
             self._open(path)
 
     def __enter__(self) -> Checkpoint:
@@ -123,7 +123,12 @@ class Checkpoint:
         return bare if bare in self._holders else name
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights.
+
+    Raises:
+        ModelLoadError: there are none that may be used.
+    """
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if index.is_file():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from paged_backend.kv.host_tier import NO_TRANSFERS, Transfers
 from paged_backend.sampling_params import SamplingParams
 
 NOT_DRAWN = -1
@@ -71,11 +72,13 @@ class StepPlan:
     Attributes:
         block_copies: (source, destination) block ids, to be copied whole before anything is computed.
         num_tokens: tokens computed in this step; counted where they are not given.
+        transfers: what moves between the pool and the tiers below it, before the copies.
     """
 
     sequences: tuple[ScheduledSequence, ...]
     block_copies: tuple[tuple[int, int], ...] = ()
     num_tokens: int = -1
+    transfers: Transfers = NO_TRANSFERS
 
     def __post_init__(self) -> None:
         if self.num_tokens < 0:
@@ -105,7 +108,11 @@ class StepResult:
         token_ids: one for each seed of each sampling task, in the plan's order; NOT_DRAWN for all seeds of a task that
             left nothing to draw.
         described: the same tokens in full, by place in `token_ids`, where logprobs were asked for.
+        transfer_s: seconds that swapping out and in took.
+        compute_s: seconds that the rest took; 0 if nobody measured.
     """
 
     token_ids: Sequence[int]
     described: Mapping[int, SampledToken] = field(default_factory=dict)
+    transfer_s: float = 0.0
+    compute_s: float = 0.0

@@ -14,6 +14,7 @@ from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.limits import resolve_max_tokens
 from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
 from paged_backend.scheduler.policy import WaitingQueue, order_key
+from paged_backend.scheduler.preemption import PreemptionCosts
 from paged_backend.scheduler.sequence import Sequence, SequenceStatus, sample_seed
 
 _ORDER = attrgetter("order")
@@ -27,11 +28,11 @@ class Scheduler:
 
     Running sequences are kept in the policy's order. Each gets at least one token a step, and a longer chunk
     leaves one for each behind it, so a long prompt never holds up a decode. Where blocks run out, the last
-    running sequence is preempted: it gives its blocks back, keeps its tokens, and waits to be computed again,
-    in front of all that came after it. The first can therefore always go on, and every request ends. A
-    waiting sequence is admitted only if all its known tokens and one more fit, in strict order: nobody
-    overtakes. Under the priority policy an urgent arrival waits for blocks like everyone; it goes first when
-    they come free, and it is preempted last.
+    running sequence is preempted: it gives its blocks back, keeps its tokens, and waits to be computed again, or
+    for its blocks to come back from host memory, in front of all that came after it. The first can therefore
+    always go on, and every request ends. A waiting sequence is admitted only if all its known tokens and one
+    more fit, in strict order: nobody overtakes. Under the priority policy an urgent arrival waits for blocks
+    like everyone; it goes first when they come free, and it is preempted last.
 
     Args:
         config: budget, bounds and policy.
@@ -56,10 +57,14 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._requests: dict[str, list[Sequence]] = {}
         self._in_flight: list[Sequence] | None = None
+        self._plan: StepPlan | None = None
+        self._costs = PreemptionCosts(config.preemption_mode)
         self._next_seq_id = 0
         self._next_arrival = 0
         self.num_preemptions = 0
         """Preemptions so far."""
+        self.num_swaps = 0
+        """Those of them that swapped blocks out."""
 
     # Questions
 
@@ -200,7 +205,9 @@ class Scheduler:
         assert in_flight or not self.has_work, "a step without progress"
         lines = tuple([sequence.line for sequence in in_flight])
         self._in_flight = in_flight
-        return StepPlan(lines, self.kv.take_copies(), self.config.max_num_batched_tokens - spare)
+        num_tokens = self.config.max_num_batched_tokens - spare
+        self._plan = StepPlan(lines, self.kv.take_copies(), num_tokens, self.kv.take_transfers())
+        return self._plan
 
     def commit(self, result: StepResult) -> list[Sequence]:
         """Books a step that was computed.
@@ -212,8 +219,10 @@ class Scheduler:
             the first time. A sequence for which nothing could be drawn stays as it was: the caller must end it with
             `finish_sequence` before the next plan.
         """
-        assert self._in_flight is not None, "commit without a plan"
+        assert self._in_flight is not None and self._plan is not None, "commit without a plan"
         in_flight, self._in_flight = self._in_flight, None
+        self.kv.settle_transfers(done=True)
+        self._costs.observe(self._plan, result)
         token_ids = result.token_ids
         owners: list[Sequence] = []
         ended = False
@@ -262,6 +271,7 @@ class Scheduler:
         """
         assert self._in_flight is not None, "fail without a plan"
         in_flight, self._in_flight = self._in_flight, None
+        self.kv.settle_transfers(done=False)
         dropped: list[Sequence] = []
         for sequence in in_flight:
             for sibling in self.sequences(sequence.request_id):
@@ -321,6 +331,8 @@ class Scheduler:
             assert fits, "admitted without room"
             sequence.admit()
             sequence.schedule(num_new)
+            if table.num_computed // kv.block_size > table.num_indexed:
+                sequence.quiet_below = 0  # blocks come back from host memory, and `commit` must index them
             insort(self._running, sequence, key=_ORDER)
             in_flight.append(sequence)
             budget -= num_new
@@ -328,7 +340,11 @@ class Scheduler:
         return budget
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.kv.free(sequence.table)
+        table = sequence.table
+        if self._costs.prefers_swap(table.num_computed, table.num_held) and self.kv.swap_out(table):
+            self.num_swaps += 1
+        else:
+            self.kv.free(table)
         sequence.status = SequenceStatus.WAITING
         sequence.num_preemptions += 1
         self.num_preemptions += 1

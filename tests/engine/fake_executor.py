@@ -26,6 +26,7 @@ class FakeExecutor:
     block_size = 4
     layer_groups = (LayerGroup(0, 4, 256),)
     eos_token_ids = frozenset({EOS})
+    transfer = None
 
     def __init__(self) -> None:
         self.plans: list[StepPlan] = []

@@ -118,7 +118,7 @@ def test_a_hit_is_the_longest_that_all_groups_can_serve() -> None:
     tokens = list(range(49))
     table = start(kv, list(tokens))
     compute(kv, table, 49)
-    keys = {(i, g): table.digests[i] + kv._suffixes[g] for i in range(12) for g in range(3)}
+    keys = {(i, g): table.digests[i] + kv._search.suffixes[g] for i in range(12) for g in range(3)}
     assert kv.index is not None
     for missing in itertools.chain(itertools.combinations(keys, 1), itertools.combinations(list(keys)[::2], 2)):
         gone = {keys[place]: kv.index._entries.pop(keys[place]) for place in missing}

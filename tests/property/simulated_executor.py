@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from paged_backend.kv.host_tier import Transfers
+from paged_backend.kv.prefix_index import BlockKey
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, StepPlan, StepResult
 
@@ -71,18 +73,27 @@ class SimulatedExecutor:
         num_blocks, block_size: the cache's shape.
         known: tells what a sequence's tokens must be, by its id.
         windows: for each group of layers, tokens that a position sees, itself included; 0 means all.
+        num_host_slots: slots of host memory.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, known: Callable[[int], Known], windows: Sequence[int] = (0,)
+        self,
+        num_blocks: int,
+        block_size: int,
+        known: Callable[[int], Known],
+        windows: Sequence[int] = (0,),
+        num_host_slots: int = 0,
     ) -> None:
         self.block_size = block_size
         self.windows = windows
         self.known = known
         self.cells: list[list[Cell]] = [[GARBAGE] * block_size for _ in range(num_blocks)]
+        self.slots: list[list[Cell]] = [[GARBAGE] * block_size for _ in range(num_host_slots)]
+        self.disk: dict[BlockKey, list[Cell]] = {}
 
     def run(self, plan: StepPlan, *, undrawable: int | None = None) -> StepResult:
-        """Copies, writes all new K/V, and draws, but for one sequence that nothing can be drawn for."""
+        """Moves, copies, writes all new K/V, and draws, but for one sequence that nothing can be drawn for."""
+        self.move_blocks(plan.transfers)
         self.copy_blocks(plan.block_copies)
         self._write(plan)
         samples: list[int] = []
@@ -106,13 +117,36 @@ class SimulatedExecutor:
                 samples += self._draw(scheduled.sampling, known, digest)
         return StepResult(samples)
 
-    def break_off(self, plan: StepPlan) -> None:
-        """A step that raises half way: copies done, new slots half written, nothing drawn."""
-        self.copy_blocks(plan.block_copies)
+    def break_off(self, plan: StepPlan, *, moved: bool = True) -> None:
+        """A step that raises half way: copies done, new slots half written, nothing drawn.
+
+        Args:
+            moved: else it raised before that: what was to be swapped out is lost all the same.
+        """
+        if moved:
+            self.move_blocks(plan.transfers)
+            self.copy_blocks(plan.block_copies)
+        else:
+            for _, slot in plan.transfers.swap_outs:
+                self.slots[slot] = [GARBAGE] * self.block_size
         for scheduled in plan.sequences:
             for i in range(len(scheduled.token_ids)):
                 for group in range(len(self.windows)):
                     self._set(scheduled.block_table, scheduled.num_computed_tokens + i, group, GARBAGE)
+
+    def move_blocks(self, transfers: Transfers) -> None:
+        """First all that reads blocks, then what fills them, each in any order."""
+        filled = [slot for _, slot in transfers.swap_outs]
+        assert len(set(filled)) == len(filled), "a slot is filled twice"
+        loaded = [block for _, block in transfers.swap_ins]
+        assert len(set(loaded)) == len(loaded), "a block is filled twice"
+        for block, key in transfers.saves:
+            self.disk.setdefault(key, list(self.cells[block]))
+            assert self.disk[key] == self.cells[block], "a block is saved under another one's key"
+        for block, slot in reversed(transfers.swap_outs):
+            self.slots[slot] = list(self.cells[block])
+        for slot, block in reversed(transfers.swap_ins):
+            self.cells[block] = list(self.slots[slot])
 
     def copy_blocks(self, copies: tuple[tuple[int, int], ...]) -> None:
         """All copies at once; no order may matter."""

@@ -21,6 +21,7 @@ from paged_backend.config import SchedulerConfig
 from paged_backend.errors import InvalidRequestError
 from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
 from paged_backend.kv.manager import KVCacheManager
+from paged_backend.kv.prefix_index import group_suffixes
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN
 from paged_backend.scheduler.scheduler import Scheduler
@@ -86,6 +87,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["fcfs", "priority"]),
         caching=st.booleans() | st.just(True),
         windows=st.just([0]) | st.lists(st.just(0) | st.integers(2, 12), min_size=1, max_size=3),
+        num_host_slots=st.sampled_from([0, 0, 1, 2, 5, 30]),
+        preemption_mode=st.sampled_from(["recompute", "swap", "swap"]),
     )
     def build(
         self,
@@ -96,22 +99,41 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy: str,
         caching: bool,
         windows: list[int],
+        num_host_slots: int,
+        preemption_mode: str,
     ) -> None:
         num_blocks *= len(windows)
         self.windows = windows
         self.max_chunk = max_num_seqs + spare_budget
-        groups = [LayerGroup(window, block_size, self.max_chunk) for window in windows]
-        self.kv = KVCacheManager(num_blocks, block_size, caching, groups=groups, key=b"test")
+        self.caching = caching
+        self.num_host_slots = num_host_slots
+        self.kv = self.new_manager(num_blocks, block_size)
         self.config = SchedulerConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=self.max_chunk,
             scheduling_policy=policy,
+            preemption_mode=preemption_mode,
         )
         self.scheduler = Scheduler(self.config, self.kv, MAX_MODEL_LEN, {EOS})
-        self.executor = SimulatedExecutor(num_blocks, block_size, self.known, windows)
+        self.executor = self.new_executor()
         self.requests: dict[str, Request] = {}
         self.by_seq_id: dict[int, Sample] = {}
         self.sequences: dict[int, Sequence] = {}
+
+    def new_manager(self, num_blocks: int, block_size: int) -> KVCacheManager:
+        return KVCacheManager(
+            num_blocks,
+            block_size,
+            self.caching,
+            groups=[LayerGroup(window, block_size, self.max_chunk) for window in self.windows],
+            key=b"test",
+            num_host_slots=self.num_host_slots,
+            keeps_on_disk=self.caching and self.num_host_slots > 0,
+        )
+
+    def new_executor(self) -> SimulatedExecutor:
+        kv = self.kv
+        return SimulatedExecutor(kv.num_blocks, kv.block_size, self.known, self.windows, self.num_host_slots)
 
     def known(self, seq_id: int) -> Known:
         sample = self.by_seq_id[seq_id]
@@ -256,12 +278,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         sample.ended = "stop"
 
     @precondition(lambda self: self.scheduler.has_work)
-    @rule(luck=st.integers(0, 3))
-    def failing_step(self, luck: int) -> None:
+    @rule(luck=st.integers(0, 3), moved=st.booleans())
+    def failing_step(self, luck: int, moved: bool) -> None:
         if luck:  # a fault ends all that runs, so too many of them leave little to test
             return self.one_step()
         plan = self.scheduler.plan()
-        self.executor.break_off(plan)
+        self.executor.break_off(plan, moved=moved)
         hit = {self.by_seq_id[s.seq_id].request.request_id for s in plan.sequences}
         dropped = self.scheduler.fail()
         assert {sequence.request_id for sequence in dropped} == hit
@@ -282,6 +304,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence, token_id in sorted(zip(owners, result.token_ids, strict=True), key=lambda pair: -pair[1]):
             self.book(sequence, token_id)
 
+    @precondition(lambda self: self.kv.offload is not None and self.requests)
+    @rule(data=st.data(), num_lost=st.integers(0, 2))
+    def read_from_disk(self, data: st.DataObject, num_lost: int) -> None:
+        """What a request's prefix lacks comes from disk into host memory, but for the last few blocks."""
+        offload = self.kv.offload
+        assert offload is not None
+        request = data.draw(st.sampled_from(list(self.requests.values())), label="request")
+        keys = self.kv.missing_prefix(request.prompt, request.salt, self.executor.disk.__contains__)
+        slots = offload.reserve(len(keys))
+        self.scheduler.check_invariants()
+        keys = keys[: max(len(slots) - num_lost, 0)]
+        for slot, key in zip(slots, keys, strict=False):
+            self.executor.slots[slot] = list(self.executor.disk[key])
+        offload.fill(slots, keys)
+
+    @precondition(lambda self: not self.live())
+    @rule()
+    def restart(self) -> None:
+        """All memory is lost, and what is on disk stays."""
+        for block, key in self.kv.indexed_blocks():
+            self.executor.disk[key] = list(self.executor.cells[block])
+        disk = self.executor.disk
+        self.kv = self.new_manager(self.kv.num_blocks, self.kv.block_size)
+        self.scheduler = Scheduler(self.config, self.kv, MAX_MODEL_LEN, {EOS})
+        self.executor = self.new_executor()
+        self.executor.disk = disk
+        self.by_seq_id.clear()
+        self.sequences.clear()
+
     @precondition(lambda self: self.scheduler.has_work)
     @rule()
     def questions(self) -> None:
@@ -290,6 +341,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.kv.cached_prefix(sequence.table)
         for request in self.requests.values():
             self.kv.lookup(request.prompt, request.salt)
+            self.kv.missing_prefix(request.prompt, request.salt, self.executor.disk.__contains__)
             self.scheduler.check_fits(len(request.prompt), request.params)
         assert before == (self.kv.pool.free_blocks(), list(self.kv.pool.ref_counts), self.kv.stats())
 
@@ -349,6 +401,23 @@ class SchedulerMachine(RuleBasedStateMachine):
                     block = found[position // size * num_groups + group]
                     assert block != NO_BLOCK
                     assert self.executor.cells[block][position % size] == (request.salt, position, digest, group)
+            self.check_host(request)
+
+    def check_host(self, request: Request) -> None:
+        """What is found in host memory for a request's tokens is what was computed of them."""
+        offload = self.kv.offload
+        if offload is None or self.kv.index is None:
+            return
+        table = self.kv.new_table(request.prompt, request.salt)
+        self.kv.cached_prefix(table)
+        size, digest = self.kv.block_size, 0
+        for place in range(len(table.digests)):
+            positions = range(place * size, (place + 1) * size)
+            digests = [digest := extend_digest(digest, request.prompt[position]) for position in positions]
+            for group, suffix in enumerate(group_suffixes(len(self.windows))):
+                slot = offload.host.find(table.key(place, suffix))
+                wanted = [(request.salt, *pair, group) for pair in zip(positions, digests, strict=True)]
+                assert slot is None or self.executor.slots[slot] == wanted
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -368,6 +437,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 if sample.ended in ("stop", "length"):
                     assert tuple(sample.output) == tokens[: len(sample.output)]
         assert self.kv.num_free_blocks == self.kv.num_blocks
+        assert self.kv.stats().offload.num_swapped == 0
         assert self.scheduler.num_running == self.scheduler.num_waiting == self.scheduler.num_requests == 0
 
 
