@@ -17,7 +17,7 @@ import pytest
 
 from paged_backend.executor.block_file import BlockFile, BlockFileError
 from paged_backend.executor.cache_folder import open_block_file
-from paged_backend.kv.prefix_index import BlockKey
+from paged_backend.kv.prefix_index import BlockKey, group_suffixes
 
 KEY = b"k" * 32
 FINGERPRINT = b"f" * 32
@@ -90,6 +90,20 @@ def test_a_block_of_other_tokens_or_parent_is_not_there(path: Path) -> None:
         buffer = memoryview(bytearray(PAYLOAD_BYTES))
         for other in (key(1)._replace(tokens=bytes(TOKENS_BYTES)), key(1)._replace(parent=bytes(16))):
             assert other not in file and not file.touch(other) and not file.read(other, buffer)
+
+
+def test_groups_of_layers_have_blocks_of_their_own(path: Path) -> None:
+    """Also where a digest itself ends like a suffix, or like none."""
+    digests = [b"d" * 16, b"d" * 14 + b"\1\0", bytes(16)]
+    keys = [key(1)._replace(digest=digest + suffix) for digest in digests for suffix in group_suffixes(300)[::128]]
+    with opened(path, max_bytes=4096 + 9 * 1536) as file:
+        for number, one in enumerate(keys):
+            file.write(one, payload(number))
+    with opened(path, max_bytes=4096 + 9 * 1536) as file:
+        assert len(file) == len(keys) == 9
+        for number, one in enumerate(keys):
+            buffer = bytearray(PAYLOAD_BYTES)
+            assert file.read(one, memoryview(buffer)) and buffer == payload(number)
 
 
 def test_a_full_file_gives_up_what_was_used_longest_ago(path: Path) -> None:

@@ -122,12 +122,13 @@ def test_a_prefix_survives_a_restart(folder: Path, cold: list[Any], tmp_path: Pa
 
 
 def test_another_layouts_blocks_are_not_used(folder: Path, tmp_path: Path) -> None:
-    """The same checkpoint, its layers in other places of a block."""
-    layouts = set()
-    for max_model_len in (192, WINDOW):
+    """The same checkpoint, its layers in other places of a block. Where they are in the same ones, one file serves."""
+    request = (list(range(5, 18)), SamplingParams(max_tokens=2))
+    num_cached: dict[int, list[int]] = {}
+    for max_model_len in (192, WINDOW, 192):
         core = start(folder, kv_offloading_dir=str(tmp_path), max_model_len=max_model_len)
-        (output,) = run_core(core, [(list(range(5, 18)), SamplingParams(max_tokens=2))])
-        assert output.num_cached_tokens == 0 or len(layouts) == 1
-        layouts.add(len(core._kv.groups))
+        (output,) = run_core(core, [request])
+        num_cached.setdefault(len(core._kv.groups), []).append(output.num_cached_tokens)
         core.close()
-    assert len(list(tmp_path.glob("*.kvblocks"))) == len(layouts)
+    assert num_cached in ({1: [0, 12, 12]}, {3: [0, 12], 1: [0]})
+    assert len(list(tmp_path.glob("*.kvblocks"))) == len(num_cached)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from paged_backend.kv.host_tier import Transfers
-from paged_backend.kv.prefix_index import BlockKey
+from paged_backend.kv.manager import KVCacheManager
+from paged_backend.kv.prefix_index import BlockKey, group_suffixes
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, StepPlan, StepResult
 
@@ -157,6 +158,35 @@ class SimulatedExecutor:
         # Last to first, to see that the order does not matter.
         for source, destination in reversed(copies):
             self.cells[destination] = list(self.cells[source])
+
+    def check_pool(self, kv: KVCacheManager, prompt: tuple[int, ...], scope: str | None) -> None:
+        """What the pool's index gives for a prompt is what the cache holds for it."""
+        found = kv.lookup(prompt, scope)
+        size, num_groups = self.block_size, len(self.windows)
+        num_found = len(found) // num_groups * size
+        assert len(found) % num_groups == 0 and num_found < len(prompt)
+        digest = 0
+        for position in range(num_found):
+            digest = extend_digest(digest, prompt[position])
+            for group, window in enumerate(self.windows):
+                if window and position <= num_found - window:
+                    continue  # the first token to be computed does not see it
+                assert self._cell(found, position, group) == (scope, position, digest, group)
+
+    def check_host(self, kv: KVCacheManager, prompt: tuple[int, ...], scope: str | None) -> None:
+        """What is found in host memory for a prompt's blocks, each for itself, is what a slot holds for it."""
+        if kv.offload is None or kv.index is None:
+            return
+        table = kv.new_table(prompt, scope)
+        kv.cached_prefix(table)
+        digest = 0
+        for place in range(len(table.digests)):
+            positions = range(place * self.block_size, (place + 1) * self.block_size)
+            digests = [digest := extend_digest(digest, prompt[position]) for position in positions]
+            for group, suffix in enumerate(group_suffixes(len(self.windows))):
+                slot = kv.offload.host.find(table.key(place, suffix))
+                wanted = [(scope, *pair, group) for pair in zip(positions, digests, strict=True)]
+                assert slot is None or self.slots[slot] == wanted
 
     def _write(self, plan: StepPlan) -> None:
         written: dict[tuple[int, int], int] = {}

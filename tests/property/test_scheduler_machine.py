@@ -21,7 +21,6 @@ from paged_backend.config import SchedulerConfig
 from paged_backend.errors import InvalidRequestError
 from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
 from paged_backend.kv.manager import KVCacheManager
-from paged_backend.kv.prefix_index import group_suffixes
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN
 from paged_backend.scheduler.scheduler import Scheduler
@@ -385,39 +384,10 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert held <= len(seen) + (window != 0)
 
     def check_index(self) -> None:
-        """What the index gives for a request's tokens is what the cache holds for them, in its own scope."""
+        """What is found for a request's tokens is what was computed of them, in its own scope."""
         for request in self.requests.values():
-            prompt = request.prompt
-            found = self.kv.lookup(prompt, request.salt)
-            size, num_groups = self.kv.block_size, len(self.windows)
-            num_found = len(found) // num_groups * size
-            assert len(found) % num_groups == 0 and num_found < len(prompt)
-            digest = 0
-            for position in range(num_found):
-                digest = extend_digest(digest, prompt[position])
-                for group, window in enumerate(self.windows):
-                    if window and position <= num_found - window:
-                        continue  # the first token to be computed does not see it
-                    block = found[position // size * num_groups + group]
-                    assert block != NO_BLOCK
-                    assert self.executor.cells[block][position % size] == (request.salt, position, digest, group)
-            self.check_host(request)
-
-    def check_host(self, request: Request) -> None:
-        """What is found in host memory for a request's tokens is what was computed of them."""
-        offload = self.kv.offload
-        if offload is None or self.kv.index is None:
-            return
-        table = self.kv.new_table(request.prompt, request.salt)
-        self.kv.cached_prefix(table)
-        size, digest = self.kv.block_size, 0
-        for place in range(len(table.digests)):
-            positions = range(place * size, (place + 1) * size)
-            digests = [digest := extend_digest(digest, request.prompt[position]) for position in positions]
-            for group, suffix in enumerate(group_suffixes(len(self.windows))):
-                slot = offload.host.find(table.key(place, suffix))
-                wanted = [(request.salt, *pair, group) for pair in zip(positions, digests, strict=True)]
-                assert slot is None or self.executor.slots[slot] == wanted
+            self.executor.check_pool(self.kv, request.prompt, request.salt)
+            self.executor.check_host(self.kv, request.prompt, request.salt)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
