@@ -30,7 +30,6 @@ from tests.property.simulated_executor import (
     VOCAB_SIZE,
     Known,
     SimulatedExecutor,
-    extend_digest,
     run_alone,
 )
 
