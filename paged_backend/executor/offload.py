@@ -55,10 +55,10 @@ def open_transfer(
             f"kv_offloading_size {cache.kv_offloading_size} holds no block of {payload_bytes} bytes: give at least "
             f"{payload_bytes / _GIB:.9f}."
         )
-    disk = None
+    transfer = KVTransfer(storage, num_slots)
     if cache.kv_offloading_dir is not None:
-        disk = _open_disk(Path(cache.kv_offloading_dir), config, model, payload_bytes, report)
-    return KVTransfer(storage, num_slots, disk)
+        transfer.disk = _open_disk(Path(cache.kv_offloading_dir), config, model, payload_bytes, report)
+    return transfer
 
 
 def _open_disk(
