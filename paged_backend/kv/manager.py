@@ -72,7 +72,7 @@ class KVCacheManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.groups = (LayerGroup(0, block_size, 1),) if groups is None else tuple(groups)
-        self.max_sequence_tokens: int = bisect_right(range(_UNBOUNDED), num_blocks, key=self.most_blocks) - 1
+        self.max_sequence_tokens: int = bisect_right(range(_UNBOUNDED), num_blocks, key=self.blocks_for) - 1
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
         self._suffixes = group_suffixes(len(self.groups))
@@ -89,7 +89,7 @@ class KVCacheManager:
         """Blocks that can be allocated now."""
         return self.pool.num_free
 
-    def most_blocks(self, num_tokens: int) -> int:
+    def blocks_for(self, num_tokens: int) -> int:
         """Blocks that a sequence of so many tokens holds at most at any time."""
         return sum([group.most_blocks(num_tokens) for group in self.groups])
 
@@ -330,9 +330,10 @@ class KVCacheManager:
         num_groups, num_full = len(self.groups), table.num_computed // self.block_size
         assert table.num_indexed == num_full
         for i, block in enumerate(table.block_ids):
-            key, place = self.index.key_of(block), i // num_groups
-            right = key is None or (place < num_full and key == table.digests[place] + self._suffixes[i % num_groups])
-            assert right, "a block is wrongly indexed"
+            digest, place = self.index.digest_of(block), i // num_groups
+            if digest is not None:
+                assert place < num_full, "a block is indexed before it is full"
+                assert digest == table.digests[place] + self._suffixes[i % num_groups], "a block is wrongly indexed"
 
     def _find(self, table: BlockTable, g: int, most: int) -> list[int]:
         """A group's first blocks, at most so many: up to one that is not there, or with a window all, with holes."""
