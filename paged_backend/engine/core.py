@@ -13,10 +13,11 @@ from paged_backend.engine.detokenizer import Finish
 from paged_backend.engine.metrics import EngineMetrics
 from paged_backend.engine.prefetcher import Prefetcher
 from paged_backend.engine.request import EngineRequest, RequestState, SampleState
-from paged_backend.engine.stats import EngineStats
+from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import EngineUnavailableError, RequestFailedError
 from paged_backend.executor.executor import Executor
+from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, StepPlan, StepResult
@@ -137,6 +138,21 @@ class EngineCore:
             transfer=None if self._transfer is None else self._transfer.stats(),
         )
         return self.last_stats
+
+    def kv_map(self) -> KVMap:
+        """Who has which block, now."""
+        sequences = [
+            SequenceBlocks(
+                sequence.request_id,
+                sequence.index,
+                sequence.num_computed_tokens,
+                [block for block in sequence.table.block_ids if block != NO_BLOCK],
+            )
+            for request_id in self._requests
+            for sequence in self._scheduler.sequences(request_id)
+            if sequence.table.active
+        ]
+        return KVMap(self._kv.block_size, self._kv.block_states(), list(self._kv.pool.ref_counts), sequences)
 
     def end_all(self, reason: str) -> list[RequestState]:
         """Ends every live request with EngineUnavailableError: nothing can be computed any more.
@@ -287,6 +303,7 @@ def _new_manager(config: EngineConfig, executor: Executor) -> KVCacheManager:
         executor.num_blocks,
         executor.block_size,
         config.cache.enable_prefix_caching,
+        groups=executor.layer_groups,
         key=None if disk is None else disk.hash_key,
         num_host_slots=0 if transfer is None else transfer.num_slots,
         keeps_on_disk=disk is not None,

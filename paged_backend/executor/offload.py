@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from paged_backend.executor.disk_tier import DiskTier
 from paged_backend.executor.kv_storage import KVStorage, cache_dtype
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.kernels.interface import OperationChoice
+from paged_backend.kv.layer_group import LayerGroup
 from paged_backend.kv.prefix_index import pack_tokens
 from paged_backend.models.fingerprint import checkpoint_fingerprint
 from paged_backend.models.loader import LoadedModel
@@ -29,17 +30,22 @@ _GIB = 2**30
 
 
 def open_transfer(
-    config: EngineConfig, model: LoadedModel, storage: KVStorage, report: Mapping[str, OperationChoice]
+    config: EngineConfig,
+    model: LoadedModel,
+    storage: KVStorage,
+    groups: Sequence[LayerGroup],
+    report: Mapping[str, OperationChoice],
 ) -> KVTransfer | None:
     """Host memory for blocks, and the tier on disk; None where the configuration has neither.
 
     A folder that cannot be used is no reason not to serve: it is said why, and the engine runs without it.
 
     Args:
+        groups: of layers.
         report: what computes each operation; another implementation's blocks may differ in their last bits.
 
     Raises:
-        ConfigError: kv_offloading_size holds no block, or more than the system gives.
+        ConfigError: kv_offloading_size holds no block, or more than the system gives; the model has sliding windows.
     """
     cache = config.cache
     layers, two, _, layer_bytes = storage.blocks.shape
@@ -50,6 +56,10 @@ def open_transfer(
         num_slots = -(-model.max_model_len // cache.block_size)
     else:
         return None
+    if len(groups) > 1 or groups[0].window:
+        raise ConfigError(
+            "kv_offloading_size and kv_offloading_dir do not serve models with sliding windows yet: leave them out."
+        )
     if num_slots < 1:
         raise ConfigError(
             f"kv_offloading_size {cache.kv_offloading_size} holds no block of {payload_bytes} bytes: give at least "

@@ -25,12 +25,13 @@ class Runner:
         storage: KVStorage,
         kernels: Kernels,
         block_size: int,
+        num_groups: int = 1,
         transfer: KVTransfer | None = None,
     ) -> None:
         self._step = kernels.compile(lambda kernels, inputs: decoder(kernels, inputs, storage.layers))
         self._storage = storage
         self._kernels = kernels
-        self._inputs = BatchInputs(block_size)
+        self._inputs = BatchInputs(block_size, num_groups)
         self._transfer = transfer
 
     def run(self, plan: StepPlan) -> StepResult:

@@ -62,6 +62,13 @@ def test_wrong_arguments(arguments: dict[str, Any], words: str) -> None:
         EngineConfig.from_args(arguments)
 
 
+def test_models_with_windows_are_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model("mistral", tmp_path, sliding_window=40)
+    with pytest.raises(ConfigError, match="do not serve models with sliding windows"):
+        new_executor(folder, kv_offloading_size=0.001)
+    assert new_executor(folder, kv_offloading_size=0.001, max_model_len=40).transfer is not None
+
+
 def test_moves_carry_whole_blocks_of_all_layers(folder: Path) -> None:
     executor = new_executor(folder, kv_offloading_size=0.001, kv_cache_dtype="int8")
     assert executor._runner is not None and executor.transfer is not None
