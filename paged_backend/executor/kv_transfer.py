@@ -43,17 +43,17 @@ class KVTransfer:
 
     Attributes:
         num_slots: blocks that host memory holds.
-        disk: the tier below; None without one.
+        disk: the tier below, set before the first `run`; None without one.
     """
 
-    def __init__(self, storage: KVStorage, num_slots: int, disk: DiskTier | None = None) -> None:
+    def __init__(self, storage: KVStorage, num_slots: int) -> None:
         """Takes the memory.
 
         Raises:
             ConfigError: the system does not give it.
         """
         self.num_slots = num_slots
-        self.disk = disk
+        self.disk: DiskTier | None = None
         self._blocks = storage.blocks
         num_lanes, two, _, block_bytes = storage.blocks.shape
         self._shape = (num_lanes, two, block_bytes)

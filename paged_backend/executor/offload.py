@@ -61,11 +61,11 @@ def open_transfer(
             f"kv_offloading_size {cache.kv_offloading_size} holds no block of {payload_bytes} bytes: give at least "
             f"{payload_bytes / _GIB:.9f}."
         )
-    disk = None
+    transfer = KVTransfer(storage, num_slots)
     if cache.kv_offloading_dir is not None:
         fingerprint = _fingerprint(config, model, layout, report)
-        disk = _open_disk(Path(cache.kv_offloading_dir), fingerprint, config, payload_bytes)
-    return KVTransfer(storage, num_slots, disk)
+        transfer.disk = _open_disk(Path(cache.kv_offloading_dir), fingerprint, config, payload_bytes)
+    return transfer
 
 
 def _open_disk(folder: Path, fingerprint: bytes, config: EngineConfig, payload_bytes: int) -> DiskTier | None:

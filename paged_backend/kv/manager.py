@@ -84,7 +84,7 @@ class KVCacheManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.groups = (LayerGroup(0, block_size, 1),) if groups is None else tuple(groups)
-        self.max_sequence_tokens: int = bisect_right(range(_UNBOUNDED), num_blocks, key=self.most_blocks) - 1
+        self.max_sequence_tokens: int = bisect_right(range(_UNBOUNDED), num_blocks, key=self.blocks_for) - 1
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
         self._search = PrefixSearch(self.groups, block_size)
@@ -103,7 +103,7 @@ class KVCacheManager:
         """Blocks that can be allocated now."""
         return self.pool.num_free
 
-    def most_blocks(self, num_tokens: int) -> int:
+    def blocks_for(self, num_tokens: int) -> int:
         """Blocks that a sequence of so many tokens holds at most at any time."""
         return sum([group.most_blocks(num_tokens) for group in self.groups])
 
@@ -384,9 +384,11 @@ class KVCacheManager:
         num_groups, num_full = len(self.groups), table.num_computed // self.block_size
         assert table.num_indexed == num_full
         for i, block in enumerate(table.block_ids):
-            key, place = self.index.key_of(block), i // num_groups
-            right = key is None or (place < num_full and key == table.key(place, self._search.suffixes[i % num_groups]))
-            assert right, "a block is wrongly indexed"
+            digest, place = self.index.digest_of(block), i // num_groups
+            if digest is not None:
+                assert place < num_full, "a block is indexed before it is full"
+                wanted = table.digests[place] + self._search.suffixes[i % num_groups]
+                assert digest == wanted, "a block is wrongly indexed"
 
     def _give_back(self, table: BlockTable, g: int, end: int) -> None:
         """Gives back a group's blocks before the table's block `end`, those first that its window left last."""

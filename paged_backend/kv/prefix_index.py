@@ -32,27 +32,26 @@ IndexEntry = tuple[int, bytes, bytes]
 class PrefixIndex:
     """A keyed hash chain: a block's digest covers the salt, all tokens before it, and its own.
 
-    A block's key is its digest and the suffix of the group of layers whose keys and values it holds.
-
     The key is random, per process or per folder on disk, so nobody can build two prompts whose digests collide, and
     a hit is confirmed by comparing parent and tokens all the same: a collision costs a miss, never a wrong answer.
     Requests find each other's blocks only under the same salt; None is the scope that all requests without a
-    salt share.
+    salt share. Where layers come in groups, each with blocks of its own for the same tokens, a block is indexed under
+    its digest with its group's suffix (`group_suffixes`).
     """
 
-    __slots__ = ("_entries", "_key_of", "_keyed")
+    __slots__ = ("_digest_of", "_entries", "_keyed")
 
     def __init__(self, *, key: bytes | None = None) -> None:
         key = new_hash_key() if key is None else key
         self._keyed = hashlib.blake2b(key=key, digest_size=DIGEST_BYTES)
         self._entries: dict[bytes, IndexEntry] = {}
-        self._key_of: dict[int, bytes] = {}
+        self._digest_of: dict[int, bytes] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __contains__(self, block: int) -> bool:
-        return block in self._key_of
+        return block in self._digest_of
 
     def root(self, salt: str | None) -> bytes:
         """The parent of a sequence's first block."""
@@ -65,44 +64,48 @@ class PrefixIndex:
         state.update(parent + tokens)
         return state.digest()
 
-    def find(self, key: bytes, parent: bytes, tokens: bytes) -> int | None:
+    def find(self, digest: bytes, parent: bytes, tokens: bytes) -> int | None:
         """The block that holds these tokens after that parent, or None. Changes nothing."""
-        entry = self._entries.get(key)
+        entry = self._entries.get(digest)
         if entry is None or entry[2] != tokens or entry[1] != parent:
             return None
         return entry[0]
 
-    def add(self, key: bytes, parent: bytes, tokens: bytes, block: int) -> bool:
-        """Indexes a computed block; False, and no change, where the key is taken by another block."""
-        if key in self._entries:
+    def add(self, digest: bytes, parent: bytes, tokens: bytes, block: int) -> bool:
+        """Indexes a computed block; False, and no change, where the digest is taken by another block."""
+        if digest in self._entries:
             return False
-        assert block not in self._key_of, f"block {block} is indexed already"
-        self._entries[key] = block, parent, tokens
-        self._key_of[block] = key
+        assert block not in self._digest_of, f"block {block} is indexed already"
+        self._entries[digest] = block, parent, tokens
+        self._digest_of[block] = digest
         return True
 
     def remove(self, block: int) -> None:
         """Forgets a block whose content is about to be overwritten; nothing happens if it is not indexed."""
-        key = self._key_of.pop(block, None)
-        if key is not None:
-            del self._entries[key]
+        digest = self._digest_of.pop(block, None)
+        if digest is not None:
+            del self._entries[digest]
+
+    def digest_of(self, block: int) -> bytes | None:
+        """The digest under which a block is indexed, or None."""
+        return self._digest_of.get(block)
 
     def key_of(self, block: int) -> BlockKey | None:
         """What an indexed block is found by, or None."""
-        key = self._key_of.get(block)
-        return None if key is None else BlockKey(key, *self._entries[key][1:])
+        digest = self._digest_of.get(block)
+        return None if digest is None else BlockKey(digest, *self._entries[digest][1:])
 
     def check_invariants(self) -> None:
         """Asserts that both directions of the index agree. For tests."""
-        assert len(self._entries) == len(self._key_of)
-        for block, key in self._key_of.items():
-            indexed, parent, tokens = self._entries[key]
+        assert len(self._entries) == len(self._digest_of)
+        for block, digest in self._digest_of.items():
+            indexed, parent, tokens = self._entries[digest]
             assert indexed == block
-            assert self.digest(parent, tokens) == key[:DIGEST_BYTES]
+            assert self.digest(parent, tokens) == digest[:DIGEST_BYTES]
 
 
 def group_suffixes(num_groups: int) -> tuple[bytes, ...]:
-    """For each group of layers, what follows a digest in the keys of its blocks; nothing for the first."""
+    """For each group of layers, what follows a digest where its blocks are indexed; nothing for the first."""
     return (b"", *(group.to_bytes(SUFFIX_BYTES, "little") for group in range(1, num_groups)))
 
 

@@ -62,6 +62,16 @@ def test_wrong_arguments(arguments: dict[str, Any], words: str) -> None:
         EngineConfig.from_args(arguments)
 
 
+def test_blocks_of_groups_of_layers(tmp_path: Path) -> None:
+    """One of three layers sees all: three groups of one layer each; see `plan_layout`."""
+    overrides = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}
+    folder = make_tiny_model("qwen2", tmp_path / "model", **overrides)
+    executor = new_executor(folder, kv_offloading_dir=str(tmp_path / "kv"), max_model_len=190)
+    assert executor.transfer is not None and len(executor.layer_groups) == 3
+    assert executor.transfer.num_slots == 3 * 48
+    executor.close()
+
+
 def test_moves_carry_whole_blocks_of_all_layers(folder: Path) -> None:
     executor = new_executor(folder, kv_offloading_size=0.001, kv_cache_dtype="int8")
     assert executor._runner is not None and executor.transfer is not None

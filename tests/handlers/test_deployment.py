@@ -69,6 +69,13 @@ def test_relative_folders_are_relative_to_the_file(tmp_path):
         assert config.model == config.tokenizer == str(resolved)
 
 
+def test_the_folder_for_blocks_is_relative_to_the_file_whether_it_is_there_or_not(tmp_path):
+    file = tmp_path / "x.yaml"
+    for given, expected in (("kv/x", tmp_path / "kv/x"), ("/kv", Path("/kv")), ("~/kv", Path.home() / "kv")):
+        file.write_text(f"name: x\nengine: {{kv_offloading_dir: {given}}}\n")
+        assert Deployment.load(file, environ={}).engine.cache.kv_offloading_dir == str(expected)
+
+
 def test_key_from_the_environment(monkeypatch):
     data = {"name": "x", "server": {"api_key": "from-file"}}
     assert Deployment.from_dict(data, environ={API_KEY_VARIABLE: "k"}).server.api_key == "k"

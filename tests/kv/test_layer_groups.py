@@ -69,8 +69,8 @@ def test_the_longest_sequence_that_fits() -> None:
         for num_blocks in range(1, 30):
             kv = new_manager(num_blocks, *windows)
             longest = kv.max_sequence_tokens
-            assert kv.most_blocks(longest) <= num_blocks
-            assert longest > 2**39 or kv.most_blocks(longest + 1) > num_blocks
+            assert kv.blocks_for(longest) <= num_blocks
+            assert longest > 2**39 or kv.blocks_for(longest + 1) > num_blocks
     assert new_manager(10, 0).max_sequence_tokens == 40
     assert new_manager(10, 5).max_sequence_tokens > 2**39, "a window's blocks are enough for any length"
     assert new_manager(3, 5).max_sequence_tokens == 12, "but not if they are too few"
@@ -157,7 +157,7 @@ def test_missing_to_start_is_what_a_start_takes_at_most() -> None:
         table = kv.new_table(tokens)
         prefix = kv.cached_prefix(table)
         missing, num_free = kv.missing_to_start(prefix, length), kv.num_free_blocks
-        assert missing <= kv.most_blocks(length), "what fits at all fits into an empty pool"
+        assert missing <= kv.blocks_for(length), "what fits at all fits into an empty pool"
         kv.start(table, prefix)
         fewest = kv.num_free_blocks
         while table.num_computed < length:

@@ -94,6 +94,31 @@ def test_what_the_pool_has_of_a_swapped_table_is_not_loaded() -> None:
     assert len(end_step(kv, table).swap_ins) == 2, "the half full block of each group"
 
 
+def test_swapped_siblings_share_each_groups_full_blocks() -> None:
+    kv = new_manager(60, 0, 9)
+    parent = kv.new_table(list(range(19)))
+    compute(kv, parent, 18)
+    child = kv.fork(parent, list(range(19)))
+    blocks = list(parent.block_ids)
+    assert kv.swap_out(parent) and kv.swap_out(child)
+    assert parent.swapped is not None and child.swapped is not None
+    outs = {slot: block for block, slot in end_step(kv).swap_outs}
+    for table in (parent, child):
+        assert table.swapped is not None
+        assert [blocks[place] for place in table.swapped.places] == [outs[slot] for slot in table.swapped.slots]
+    assert len(outs) == num_full(blocks) + 2 * 2, "the half full ones of each group twice"
+    for table in (parent, child):
+        kv.start(table, kv.cached_prefix(table), count=False)
+        end_step(kv, table)
+        kv.free(table)
+    kv.check_invariants()
+
+
+def num_full(block_ids: list[int]) -> int:
+    """Of two groups' blocks, whose last are half full."""
+    return sum(block != NO_BLOCK for block in block_ids[:-2])
+
+
 def test_evicted_windows_come_back_without_what_they_have_passed() -> None:
     kv = new_manager(20, 0, 9)
     tokens = list(range(33))

@@ -59,7 +59,7 @@ def test_a_removed_block_is_forgotten() -> None:
     root = index.root("tenant")
     digest = index.digest(root, A)
     index.add(digest, root, A, 3)
-    assert 3 in index and index.key_of(3) == (digest, root, A)
+    assert 3 in index and index.digest_of(3) == digest and index.key_of(3) == (digest, root, A)
     index.remove(3)
     index.remove(3)
     assert 3 not in index and index.find(digest, root, A) is None and len(index) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,37 @@ def test_a_prefix_survives_a_restart(folder: Path, dtype: str, cold: list[Any], 
     stats = core.stats()
     assert stats.transfer is not None and stats.transfer.disk is not None
     assert stats.transfer.disk.read_bytes > 0 == stats.transfer.disk.num_failures
+    core.close()
+
+
+def test_what_was_found_twice_survives_a_crash(folder: Path, tmp_path: Path) -> None:
+    """Only a clean end writes all that is left; what a second request has found is on disk already."""
+    arguments = {"kv_offloading_dir": str(tmp_path), "kv_offloading_size": HOST_GIB}
+    core = start(folder, **arguments)
+    for request in requests()[:3]:
+        run_core(core, [request])
+    core.close(keep_cache=False)
+    core = start(folder, **arguments)
+    (output,) = run_core(core, requests()[:1])
+    assert output.num_cached_tokens == SYSTEM_TOKENS // BLOCK_SIZE * BLOCK_SIZE
+    core.close()
+
+
+def test_metrics(folder: Path, tmp_path: Path) -> None:
+    arguments = {"kv_offloading_dir": str(tmp_path), "kv_offloading_size": HOST_GIB, "preemption_mode": "swap"}
+    core = start(folder, num_gpu_blocks_override=34, **arguments)
+    run(core)
+    text = core._metrics.text(core.stats)
+    values = dict(re.findall(r"^vllm:(\w+){[^}]*} (\S+)$", text, re.MULTILINE))
+    stats = core.stats()
+    assert stats.transfer is not None and stats.transfer.stored_bytes > 0 and stats.transfer.loaded_bytes > 0
+    assert float(values["kv_offload_store_bytes_total"]) == stats.transfer.stored_bytes
+    assert float(values["kv_offload_load_bytes_total"]) == stats.transfer.loaded_bytes
+    assert float(values["kv_offload_cpu_cache_usage_perc"]) == stats.num_used_host_blocks / stats.num_host_blocks > 0
+    assert float(values["external_prefix_cache_queries_total"]) > 0 == float(values["num_requests_swapped"])
+    for name in ("external_prefix_cache_hits_total", "kv_offload_tiering_read_bytes_total"):
+        assert name in values
+    assert float(values["kv_offload_tiering_failures_total"]) == 0
     core.close()
 
 

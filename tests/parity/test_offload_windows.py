@@ -68,7 +68,7 @@ def cold(folder: Path) -> list[Any]:
 @pytest.mark.parametrize("caching", [True, False], ids=["caching", "no caching"])
 @pytest.mark.parametrize("mode", ["swap", "recompute", "auto"])
 def test_preempted(folder: Path, cold: list[Any], caching: bool, mode: str) -> None:
-    needed = start(folder, max_num_batched_tokens=16)._kv.most_blocks(192)
+    needed = start(folder, max_num_batched_tokens=16)._kv.blocks_for(192)
     core = start(
         folder,
         max_num_batched_tokens=16,
@@ -86,7 +86,7 @@ def test_preempted(folder: Path, cold: list[Any], caching: bool, mode: str) -> N
 
 
 def test_evicted_prefixes_come_back(folder: Path, cold: list[Any]) -> None:
-    needed = start(folder)._kv.most_blocks(192)
+    needed = start(folder)._kv.blocks_for(192)
     core = start(folder, num_gpu_blocks_override=needed, kv_offloading_size=HOST_GIB)
     for _ in range(2):
         outputs = [run_core(core, [request])[0] for request in requests()]

@@ -124,7 +124,7 @@ def test_the_same_bits_alone_together_and_preempted(
     roomy = engine(folder, max_num_batched_tokens=budget)
     requests = [(prompt, SEEDED) for prompt in prompts]
     assert drawn(run_core(roomy, requests, steps_between=3)) == seeded
-    needed = roomy._kv.most_blocks(256)
+    needed = roomy._kv.blocks_for(256)
     tight = engine(folder, max_num_batched_tokens=budget, num_gpu_blocks_override=needed)
     assert drawn(run_core(tight, [*requests, *requests], steps_between=1)) == [*seeded, *seeded]
     assert tight.stats().num_preemptions > 0
@@ -186,7 +186,7 @@ def test_cache_dtypes(folder: Path, prompts: list[list[int]], dtype: str) -> Non
 
 
 def test_what_can_never_fit_is_refused_by_what_all_groups_need(folder: Path, kind: str) -> None:
-    needed = engine(folder, max_num_batched_tokens=16)._kv.most_blocks(256)
+    needed = engine(folder, max_num_batched_tokens=16)._kv.blocks_for(256)
     with pytest.raises(Exception, match=f"num_gpu_blocks_override {needed - 1}.*at least {needed} blocks"):
         engine(folder, max_num_batched_tokens=16, num_gpu_blocks_override=needed - 1)
     if kind == "all layers":

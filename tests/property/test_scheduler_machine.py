@@ -104,7 +104,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.windows = windows
         self.max_chunk = max_num_seqs + spare_budget
         self.caching = caching
-        self.num_host_slots = num_host_slots
+        self.num_host_slots = num_host_slots * len(windows)
         self.kv = self.new_manager(num_blocks, block_size)
         self.config = SchedulerConfig(
             max_num_seqs=max_num_seqs,
