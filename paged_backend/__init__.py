@@ -17,8 +17,8 @@ from paged_backend.errors import (
     QueueFullError,
     RequestFailedError,
 )
-from paged_backend.outputs import CompletionOutput, Logprob, RequestOutput
-from paged_backend.sampling_params import SamplingParams
+from paged_backend.outputs import BeamSearchOutput, CompletionOutput, Logprob, RequestOutput
+from paged_backend.sampling_params import BeamSearchParams, SamplingParams
 from paged_backend.version import __version__
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "CompletionOutput",
     "ConfigError",
     "EngineConfig",

@@ -158,6 +158,8 @@ class EngineClient:
             raise InvalidRequestError(
                 "stop needs text, and this engine runs without a tokenizer: use stop_token_ids.", param="stop"
             )
+        if params.use_beam_search:
+            self._check_width(params)
         if params.allowed_token_ids and params.min_tokens:
             ends = self.eos_token_ids.union(params.stop_token_ids or ())
             if ends.issuperset(params.allowed_token_ids):
@@ -166,6 +168,22 @@ class EngineClient:
                     "allow another token, or leave min_tokens out.",
                     param="allowed_token_ids",
                 )
+
+    def _check_width(self, params: SamplingParams) -> None:
+        """A search needs as many ways to go on as it has beams, and may look at no more tokens than there are."""
+        width = params.num_sequences
+        ends = frozenset(params.stop_token_ids or ()).union(() if params.ignore_eos else self.eos_token_ids)
+        if params.allowed_token_ids is not None and len(set(params.allowed_token_ids) - ends) < width:
+            raise InvalidRequestError(
+                f"allowed_token_ids must hold at least {width} tokens that do not end the output, one for each beam.",
+                param="allowed_token_ids",
+            )
+        if width * (1 + max(1, len(ends))) > self._vocab_size:
+            raise InvalidRequestError(
+                f"A search of {width} beams with {len(ends)} tokens that end the output looks at more continuations "
+                f"than the model has tokens ({self._vocab_size}): ask for fewer beams, or fewer stop_token_ids.",
+                param="n" if params.best_of is None else "best_of",
+            )
 
     def _check_prompt(self, token_ids: Sequence[int]) -> None:
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._vocab_size):

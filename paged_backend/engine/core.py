@@ -9,7 +9,7 @@ import time
 from itertools import count, repeat
 
 from paged_backend.config import EngineConfig
-from paged_backend.engine.detokenizer import Finish
+from paged_backend.engine.detokenizer import Finish, SampleText
 from paged_backend.engine.metrics import EngineMetrics
 from paged_backend.engine.request import EngineRequest, RequestState, SampleState
 from paged_backend.engine.stats import EngineStats
@@ -69,6 +69,11 @@ class EngineCore:
         seed = params.seed if params.seed is not None else self._own_seed()
         self._num_added += 1
         state = RequestState(request, self._tokenizer)
+        if params.chooses_at_end and params.logprobs is None and not params.use_beam_search:
+            params = dataclasses.replace(params, logprobs=0)  # samples are compared by them
+        text = None
+        if params.use_beam_search and params.stop and self._tokenizer is not None:
+            text = SampleText(self._tokenizer, request.prompt_token_ids, params)
         sequence = self._scheduler.add(
             request.request_id,
             request.prompt_token_ids,
@@ -76,6 +81,7 @@ class EngineCore:
             seed=seed,
             priority=request.priority,
             salt=request.cache_salt,
+            text=text,
         )
         self._requests[request.request_id] = state
         self._not_started[sequence.seq_id] = state
@@ -170,12 +176,19 @@ class EngineCore:
         now_s = time.monotonic()
         changed: list[RequestState] = []
         last_s, num_alike = now_s, 0  # tokens in a row whose samples had the one before at the same time
+        num_generated = len(owners)
         described = map(result.described.get, count()) if result.described else repeat(None)
         for sequence, token_id, full in zip(owners, result.token_ids, described, strict=False):
             sample: SampleState | None = sequence.sample
             if sample is None or token_id == NOT_DRAWN:
                 state = self._requests.get(sequence.request_id)
                 if state is None:  # a sample before this one has failed the request
+                    continue
+                if sequence.group is not None:
+                    num_generated -= 1  # a candidate
+                    if not state.over and self._look_at_beams(state, sequence, now_s):
+                        changed.append(state)
+                        num_generated += sum(state.num_generated)
                     continue
                 if token_id == NOT_DRAWN:
                     logger.error("request %s: its logits are not numbers", sequence.request_id)
@@ -196,7 +209,7 @@ class EngineCore:
                 state.gains.append((sample.index, token_id, None, None, None, state.num_cached_tokens))
             else:
                 self._take_token(sample, token_id, full)
-        self._num_generated_tokens += len(owners)
+        self._num_generated_tokens += num_generated
         self._metrics.inter_token_latency.observe(now_s - last_s, num_alike)
         for state in changed:
             if state.over and state.error is None:
@@ -211,11 +224,23 @@ class EngineCore:
         if finish is not None and not sequence.finished:
             self._scheduler.finish_sequence(sequence, finish.reason, finish.stop_reason)
 
+    def _look_at_beams(self, state: RequestState, sequence: Sequence, now_s: float) -> bool:
+        """Takes over what a beam search has found; whether it is over, or has failed."""
+        group = sequence.group
+        assert group is not None
+        if not state.times.first_token_s:
+            self._note_first_token(state, sequence, now_s)
+        if group.failed:
+            logger.error("request %s: its logits are not numbers, or leave too few tokens", sequence.request_id)
+            self._fail(state)
+        elif group.search.over:
+            state.take_beams(group.best)
+        return state.over
+
     def _add_sample(self, state: RequestState, sequence: Sequence, now_s: float) -> SampleState:
         """A sample's first token."""
         if not state.times.first_token_s:
-            state.num_cached_tokens = sequence.num_cached_tokens
-            self._note_first_token(state, now_s)
+            self._note_first_token(state, sequence, now_s)
         sample = sequence.sample = state.add_sample(sequence, now_s)
         return sample
 
@@ -240,7 +265,8 @@ class EngineCore:
         weight = _MEAN_WEIGHT if self.mean_request_s else 1.0
         self.mean_request_s += weight * (duration_s - self.mean_request_s)
 
-    def _note_first_token(self, state: RequestState, now_s: float) -> None:
+    def _note_first_token(self, state: RequestState, sequence: Sequence, now_s: float) -> None:
+        state.num_cached_tokens = sequence.num_cached_tokens
         state.times.first_token_s = now_s
         num_prompt_tokens = len(state.request.prompt_token_ids)
         self._num_prompt_tokens += num_prompt_tokens

@@ -12,7 +12,8 @@ class BlockTable:
     preemption: its blocks go, the digests of its tokens stay.
 
     Attributes:
-        token_ids: the sequence's known tokens, lent by its owner, who only ever appends to them.
+        token_ids: the sequence's known tokens, lent by its owner, who only ever appends to them, or lends more that
+            begin with them.
         block_ids: block i holds positions i * block_size and after. The list itself is lent to step plans.
         num_computed: tokens whose K/V are in the blocks. The owner may move it on by itself where no block is filled,
             as there is nothing to `commit`.

@@ -75,6 +75,10 @@ class KVCacheManager:
         """A table for a sequence whose known tokens are `token_ids`, which its owner appends to in place."""
         return BlockTable(token_ids, self.index.root(salt) if self.index is not None else b"")
 
+    def table_like(self, table: BlockTable, token_ids: Sequence[int]) -> BlockTable:
+        """A table without blocks for other tokens in the scope of a table."""
+        return BlockTable(token_ids, table.root)
+
     def lookup(self, token_ids: Sequence[int], salt: str | None = None) -> list[int]:
         """The blocks that a new sequence of these tokens would find; see `cached_prefix`."""
         return self.cached_prefix(self.new_table(token_ids, salt))

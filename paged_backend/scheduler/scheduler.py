@@ -11,6 +11,8 @@ from paged_backend.config import SchedulerConfig
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
+from paged_backend.scheduler.beam_group import BeamGroup, slots_for_each
+from paged_backend.scheduler.beam_search import BeamText
 from paged_backend.scheduler.limits import resolve_max_tokens
 from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
 from paged_backend.scheduler.policy import WaitingQueue, order_key
@@ -95,12 +97,13 @@ class Scheduler:
         Raises:
             InvalidRequestError: the prompt, the output or n can never fit.
         """
+        width = params.num_sequences if params.use_beam_search else 1
         return resolve_max_tokens(
             num_prompt_tokens,
             params,
             max_num_seqs=self.config.max_num_seqs,
             max_model_len=self.max_model_len,
-            num_slots=self.kv.num_blocks * self.kv.block_size,
+            num_slots=slots_for_each(num_prompt_tokens, width, self.kv.num_blocks, self.kv.block_size),
         )
 
     # Between steps
@@ -114,6 +117,7 @@ class Scheduler:
         seed: int,
         priority: int = 0,
         salt: str | None = None,
+        text: BeamText | None = None,
     ) -> Sequence:
         """Queues a request.
 
@@ -122,9 +126,10 @@ class Scheduler:
             seed: signed 64 bits; sample i draws with seed + i.
             priority: lower goes first under the priority policy; ignored under fcfs.
             salt: prefixes are shared with requests of the same salt only; None is a scope of its own.
+            text: searches the beams of a search for stop strings; None without any.
 
         Returns:
-            The sequence that stands for all n samples until their first token; it becomes sample 0.
+            The sequence that stands for all samples or beams until their first token; it becomes the first of them.
 
         Raises:
             InvalidRequestError: see `check_fits`.
@@ -140,7 +145,7 @@ class Scheduler:
             index=0,
             prompt_token_ids=tuple(prompt_token_ids),
             params=params,
-            seeds=tuple(sample_seed(seed, index) for index in range(params.n)),
+            seeds=() if params.use_beam_search else tuple(sample_seed(seed, i) for i in range(params.num_sequences)),
             priority=priority,
             arrival=arrival,
             order=self._order_key(priority, arrival, 0),
@@ -149,6 +154,8 @@ class Scheduler:
             token_ids=token_ids,
             table=self.kv.new_table(token_ids, salt),
         )
+        if params.use_beam_search:
+            sequence.group = BeamGroup(sequence, text, self.kv, self._fork, self._end)
         self._requests[request_id] = [sequence]
         self._waiting.push(sequence)
         return sequence
@@ -183,6 +190,10 @@ class Scheduler:
         spare = self.config.max_num_batched_tokens - len(running)  # each gets one
         assert spare >= 0, "more running sequences than tokens in the budget"
         for sequence in [s for s in running if not s.quiet_below]:
+            if sequence.group is not None:
+                if sequence is sequence.group.sequences[0]:
+                    spare = self._schedule_group(sequence.group, spare)
+                continue
             table = sequence.table
             num_missing = len(sequence.token_ids) - table.num_computed
             while sequence.status is SequenceStatus.RUNNING:
@@ -192,8 +203,7 @@ class Scheduler:
                     spare -= num_new - 1
                     break
                 # The last one gives way, and if that is this one, the list ends here.
-                self._preempt(running.pop())
-                spare += 1
+                spare += self._preempt_last()
         in_flight = running.copy()
         if self.num_preemptions == num_preemptions:
             spare = self._admit(spare, in_flight)
@@ -210,12 +220,14 @@ class Scheduler:
             given back, with finish_reason and stop_reason set. The samples of an n > 1 request part in the step that
             computes its last prompt token: sample 0 is the sequence that `add` returned, the others appear here for
             the first time. A sequence for which nothing could be drawn stays as it was: the caller must end it with
-            `finish_sequence` before the next plan.
+            `finish_sequence` before the next plan. Candidates belong to the beam that they would continue; its group
+            says when the search is over or has failed, and in the latter case the same holds for what is left of it.
         """
         assert self._in_flight is not None, "commit without a plan"
         in_flight, self._in_flight = self._in_flight, None
         token_ids = result.token_ids
         owners: list[Sequence] = []
+        groups: dict[BeamGroup, dict[Sequence, int]] = {}
         ended = False
         for sequence in in_flight:
             known, line = sequence.token_ids, sequence.line
@@ -230,6 +242,12 @@ class Scheduler:
             end = line.num_computed_tokens + len(line.token_ids)
             self.kv.commit(sequence.table, end)
             line.num_computed_tokens = end
+            if sequence.group is not None:
+                places = groups.setdefault(sequence.group, {})
+                if line.sampling is not None:
+                    places[sequence] = len(owners)
+                    owners.extend([sequence] * line.sampling.num_candidates)
+                continue
             if line.sampling is None:
                 continue
             token_id = token_ids[len(owners)]
@@ -246,6 +264,9 @@ class Scheduler:
                 self._end(sequence)
                 ended = True
         assert len(owners) == len(token_ids), "the result is another plan's"
+        for group, places in groups.items():
+            group.advance(places, result)
+            ended = True
         if ended:
             self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
         return owners
@@ -284,6 +305,9 @@ class Scheduler:
         known = [sequence for group in self._requests.values() for sequence in group]
         assert len(known) == len(live) and {id(sequence) for sequence in known} == live
         assert all(self._requests.values())
+        for group in {sequence.group for sequence in known if sequence.group is not None}:
+            assert set(group.sequences) == set(self._requests[group.sequences[0].request_id])
+            group.check_invariants()
         self.kv.check_invariants()
 
     def _check_line(self, sequence: Sequence) -> None:
@@ -308,15 +332,15 @@ class Scheduler:
             table = sequence.table
             prefix = kv.cached_prefix(table)
             # None of the free blocks is spoken for: a prompt still computed in chunks uses the budget up.
-            num_wanted = min(len(sequence.token_ids) + 1, sequence.max_cached_tokens)
-            if kv.missing_to_start(prefix, num_wanted) > kv.num_free_blocks:
+            num_wanted = min(len(table.token_ids) + 1, sequence.max_cached_tokens)
+            if kv.missing_to_start(prefix, num_wanted) + sequence.num_extra_blocks > kv.num_free_blocks:
                 break
             self._waiting.pop()
             is_new = sequence.num_preemptions == 0
             kv.start(table, prefix, count=is_new)
             if is_new:
                 sequence.num_cached_tokens = table.num_computed
-            num_new = min(len(sequence.token_ids) - table.num_computed, budget)
+            num_new = min(len(table.token_ids) - table.num_computed, budget)
             fits = kv.allocate(table, table.num_computed + num_new)
             assert fits, "admitted without room"
             sequence.admit()
@@ -337,31 +361,43 @@ class Scheduler:
     def _part_ways(self, parent: Sequence) -> list[Sequence]:
         """Splits a request, whose prompt is computed, into its samples."""
         seeds = parent.task.seeds
-        family = [parent]
-        for index in range(1, len(seeds)):
-            token_ids = list(parent.prompt_token_ids)
-            child = Sequence(
-                seq_id=self._new_seq_id(),
-                request_id=parent.request_id,
-                index=index,
-                prompt_token_ids=parent.prompt_token_ids,
-                params=parent.params,
-                seeds=seeds[index : index + 1],
-                priority=parent.priority,
-                arrival=parent.arrival,
-                order=self._order_key(parent.priority, parent.arrival, index),
-                max_tokens=parent.max_tokens,
-                eos_token_ids=parent.eos_token_ids,
-                token_ids=token_ids,
-                table=self.kv.fork(parent.table, token_ids),
-            )
-            child.admit()
-            child.num_cached_tokens = parent.num_cached_tokens
-            insort(self._running, child, key=_ORDER)
-            family.append(child)
+        prompt = parent.prompt_token_ids
+        others = [self._fork(parent, i, list(prompt), seeds[i : i + 1]) for i in range(1, len(seeds))]
         parent.task.seeds = seeds[:1]
-        self._requests[parent.request_id] = list(family)
-        return family
+        parent.num_samples = 1
+        return [parent, *others]
+
+    def _fork(self, parent: Sequence, index: int, token_ids: list[int], seeds: tuple[int, ...] = ()) -> Sequence:
+        """A running sequence that shares all of another one's blocks."""
+        order = self._order_key(parent.priority, parent.arrival, index)
+        table = self.kv.fork(parent.table, token_ids)
+        child = parent.sibling(self._new_seq_id(), index, order, seeds, token_ids, table)
+        insort(self._running, child, key=_ORDER)
+        self._requests[child.request_id].append(child)
+        return child
+
+    def _schedule_group(self, group: BeamGroup, spare: int) -> int:
+        """As many tokens of each of a search's sequences, or none where blocks run out; what is left of the budget."""
+        family = group.sequences
+        while family[0].status is SequenceStatus.RUNNING:
+            num_new = min(group.num_missing, 1 + spare // len(family))
+            if all(self.kv.allocate(s.table, s.table.num_computed + num_new) for s in family):
+                for sequence in family:
+                    sequence.schedule(num_new)
+                return spare - (num_new - 1) * len(family)
+            spare += self._preempt_last()
+        return spare
+
+    def _preempt_last(self) -> int:
+        """Preempts the last running sequence, with all of its beam search; how many sequences that were."""
+        last = self._running[-1]
+        if last.group is None:
+            self._preempt(self._running.pop())
+            return 1
+        family = last.group.sequences
+        self._running[:] = [sequence for sequence in self._running if sequence not in family]
+        self._preempt(last.group.fold())
+        return len(family)
 
     def _take_first_tokens(self, family: list[Sequence], token_ids: TokenIds[int]) -> bool:
         """Gives each sample the token that it drew; whether that ended any."""
