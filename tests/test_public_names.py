@@ -11,6 +11,8 @@ import paged_backend
 
 PUBLIC_NAMES = [
     "LLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "CompletionOutput",
     "ConfigError",
     "EngineConfig",

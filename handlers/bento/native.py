@@ -15,6 +15,7 @@ from paged_backend.handlers.bento.native_types import (
 )
 from paged_backend.handlers.openai.errors import stream_error_body
 from paged_backend.handlers.openai.prompts import check_length, encode_messages, encode_prompts, parse_messages
+from paged_backend.handlers.openai.protocol import check_streamable
 from paged_backend.outputs import RequestDelta, RequestOutput, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -27,14 +28,19 @@ PING = ": ping\n\n"
 DONE = "data: [DONE]\n\n"
 
 
-async def submit(client: EngineClient, request: GenerateRequest) -> RequestStream:
+async def submit(client: EngineClient, request: GenerateRequest, *, streams: bool = False) -> RequestStream:
     """Hands the request to the engine; a long prompt is encoded beside the event loop.
+
+    Args:
+        streams: whether the answer is to come piece by piece.
 
     Raises:
         InvalidRequestError, QueueFullError, EngineUnavailableError: it is not accepted.
     """
     request.check(client.config.scheduler.scheduling_policy)
     params = request.sampling_params(detokenize=client.tokenizer is not None)
+    if streams:
+        check_streamable(params)
     field, token_ids = await _encode(client, request)
     try:
         return client.submit(

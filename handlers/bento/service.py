@@ -154,7 +154,7 @@ class PagedLLM:
         """
         exchange = CURRENT_EXCHANGE.get()
         try:
-            stream = await self._submit(fields, exchange)
+            stream = await self._submit(fields, exchange, streams=True)
         except PagedBackendError as error:
             _refused(error, exchange)
             yield ""  # in its place the middleware sends the error
@@ -181,7 +181,9 @@ class PagedLLM:
             self.runtime.client.abort(request_id)
         return AbortResponse(request_id=request_id)
 
-    async def _submit(self, fields: dict[str, Any], exchange: Exchange | None) -> RequestStream:
+    async def _submit(
+        self, fields: dict[str, Any], exchange: Exchange | None, *, streams: bool = False
+    ) -> RequestStream:
         if exchange is None:
             # An in-process caller: nothing has checked its arguments, and maybe nothing has started the engine.
             await self.ensure_started()
@@ -192,7 +194,7 @@ class PagedLLM:
         else:
             exchange.check()
             request = GenerateRequest.model_construct(**fields)
-        return await native.submit(self.runtime.client, request)
+        return await native.submit(self.runtime.client, request, streams=streams)
 
 
 _service: Any = PagedLLM  # for type checkers, the decorator has left it a class

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,6 +32,7 @@ from tests.property.simulated_executor import (
     SimulatedExecutor,
     extend_digest,
     run_alone,
+    search_alone,
 )
 
 MAX_MODEL_LEN = 24
@@ -73,6 +75,10 @@ class Request:
     def parted(self) -> bool:
         return any(sample.output for sample in self.samples)
 
+    @property
+    def searches(self) -> bool:
+        return self.params.use_beam_search
+
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Scheduler, block manager and prefix index against a simulated cache."""
@@ -106,7 +112,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.by_seq_id: dict[int, Sample] = {}
         self.sequences: dict[int, Sequence] = {}
 
+    def beams(self, request: Request) -> tuple[Sequence, ...]:
+        """The sequences of a beam search, which come and go."""
+        return self.scheduler.sequences(request.request_id) if request.searches else ()
+
+    def request_of(self, seq_id: int) -> Request:
+        if seq_id in self.by_seq_id:
+            return self.by_seq_id[seq_id].request
+        (request,) = (r for r in self.live() if any(s.seq_id == seq_id for s in self.beams(r)))
+        return request
+
     def known(self, seq_id: int) -> Known:
+        if seq_id not in self.by_seq_id:
+            request = self.request_of(seq_id)
+            (sequence,) = (s for s in self.beams(request) if s.seq_id == seq_id)
+            return Known(tuple(sequence.token_ids), request.salt)
         sample = self.by_seq_id[seq_id]
         return Known((*sample.request.prompt, *sample.output), sample.request.salt)
 
@@ -121,6 +141,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         seed=st.integers(0, 3) | st.just(2**63 - 1),
         salt=st.sampled_from([None, None, "", "tenant"]),
         priority=st.integers(-1, 1),
+        search=st.none()
+        | st.none()
+        | st.tuples(st.sampled_from([0.6, 1, 2, -1]), st.sampled_from([False, True, "never"])),
+        best_of=st.integers(0, 2),
     )
     def submit(
         self,
@@ -134,26 +158,38 @@ class SchedulerMachine(RuleBasedStateMachine):
         seed: int,
         salt: str | None,
         priority: int,
+        search: tuple[float, Any] | None,
+        best_of: int,
     ) -> None:
         if max_tokens is not None:
             min_tokens = min(min_tokens, max_tokens)
         params = SamplingParams(
             n=n, max_tokens=max_tokens, min_tokens=min_tokens, ignore_eos=ignore_eos, stop_token_ids=stops
         )
+        width = 1
+        if search is not None:
+            width = n + best_of
+            params = replace(
+                params, use_beam_search=True, best_of=width, length_penalty=search[0], early_stopping=search[1]
+            )
         prompt = text[:length]
-        room = min(MAX_MODEL_LEN, self.kv.num_blocks * self.kv.block_size + 1) - length
+        shared = length // self.kv.block_size  # all that beams are sure to share
+        slots = (shared + (self.kv.num_blocks - shared) // width) * self.kv.block_size
+        room = min(MAX_MODEL_LEN, slots + 1) - length
         wanted = room if max_tokens is None else min(max_tokens, MAX_MODEL_LEN - length)
-        fits = n <= self.config.max_num_seqs and room >= 1 and wanted <= room and min_tokens <= wanted
+        fits = max(n, width) <= self.config.max_num_seqs and room >= 1 and wanted <= room and min_tokens <= wanted
         request_id = f"r{len(self.requests)}"
         try:
             sequence = self.scheduler.add(request_id, prompt, params, seed=seed, salt=salt, priority=priority)
         except InvalidRequestError as error:
-            assert not fits and error.param in ("n", "prompt", "max_tokens", "min_tokens")
+            assert not fits and error.param in ("n", "best_of", "prompt", "max_tokens", "min_tokens")
             return
         assert fits
         request = Request(request_id, prompt, params, seed, salt, wanted)
         request.samples = [Sample(request, index) for index in range(n)]
         self.requests[request_id] = request
+        if search is not None:
+            return
         self.by_seq_id[sequence.seq_id] = request.samples[0]
         self.sequences[sequence.seq_id] = sequence
 
@@ -173,14 +209,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence, token_id in zip(self.scheduler.commit(result), result.token_ids, strict=True):
             self.book(sequence, token_id)
 
+    def book_search(self, request: Request, sequence: Sequence) -> None:
+        group = sequence.group
+        assert group is not None
+        if group.failed:
+            for sibling in self.scheduler.sequences(request.request_id):
+                self.scheduler.finish_sequence(sibling, "error")
+            for sample in request.samples:
+                sample.ended = sample.ended or "error"
+        elif group.search.over and request.live:
+            found = [(tuple(beam.token_ids), beam.finish_reason, beam.stop_reason) for beam in group.best]
+            assert found == search_alone(request.prompt, request.params, request.max_tokens)
+            for sample, (tokens, reason, _) in zip(request.samples, found, strict=True):
+                sample.output, sample.ended = list(tokens), reason
+
     def book(self, sequence: Sequence, token_id: int) -> None:
+        if sequence.group is not None:
+            return self.book_search(self.requests[sequence.request_id], sequence)
         if token_id == NOT_DRAWN:
             request = self.requests[sequence.request_id]
             for sibling in self.scheduler.sequences(sequence.request_id):
                 self.scheduler.finish_sequence(sibling, "error")
             for sample in request.samples:
                 sample.ended = sample.ended or "error"
-            return
+            return None
         if sequence.seq_id not in self.by_seq_id:
             self.by_seq_id[sequence.seq_id] = self.requests[sequence.request_id].samples[sequence.index]
             self.sequences[sequence.seq_id] = sequence
@@ -195,6 +247,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert sequence.stop_reason == stop_reason
         else:
             assert tuple(sample.output) == tokens[: len(sample.output)] and len(sample.output) < len(tokens)
+        return None
 
     def alone(self, sample: Sample) -> tuple[tuple[int, ...], str, int | None]:
         request = sample.request
@@ -211,8 +264,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.live()), label="request")
         expected = [s for s in request.samples if s.ended is None] if request.parted else request.samples[:1]
+        beams = self.beams(request)
         ended = self.scheduler.abort(request.request_id)
-        assert [sequence.index for sequence in ended] == [sample.index for sample in expected]
+        indexes = [beam.index for beam in beams] or [sample.index for sample in expected]
+        assert [sequence.index for sequence in ended] == indexes
         assert all(sequence.finished and sequence.finish_reason == "abort" for sequence in ended)
         for sample in request.samples:
             sample.ended = sample.ended or "abort"
@@ -237,7 +292,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return self.one_step()
         plan = self.scheduler.plan()
         self.executor.break_off(plan)
-        hit = {self.by_seq_id[s.seq_id].request.request_id for s in plan.sequences}
+        hit = {self.request_of(s.seq_id).request_id for s in plan.sequences}
         dropped = self.scheduler.fail()
         assert {sequence.request_id for sequence in dropped} == hit
         assert all(sequence.finish_reason == "error" for sequence in dropped)
@@ -284,7 +339,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         size = self.kv.block_size
         filled: set[tuple[int, int]] = set()
         held: set[int] = set()
-        for sequence in self.sequences.values():
+        beams = [sequence for request in self.live() for sequence in self.beams(request)]
+        for sequence in (*self.sequences.values(), *beams):
             held.update(sequence.table.block_ids)
             for position in range(sequence.num_computed_tokens):
                 filled.add((sequence.table.block_ids[position // size], position % size))
@@ -318,6 +374,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in self.requests.values():
             for sample in request.samples:
                 assert sample.ended is not None
+                if request.searches:
+                    continue
                 tokens, _, _ = self.alone(sample)
                 if sample.ended in ("stop", "length"):
                     assert tuple(sample.output) == tokens[: len(sample.output)]
