@@ -54,6 +54,7 @@ ENTRIES: Final[dict[str, Entry]] = {
     "kernels/rows": Entry("kernels.rows"),
     "engine/overhead": Entry("engine.overhead"),
     "engine/kv_waste": Entry("engine.kv_waste"),
+    "engine/sharing": Entry("engine.sharing"),
     "engine/offline": Entry("engine.offline", timeout_s=1800.0),
     "serving/hosts": Entry("serving.hosts"),
     "serving/hosts-135m": Entry(
