@@ -48,9 +48,8 @@ def main() -> None:
     for kind, params in KINDS.items():
         result = run(executor, config, prompts, params)
         runs.append({"kind": kind, **result})
-        say(
-            f"{kind}: {result['weighted']:.1%} saved, {result['max_held_blocks']} of {result['max_named_blocks']} blocks"
-        )
+        held, named = result["max_held_blocks"], result["max_named_blocks"]
+        say(f"{kind}: {result['weighted']:.1%} saved, at most {held} blocks in place of {named}")
     finish({"benchmark": "engine/sharing", "workload": args.workload, "runs": rounded(runs)}, args.output)
 
 
