@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import time
 import uuid
@@ -21,6 +22,8 @@ from paged_backend.executor.executor import Executor
 from paged_backend.models.folder import resolve_folder
 from paged_backend.sampling.processors import check_token_ids
 from paged_backend.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 
 class EngineClient:
@@ -48,12 +51,18 @@ class EngineClient:
     def start(cls, config: EngineConfig) -> EngineClient:
         """Loads the model and starts the engine's thread; blocks until requests can be served.
 
+        What computes it, and on how many threads, goes to the log.
+
         Raises:
             ConfigError, ModelLoadError: with what to change.
         """
         model = config.model
         folder = resolve_folder(model.tokenizer) if model.tokenizer else resolve_folder(model.model, model.revision)
         executor = Executor(config)
+        # As a rule one implementation computes all operations.
+        choices = dict.fromkeys(f"{chosen}, {reason}" for chosen, reason in executor.kernel_report.values())
+        name, kernels = model.served_model_name[0], " ".join(choices)
+        logger.info("%s is loaded; CPU threads: %d; kernels: %s", name, executor.num_threads, kernels)
         return cls(config, executor, None if model.skip_tokenizer_init else Tokenizer.load(folder))
 
     def submit(

@@ -29,6 +29,7 @@ class Executor:
         eos_token_ids: what ends a text, by the model's own files.
         model_folder: where these are.
         kernel_report: for each operation, what computes it and why.
+        num_threads: CPU threads that a step is computed on.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -54,6 +55,7 @@ class Executor:
         self.block_size: int = config.cache.block_size
         self.num_blocks: int = num_cache_blocks(config, model.architecture, model.max_model_len, dtype)
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
+        self.num_threads: int = num_threads
         storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype)
         self._runner: Runner | None = Runner(model.decoder, storage, kernels, self.block_size)
 

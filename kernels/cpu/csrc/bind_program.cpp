@@ -169,6 +169,9 @@ void run(Program& program, int64_t num_rows, Address token_ids, Address position
     program.run(arrays, from, to);
 }
 
+// A tensor whose address is kept: a converted copy of it would be gone after the call.
+auto kept(const char* name) { return nb::arg(name).noconvert(); }
+
 }  // namespace
 
 void bind_program(nb::module_& module) {
@@ -179,16 +182,18 @@ void bind_program(nb::module_& module) {
                         "A step's operations, recorded once. Buffers are numbers; weights, tables and caches are kept.")
         .def(nb::init<Runtime&>(), "runtime"_a, Keep2())
         .def("input", &Program::input, "width"_a)
-        .def("embedding", &record_embedding, "table"_a, "indices"_a, "add"_a.none(), Keep2())
-        .def("rms_norm", &record_rms_norm, "x"_a, "weight"_a, "eps"_a, Keep3())
-        .def("layer_norm", &record_layer_norm, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a, Keep3(), Keep4())
+        .def("embedding", &record_embedding, kept("table"), "indices"_a, "add"_a.none(), Keep2())
+        .def("rms_norm", &record_rms_norm, "x"_a, kept("weight"), "eps"_a, Keep3())
+        .def("layer_norm", &record_layer_norm, "x"_a, kept("weight").none(), kept("bias").none(), "eps"_a, Keep3(),
+             Keep4())
         .def("linear", &record_linear, "x"_a, "weight"_a, "activation"_a, "residual"_a.none(), Keep3())
-        .def("qkv_to_cache", &record_qkv_to_cache, "qkv"_a, "keys"_a, "values"_a, "dtype"_a, "num_kv_heads"_a,
-             "block_size"_a, "head_size"_a, "num_heads"_a, "cos"_a.none(), "sin"_a.none(), "query_norm"_a.none(),
-             "key_norm"_a.none(), "norm_eps"_a, Keep3(), Keep4(), nb::keep_alive<1, 10>(), nb::keep_alive<1, 11>(),
-             nb::keep_alive<1, 12>(), nb::keep_alive<1, 13>())
-        .def("paged_attention", &record_paged_attention, "query"_a, "keys"_a, "values"_a, "dtype"_a, "num_kv_heads"_a,
-             "block_size"_a, "head_size"_a, "scale"_a, "sliding_window"_a, "soft_cap"_a, Keep3(), Keep4())
+        .def("qkv_to_cache", &record_qkv_to_cache, "qkv"_a, kept("keys"), kept("values"), "dtype"_a, "num_kv_heads"_a,
+             "block_size"_a, "head_size"_a, "num_heads"_a, kept("cos").none(), kept("sin").none(),
+             kept("query_norm").none(), kept("key_norm").none(), "norm_eps"_a, Keep3(), Keep4(),
+             nb::keep_alive<1, 10>(), nb::keep_alive<1, 11>(), nb::keep_alive<1, 12>(), nb::keep_alive<1, 13>())
+        .def("paged_attention", &record_paged_attention, "query"_a, kept("keys"), kept("values"), "dtype"_a,
+             "num_kv_heads"_a, "block_size"_a, "head_size"_a, "scale"_a, "sliding_window"_a, "soft_cap"_a, Keep3(),
+             Keep4())
         .def("select_rows", &Program::select_rows, "x"_a)
         .def("soft_cap", &Program::soft_cap, "x"_a, "cap"_a)
         .def("finish", &Program::finish, "outputs"_a)
