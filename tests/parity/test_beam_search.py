@@ -19,7 +19,7 @@ from tests.tiny_models import VOCAB_SIZE, make_tiny_model
 
 NUM_NEW_TOKENS = 20
 RNG = random.Random(5)
-ENDS = sorted(RNG.sample(range(5, VOCAB_SIZE), 12))
+ENDS = sorted(RNG.sample(range(5, VOCAB_SIZE), 60))
 """Enough tokens that end a text that random weights come by them."""
 PROMPTS = [[RNG.randrange(5, VOCAB_SIZE) for _ in range(length)] for length in (1, 9, 40)]
 SEARCH = SamplingParams(
@@ -83,7 +83,7 @@ def test_every_variant_of_several_prompts_at_once(model: Any, core: EngineCore) 
     assert core.stats().num_used_blocks == 0
     samples = [sample for output in outputs for sample in output.outputs]
     assert {sample.finish_reason for sample in samples} == {"stop", "length"}
-    assert len({str(row) for row in expected}) > len(requests) / 2, "the variants must matter"
+    assert len({str(row) for row in expected}) > 15, "the variants must matter"
     assert core.stats().generation_tokens == sum(len(sample.token_ids) for sample in samples)
     for sample in samples:
         assert sample.logprobs is not None
@@ -116,8 +116,6 @@ def test_chunked_and_preempted(model: Any, folder: Path, caching: bool) -> None:
 
 
 def test_what_changes_log_probabilities(model: Any, core: EngineCore) -> None:
-    from transformers import GenerationConfig
-
     prompt = PROMPTS[1]
     allowed = sorted({*RNG.sample(range(5, VOCAB_SIZE), 60), *ENDS})
     biases = {token: RNG.uniform(-2, 2) for token in RNG.sample(range(5, VOCAB_SIZE), 80)}
@@ -135,7 +133,6 @@ def test_what_changes_log_probabilities(model: Any, core: EngineCore) -> None:
             },
         ),
     ]
-    assert GenerationConfig is not None
     plain = tokens(run_core(core, [(prompt, SEARCH)])[0])
     for ours, theirs in cases:
         params = replace(SEARCH, **ours)
