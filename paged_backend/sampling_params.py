@@ -25,8 +25,8 @@ class SamplingParams:
         best_of: as many samples run, n at least, and the n of them with the highest cumulative logprob are returned,
             the highest first; None runs n. With use_beam_search, the number of beams.
         use_beam_search: search for the likeliest continuations instead of drawing, and return the n best of those
-            found, by transformers' rules. Nothing is drawn: temperature must be 0 or 1, and top_k, top_p and min_p
-            must be off. Penalties, logit_bias and the like change log-probabilities here, not logits.
+            found, by transformers' rules. Nothing is drawn: temperature must be 0 or 1, and becomes 0; top_k, top_p
+            and min_p must be off. Penalties, logit_bias and the like change log-probabilities here, not logits.
         length_penalty: a search divides a continuation's log-probability by its length to this power: above 0 favours
             long ones, below 0 short ones; in [-10, 10].
         early_stopping: when a search is over. True: as soon as best_of continuations have ended. False: once no
@@ -196,6 +196,7 @@ class SamplingParams:
                 raise InvalidRequestError(
                     f"use_beam_search draws nothing, so {wrong[0]} would have no meaning: leave it out.", param=wrong[0]
                 )
+            object.__setattr__(self, "temperature", 0.0)
             return
         for name, default in (("length_penalty", 1.0), ("early_stopping", False)):
             if getattr(self, name) != default:

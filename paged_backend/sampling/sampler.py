@@ -53,7 +53,7 @@ def _sample_apart(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask
 def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:
     """The tasks as columns. Runs at every step over all rows, hence the comprehensions."""
     params = [task.params for task in tasks]
-    temperatures = [0.0 if p.use_beam_search else p.temperature for p in params]
+    temperatures = [p.temperature for p in params]
     batch = SamplingBatch(seeds=[task.seeds for task in tasks], temperatures=temperatures)
     if any(temperatures):
         batch.positions = [len(task.token_ids) for task in tasks]
