@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import operator
 import time
@@ -114,9 +115,20 @@ class EngineClient:
     def _abort_stream(self, stream: RequestStream) -> None:
         self._loop.abort(stream.request_id, stream)
 
-    def stats(self) -> EngineStats:
-        """What the engine is doing, as of its last step."""
-        return self._loop.stats()
+    def stats(self, *, kv_map: bool = False) -> EngineStats:
+        """What the engine is doing, as of its last step.
+
+        Args:
+            kv_map: with every block of the KV cache, and whose it is. The engine's thread looks at them between two
+                steps, so that the caller waits for the step that is being computed.
+
+        Raises:
+            EngineUnavailableError: the engine, which a map was asked of, has stopped or died.
+        """
+        if not kv_map:
+            return self._loop.stats()
+        blocks = self._loop.kv_map()
+        return dataclasses.replace(self._loop.stats(), kv_map=blocks)
 
     def metrics_text(self) -> str:
         """Prometheus exposition text, under vLLM's names."""

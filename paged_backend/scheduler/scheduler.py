@@ -103,7 +103,7 @@ class Scheduler:
             params,
             max_num_seqs=self.config.max_num_seqs,
             max_model_len=self.max_model_len,
-            num_slots=slots_for_each(num_prompt_tokens, width, self.kv.num_blocks, self.kv.block_size),
+            num_slots=slots_for_each(num_prompt_tokens, width, self.kv),
         )
 
     # Between steps
