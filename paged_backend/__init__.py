@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from paged_backend.config import EngineConfig
 from paged_backend.errors import (
     ConfigError,
+    DeadlineError,
     EngineUnavailableError,
     InvalidRequestError,
     KernelError,
@@ -28,6 +29,7 @@ __all__ = [
     "LLM",
     "CompletionOutput",
     "ConfigError",
+    "DeadlineError",
     "EngineConfig",
     "EngineUnavailableError",
     "InvalidRequestError",

@@ -13,6 +13,7 @@ PUBLIC_NAMES = [
     "LLM",
     "CompletionOutput",
     "ConfigError",
+    "DeadlineError",
     "EngineConfig",
     "EngineUnavailableError",
     "InvalidRequestError",

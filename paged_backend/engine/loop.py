@@ -8,7 +8,10 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 
+from paged_backend.config import SchedulerConfig
+from paged_backend.engine.admission import Admission
 from paged_backend.engine.core import EngineCore
 from paged_backend.engine.request import EngineRequest, RequestState
 from paged_backend.engine.stats import EngineStats
@@ -17,16 +20,12 @@ from paged_backend.errors import (
     EngineUnavailableError,
     InvalidRequestError,
     PagedBackendError,
-    QueueFullError,
     RequestFailedError,
 )
 
 logger = logging.getLogger(__name__)
 
 _SHUT_DOWN = "The engine is shutting down, or has been: send the request to another one."
-
-_FIRST_RETRY_S = 1.0
-"""Retry-After before any request has ended."""
 
 
 class EngineLoop:
@@ -35,13 +34,14 @@ class EngineLoop:
     The lock guards the inbox, the table of streams and the state; the core belongs to the thread alone.
     """
 
-    def __init__(self, core: EngineCore, max_num_queued_reqs: int | None) -> None:
+    def __init__(self, core: EngineCore, config: SchedulerConfig) -> None:
         self._core = core
-        self._max_num_queued_reqs = max_num_queued_reqs
+        self._admission = Admission(config, core.pace)
         self._changed = threading.Condition()
         self._inbox: deque[EngineRequest | str] = deque()  # a request to add, or the id of one to abort
         self._streams: dict[str, RequestStream] = {}
         self._num_inbox_requests = 0
+        self._num_inbox_tokens = 0
         self._draining = False
         self._stopping = False
         self._dead: str | None = None
@@ -53,12 +53,12 @@ class EngineLoop:
 
     # -- any thread
 
-    def submit(self, request: EngineRequest, stream: RequestStream) -> None:
-        """Accepts a request; from here on its stream gets exactly one last item.
+    def submit(self, request: EngineRequest, max_tokens: int, stream: RequestStream) -> None:
+        """Accepts a request, of so many output tokens at most; from here on its stream gets exactly one last item.
 
         Raises:
             EngineUnavailableError: draining, stopped or dead.
-            QueueFullError: max_num_queued_reqs requests are waiting.
+            AdmissionError: the queue is full, or the request cannot be over in time.
             InvalidRequestError: a request of that id is live.
         """
         with self._changed:
@@ -68,9 +68,10 @@ class EngineLoop:
                     f"request_id {request.request_id!r} is already in use: wait for its end or choose another.",
                     param="request_id",
                 )
-            self._check_queue()
+            self._admission.check(request, max_tokens, self._snapshot())
             self._streams[request.request_id] = stream
             self._num_inbox_requests += 1
+            self._num_inbox_tokens += len(request.prompt_token_ids)
             self._send(request)
 
     def abort(self, request_id: str, stream: RequestStream | None = None) -> None:
@@ -88,8 +89,7 @@ class EngineLoop:
         """The latest snapshot, with the heartbeat's age as of now."""
         with self._changed:
             return dataclasses.replace(
-                self._stats,
-                num_waiting=self._stats.num_waiting + self._num_inbox_requests,
+                self._snapshot(),
                 draining=self._draining,
                 heartbeat_age_s=time.monotonic() - self._moved_s if self._busy else 0.0,
             )
@@ -125,19 +125,15 @@ class EngineLoop:
         if self._draining or self._stopping:
             raise EngineUnavailableError(_SHUT_DOWN)
 
-    def _check_queue(self) -> None:
-        bound = self._max_num_queued_reqs
-        if bound is None:
-            return
-        waiting = self._stats.num_waiting + self._num_inbox_requests
-        free = max(0, self._core.max_num_seqs - self._stats.num_running)
-        if waiting >= bound + free:
-            retry_after_s = self._core.mean_request_s or _FIRST_RETRY_S
-            raise QueueFullError(
-                f"The queue is full: {self._stats.num_running} running, {waiting} waiting, and at most {bound} "
-                "(max_num_queued_reqs) may wait. Try again later.",
-                retry_after_s=max(1.0, retry_after_s),
-            )
+    def _snapshot(self) -> EngineStats:
+        """The latest one, with what has come in since."""
+        if not self._num_inbox_requests:
+            return self._stats
+        return dataclasses.replace(
+            self._stats,
+            num_waiting=self._stats.num_waiting + self._num_inbox_requests,
+            num_waiting_tokens=self._stats.num_waiting_tokens + self._num_inbox_tokens,
+        )
 
     # -- the engine's thread
 
@@ -157,7 +153,7 @@ class EngineLoop:
             self._dead = reason
             self._busy = False
             self._stats = self._core.last_stats
-            self._num_inbox_requests = 0
+            self._num_inbox_requests = self._num_inbox_tokens = 0
         self._deliver(ended)
         for request_id in list(self._streams):  # never added
             self._deliver_error(request_id, EngineUnavailableError(reason))
@@ -182,7 +178,7 @@ class EngineLoop:
                 ended.extend(self._core.abort(item))
             elif not self._add(item):
                 not_added.append(item.request_id)
-        self._publish(num_taken=sum(not isinstance(item, str) for item in inbox))
+        self._publish([item for item in inbox if not isinstance(item, str)])
         self._deliver(ended)
         for request_id in not_added:
             self._deliver_error(request_id, RequestFailedError("The engine failed on this request."))
@@ -196,12 +192,13 @@ class EngineLoop:
             return False
         return True
 
-    def _publish(self, num_taken: int = 0) -> None:
-        """Renews the snapshot; num_taken requests have moved from the inbox into it."""
+    def _publish(self, taken: Sequence[EngineRequest] = ()) -> None:
+        """Renews the snapshot, into which these requests have moved from the inbox."""
         stats = self._core.stats()
         with self._changed:
             self._stats = stats
-            self._num_inbox_requests -= num_taken
+            self._num_inbox_requests -= len(taken)
+            self._num_inbox_tokens -= sum([len(request.prompt_token_ids) for request in taken])
             self._moved_s = time.monotonic()
 
     def _deliver(self, states: list[RequestState]) -> None:

@@ -13,7 +13,7 @@ from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.limits import resolve_max_tokens
 from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
-from paged_backend.scheduler.policy import WaitingQueue, order_key
+from paged_backend.scheduler.policy import order_key, waiting_queue
 from paged_backend.scheduler.sequence import Sequence, SequenceStatus, sample_seed
 
 _ORDER = attrgetter("order")
@@ -25,13 +25,13 @@ class Scheduler:
     A step is `plan`, then the executor, then `commit` with what it drew (or `fail`, where it raised).
     Everything else (`add`, `abort`, `finish_sequence`) comes between steps. One thread only.
 
-    Running sequences are kept in the policy's order. Each gets at least one token a step, and a longer chunk
-    leaves one for each behind it, so a long prompt never holds up a decode. Where blocks run out, the last
-    running sequence is preempted: it gives its blocks back, keeps its tokens, and waits to be computed again,
-    in front of all that came after it. The first can therefore always go on, and every request ends. A
-    waiting sequence is admitted only if all its known tokens and one more fit, in strict order: nobody
-    overtakes. Under the priority policy an urgent arrival waits for blocks like everyone; it goes first when
-    they come free, and it is preempted last.
+    Running sequences are kept in the policy's order (the fair policy's: of arrival). Each gets at least one token a
+    step, and a longer chunk leaves one for each behind it, so a long prompt never holds up a decode. Where blocks run
+    out, the last running sequence is preempted (the fair policy's: the youngest of the tenant that was served most):
+    it gives its blocks back, keeps its tokens, and waits to be computed again, in front of all that came after it.
+    One can therefore always go on, and every request ends. A waiting sequence is admitted only if all its known
+    tokens and one more fit, in the queue's strict order: nobody overtakes. Under the priority policy an urgent
+    arrival waits for blocks like everyone; it goes first when they come free, and it is preempted last.
 
     Args:
         config: budget, bounds and policy.
@@ -52,7 +52,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self._eos_token_ids = tuple(sorted(eos_token_ids))
         self._order_key = order_key(config.scheduling_policy)
-        self._waiting = WaitingQueue()
+        self._waiting = waiting_queue(config.scheduling_policy)
         self._running: list[Sequence] = []
         self._requests: dict[str, list[Sequence]] = {}
         self._in_flight: list[Sequence] | None = None
@@ -77,6 +77,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Sequences in the queue, preempted ones among them."""
         return len(self._waiting)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Known tokens of the sequences in the queue."""
+        return self._waiting.num_tokens
 
     @property
     def num_requests(self) -> int:
@@ -113,6 +118,7 @@ class Scheduler:
         *,
         seed: int,
         priority: int = 0,
+        tenant: str = "",
         salt: str | None = None,
     ) -> Sequence:
         """Queues a request.
@@ -120,7 +126,8 @@ class Scheduler:
         Args:
             request_id: unique among the requests that have not ended.
             seed: signed 64 bits; sample i draws with seed + i.
-            priority: lower goes first under the priority policy; ignored under fcfs.
+            priority: lower goes first under the priority policy; ignored under the others.
+            tenant: with whom it shares its fair part under the fair policy; ignored under the others.
             salt: prefixes are shared with requests of the same salt only; None is a scope of its own.
 
         Returns:
@@ -141,6 +148,7 @@ class Scheduler:
             prompt_token_ids=tuple(prompt_token_ids),
             params=params,
             seeds=tuple(sample_seed(seed, index) for index in range(params.n)),
+            tenant=tenant,
             priority=priority,
             arrival=arrival,
             order=self._order_key(priority, arrival, 0),
@@ -150,7 +158,7 @@ class Scheduler:
             table=self.kv.new_table(token_ids, salt),
         )
         self._requests[request_id] = [sequence]
-        self._waiting.push(sequence)
+        self._waiting.arrive(sequence, self._running)
         return sequence
 
     def abort(self, request_id: str) -> list[Sequence]:
@@ -191,12 +199,16 @@ class Scheduler:
                     sequence.schedule(num_new)
                     spare -= num_new - 1
                     break
-                # The last one gives way, and if that is this one, the list ends here.
-                self._preempt(running.pop())
+                # The last one gives way, be it this one; of its tokens, one may be spent again here.
+                last = self._waiting.last(running)
+                running.remove(last)
+                self._preempt(last)
                 spare += 1
         in_flight = running.copy()
         if self.num_preemptions == num_preemptions:
             spare = self._admit(spare, in_flight)
+        else:  # one that gave way may have had more than one token
+            spare = self.config.max_num_batched_tokens - sum([len(sequence.line.token_ids) for sequence in running])
         assert in_flight or not self.has_work, "a step without progress"
         lines = tuple([sequence.line for sequence in in_flight])
         self._in_flight = in_flight
@@ -300,6 +312,7 @@ class Scheduler:
         max_num_seqs = self.config.max_num_seqs
         if not len(self._waiting) or len(in_flight) >= max_num_seqs:
             return budget
+        self._waiting.book_outputs(in_flight)
         num_samples = sum([sequence.num_samples for sequence in in_flight])
         while budget > 0 and len(self._waiting):
             sequence = self._waiting.peek()
@@ -316,6 +329,7 @@ class Scheduler:
             kv.start(table, prefix, count=is_new)
             if is_new:
                 sequence.num_cached_tokens = table.num_computed
+                self._waiting.book_prompt(sequence)
             num_new = min(len(sequence.token_ids) - table.num_computed, budget)
             fits = kv.allocate(table, table.num_computed + num_new)
             assert fits, "admitted without room"
@@ -347,6 +361,7 @@ class Scheduler:
                 prompt_token_ids=parent.prompt_token_ids,
                 params=parent.params,
                 seeds=seeds[index : index + 1],
+                tenant=parent.tenant,
                 priority=parent.priority,
                 arrival=parent.arrival,
                 order=self._order_key(parent.priority, parent.arrival, index),
@@ -373,6 +388,7 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         """Gives the blocks back and forgets the sequence; whoever calls takes it out of its list."""
         sequence.status = SequenceStatus.FINISHED
+        self._waiting.book_outputs((sequence,))
         self.kv.free(sequence.table)
         group = self._requests[sequence.request_id]
         group.remove(sequence)

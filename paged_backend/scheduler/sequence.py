@@ -34,6 +34,7 @@ class Sequence:
         request_id: the request it belongs to.
         index: which of the request's n samples.
         params: the request's sampling parameters.
+        tenant: whose it is, for the fair policy.
         priority: lower goes first under the priority policy.
         arrival: the request's number in order of arrival.
         prompt_token_ids: shared with the request's other samples, never changed.
@@ -42,6 +43,7 @@ class Sequence:
         eos_token_ids: the model's, sorted.
         num_cached_tokens: prompt tokens that came from the prefix cache on first admission.
         num_preemptions: how often its blocks were taken away.
+        num_booked_tokens: known tokens that its tenant was charged for, or that were not drawn here; the fair policy's.
         table: its blocks.
         task: how its next token is drawn. It holds the seeds, one per sample that the next draw gives (its own, or
             all n before the samples part), and the EOS and stop tokens while fewer than min_tokens tokens are out.
@@ -49,7 +51,7 @@ class Sequence:
         quiet_below: while fewer tokens than this are known, a step takes no more than the last of them, which fills no
             block, and one draw, which ends nothing unless it is one of telling_ids. 0 where `schedule` must look first.
         telling_ids: tokens that may end it wherever they are drawn, and NOT_DRAWN.
-        order: sort key; the smallest is served first and preempted last.
+        order: sort key; the smallest is served first and, but under the fair policy, preempted last.
         sample: what the scheduler's user keeps of it; None at first.
         finish_reason, stop_reason: set when it ends; stop_reason is the stop token id or stop string, if that
             ended it.
@@ -63,6 +65,7 @@ class Sequence:
         "index",
         "line",
         "max_tokens",
+        "num_booked_tokens",
         "num_cached_tokens",
         "num_preemptions",
         "order",
@@ -78,6 +81,7 @@ class Sequence:
         "table",
         "task",
         "telling_ids",
+        "tenant",
         "token_ids",
     )
 
@@ -90,6 +94,7 @@ class Sequence:
         prompt_token_ids: TokenIds[int],
         params: SamplingParams,
         seeds: tuple[int, ...],
+        tenant: str,
         priority: int,
         arrival: int,
         order: tuple[int, ...],
@@ -104,6 +109,7 @@ class Sequence:
         self.prompt_token_ids = prompt_token_ids
         self.token_ids = token_ids
         self.params = params
+        self.tenant = tenant
         self.priority = priority
         self.arrival = arrival
         self.order = order
@@ -116,6 +122,7 @@ class Sequence:
         self.sample: Any = None
         self.num_cached_tokens = 0
         self.num_preemptions = 0
+        self.num_booked_tokens = len(token_ids)
         stops = params.stop_token_ids or ()
         self.telling_ids = frozenset((NOT_DRAWN, *stops, *(() if params.ignore_eos else self.eos_token_ids)))
         suppressed = tuple(sorted({*stops, *self.eos_token_ids})) if params.min_tokens else ()
