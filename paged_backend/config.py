@@ -92,8 +92,10 @@ class CacheConfig:
     shared_cache_salts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        salts = self.shared_cache_salts
-        object.__setattr__(self, "shared_cache_salts", (salts,) if isinstance(salts, str) else tuple(salts or ()))
+        salts: object = self.shared_cache_salts
+        if not isinstance(salts, (str, list, tuple)):
+            raise ConfigError(f"shared_cache_salts must be a list of strings, got {salts!r}.")
+        object.__setattr__(self, "shared_cache_salts", (salts,) if isinstance(salts, str) else tuple(salts))
         for salt in self.shared_cache_salts:
             _check_text("shared_cache_salts", salt)
         _check_range("block_size", self.block_size, low=1, high=1024)

@@ -40,10 +40,11 @@ class Pace:
 
     def note_queue(self, num_started: int, seconds: float) -> None:
         """In so many seconds with a queue, so many of its requests got their first step."""
+        if not num_started:
+            self._queue_s += seconds
         for _ in range(num_started):
-            self._queue_s *= _START_MEMORY
+            self._queue_s = self._queue_s * _START_MEMORY + seconds / num_started
             self._num_starts = self._num_starts * _START_MEMORY + 1.0
-        self._queue_s += seconds
 
     def queue_s(self, num_requests: float) -> float | None:
         """Seconds until so many requests have left the queue; None where there has been no queue yet."""
