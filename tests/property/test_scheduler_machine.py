@@ -82,7 +82,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 5),
         max_num_seqs=st.integers(1, 6),
         spare_budget=st.integers(0, 20),
-        policy=st.sampled_from(["fcfs", "priority"]),
+        policy=st.sampled_from(["fcfs", "priority", "fair"]),
         caching=st.booleans() | st.just(True),
     )
     def build(
@@ -121,6 +121,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         seed=st.integers(0, 3) | st.just(2**63 - 1),
         salt=st.sampled_from([None, None, "", "tenant"]),
         priority=st.integers(-1, 1),
+        tenant=st.sampled_from(["", "a", "b"]),
     )
     def submit(
         self,
@@ -134,6 +135,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         seed: int,
         salt: str | None,
         priority: int,
+        tenant: str,
     ) -> None:
         if max_tokens is not None:
             min_tokens = min(min_tokens, max_tokens)
@@ -146,7 +148,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         fits = n <= self.config.max_num_seqs and room >= 1 and wanted <= room and min_tokens <= wanted
         request_id = f"r{len(self.requests)}"
         try:
-            sequence = self.scheduler.add(request_id, prompt, params, seed=seed, salt=salt, priority=priority)
+            sequence = self.scheduler.add(
+                request_id, prompt, params, seed=seed, salt=salt, priority=priority, tenant=tenant
+            )
         except InvalidRequestError as error:
             assert not fits and error.param in ("n", "prompt", "max_tokens", "min_tokens")
             return
