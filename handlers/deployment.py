@@ -342,9 +342,7 @@ def _api_keys(given: object) -> tuple[str, ...]:
     keys = tuple(given) if isinstance(given, (list, tuple)) else (given,)
     for key in keys:
         if not isinstance(key, str) or not key:
-            raise ConfigError(
-                "server.api_key must be a quoted string that is not empty, or several in a list."
-            )
+            raise ConfigError("server.api_key must be a quoted string that is not empty, or several in a list.")
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise ConfigError("server.api_key must be printable ASCII without spaces, as it travels in a header.")
     if len(set(keys)) < len(keys):

@@ -97,8 +97,14 @@ def test_key_from_the_environment(monkeypatch):
         ({"name": "x", "server": {"port": 0}}, "server.port must be in 1..65535"),
         ({"name": "x", "server": {"port": "80"}}, "server.port must be an integer"),
         ({"name": "x", "server": {"host": ""}}, "server.host"),
-        ({"name": "x", "server": {"api_key": ""}}, "server.api_key must be a quoted string that is not empty, or several in a list."),
-        ({"name": "x", "server": {"api_key": ["a", ""]}}, "server.api_key must be a quoted string that is not empty, or several in a list."),
+        (
+            {"name": "x", "server": {"api_key": ""}},
+            "server.api_key must be a quoted string",
+        ),
+        (
+            {"name": "x", "server": {"api_key": ["a", ""]}},
+            "server.api_key must be a quoted string",
+        ),
         ({"name": "x", "server": {"api_key": ["a", "a"]}}, "server.api_key holds a key twice"),
         ({"name": "x", "server": {"api_key": "a b"}}, "server.api_key"),
         ({"name": "x", "server": {"max_body_bytes": -1}}, "server.max_body_bytes"),
