@@ -156,7 +156,7 @@ def cached_tokens(reply):
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 def test_tenants_with_the_same_prompt_share_nothing(call, engine, path, stream):
     locked = OpenAIService(engine, model_names=("paged-tiny",), api_keys=("one", "two"))
-    text = f"A prompt that nobody else has sent to this engine, by {path}, {len(stream)}: once upon a time."
+    text = f"{len(stream)}{path} has a prompt that nobody else has sent to this engine: once upon a time there was."
     prompt = {"prompt": text} if path == COMPLETIONS else {"messages": [{"role": "user", "content": text}]}
     body = {**prompt, **stream, "max_tokens": 4, "temperature": 0}
 
