@@ -108,7 +108,7 @@ sanitize: install ## the tests of the C++ kernels under AddressSanitizer and UBS
 	    PYTHONPATH=$$($(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	    $(abspath $(BIN))/python -S -m pytest -p no:cacheprovider --capture=sys -m "not slow" $(SANITY_TESTS) $(ARGS)
 
-bench: install ## the benchmarks, about an hour, into docs/benchmarks (ARGS=--quick: minutes)
+bench: install ## the benchmarks, half an hour, into docs/benchmarks (ARGS=--quick: minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # The peers live in an environment of their own, and optimum-intel, which wants another transformers, in one inside it.
@@ -159,7 +159,7 @@ model: install ## train the bundled model again, about an hour on 2 cores
 slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-# mypy knows no install hooks: links show it the three folders under the names that they are imported by.
+# mypy knows no install hooks: links show it the folders under the names that they are imported by.
 TYPES := $(VENV)/types
 
 check: install ## lint, formatting, types, and who may import whom
@@ -167,8 +167,9 @@ check: install ## lint, formatting, types, and who may import whom
 	$(BIN)/ruff format --check .
 	rm -rf $(TYPES) && mkdir -p $(TYPES)/paged_backend
 	ln -s $(CURDIR)/paged_backend/* $(CURDIR)/kernels $(CURDIR)/handlers $(TYPES)/paged_backend/
+	ln -s $(CURDIR)/benchmarks $(CURDIR)/model_store $(TYPES)/
 	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --strict --config-file $(CURDIR)/pyproject.toml \
-	    --cache-dir $(CURDIR)/.mypy_cache -p paged_backend
+	    --cache-dir $(CURDIR)/.mypy_cache -p paged_backend -p benchmarks
 	$(BIN)/python -m pytest -q tests/test_floors.py tests/test_public_names.py
 
 format: install ## put the sources into the one format

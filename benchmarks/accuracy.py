@@ -1,6 +1,6 @@
 """What narrow weights and caches cost in accuracy, against float32. Ends in one JSON object on stdout.
 
-    python -m benchmarks.accuracy [--model paged-tiny] [--rows 8] [--row-tokens 512] [--output accuracy.json]
+    python -m benchmarks.accuracy [--model paged-tiny] [--rows 8] [--row-tokens 512] [--quick] [--output FILE]
 
 Every variant computes the logits of the same text through the engine's own decoder and paged cache. The text of the
 bundled model is the held-out split of its recipe, and what counts are the tokens that its training counts (the
@@ -15,17 +15,14 @@ assistant's turns and plain text); another model gets random tokens, and all cou
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.report import finish, make_parser, say
 from paged_backend.config import BUNDLED_MODEL, ModelConfig
 from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.kernels.interface import Kernels, StepInputs
@@ -129,13 +126,14 @@ def compare(variant: Variant, exact: list[Tensor], rows: list[Row]) -> dict[str,
 
 def main() -> None:
     """Measures every variant."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default=BUNDLED_MODEL, help="a folder, a hub id, or the bundled model")
     parser.add_argument("--rows", type=int, default=8, help="rows of text")
     parser.add_argument("--row-tokens", type=int, default=512, help="tokens in a row")
     parser.add_argument("--kernel-backend", default="auto", choices=("auto", "reference", "cpu"))
-    parser.add_argument("--output", type=Path, help="a file for the JSON as well")
     options = parser.parse_args()
+    if options.quick:
+        options.rows, options.row_tokens = 2, 128
     kernels = select_kernels(options.kernel_backend)
     with torch.inference_mode():
         plain = Variant(kernels, ModelConfig(model=options.model, dtype="float32"), "float32", options.row_tokens)
@@ -145,7 +143,7 @@ def main() -> None:
         for name, (quantization, cache_dtype) in VARIANTS.items():
             config = ModelConfig(model=options.model, quantization=quantization)
             results[name] = compare(Variant(kernels, config, cache_dtype, options.row_tokens), exact, rows)
-            print(f"{name}: {results[name]}", file=sys.stderr)
+            say(f"{name}: {results[name]}")
     report = {
         "benchmark": "accuracy",
         "model": options.model,
@@ -153,9 +151,7 @@ def main() -> None:
         "kernels": kernels.report["linear"].implementation,
         "results": results,
     }
-    if options.output is not None:
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report))
+    finish(report, options.output)
 
 
 if __name__ == "__main__":

@@ -85,12 +85,14 @@ def draw_throughput(reports: Reports) -> Figure | None:
         values = [one["throughput"].get(workload, {}).get("output_tokens_per_s", 0.0) for one in results]
         _grouped_bars(left, labels, values, number, len(workloads), workload)
     left.set_ylabel("output tokens/s")
-    left.legend()
+    left.margins(y=0.35)  # for the legend
+    left.legend(loc="upper right")
     streams = [one.get("one_stream", {}) for one in results]
     _grouped_bars(right, labels, [one.get("limit_tokens_per_s", 0.0) for one in streams], 0, 2, "memory's limit")
     _grouped_bars(right, labels, [one.get("tokens_per_s", 0.0) for one in streams], 1, 2, "one stream")
     right.set_ylabel("tokens/s")
-    right.legend()
+    right.margins(y=0.2)
+    right.legend(loc="upper right")
     return figure
 
 
@@ -141,7 +143,8 @@ def draw_hosts(reports: Reports) -> Figure | None:
         axes.axhline(goal, color=_COLOURS[hosts.index(host)], linewidth=0.8, linestyle="--", label=f"goal for {host}")
     axes.tick_params(axis="x", labelsize=7)
     axes.set_ylabel("of the bare engine's tokens/s")
-    axes.legend(loc="lower left")
+    axes.margins(y=0.25)
+    axes.legend(loc="upper left")
     return figure
 
 

@@ -1,7 +1,8 @@
 """What this machine can do at most, measured right before and right after what is compared with it.
 
 The figures are the C++ module's: operations of each arithmetic, and bytes read from memory, L3 and L2, a second, on all
-of a runtime's threads, in the best twentieth of many short runs. Every benchmark that speaks of a limit means these.
+of a runtime's threads, in the best twentieth of many short runs, and for the memory in their mean as well. Every
+benchmark that speaks of a limit means these.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 from paged_backend.kernels.cpu import _cpu
 
 Limits = dict[str, float]
-"""float_flops, int8_ops, int16_ops, memory_bytes, l3_bytes, l2_bytes: each a second; 0 where there is no such thing."""
+"""float_flops, int8_ops, int16_ops, memory_bytes, memory_mean_bytes, l3_bytes, l2_bytes: each a second; 0 where there
+is no such thing."""
 
 
 class LimitMeter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from paged_backend.handlers.deployment import Deployment
@@ -20,6 +21,8 @@ def load_engine(deployment: Deployment) -> tuple[EngineClient, OpenAIService]:
     from paged_backend.engine.client import EngineClient
     from paged_backend.handlers.openai.service import OpenAIService
 
+    # Both hosts leave out what is below a warning; the engine's line about itself is one a start.
+    logging.getLogger("paged_backend.engine").setLevel(logging.INFO)
     client = EngineClient.start(deployment.engine)
     service = OpenAIService(
         client,

@@ -27,6 +27,8 @@ CACHE_DTYPES: MappingProxyType[str, torch.dtype] = MappingProxyType(
 SMALLEST_INT8_HEAD = 127 * 2.0**-126
 """The smallest largest number of a head whose scale in an int8 cache is a normal float32."""
 
+_MAX_GROUPS = 2**16
+
 _ALIGNMENT_BYTES = 64
 """A cache line, and the widest vector: blocks begin on it, if their tensor does."""
 
@@ -64,6 +66,7 @@ class LayerCache:
             64.
         values: like keys.
         dtype: "float32", "bfloat16", "float16" or "int8": what the numbers are held in.
+        group: which of a step's slots and block tables are this layer's (`interface.StepInputs`).
 
     Raises:
         KernelError: a tensor is not of the shape, dtype or layout that the sizes ask for.
@@ -75,8 +78,11 @@ class LayerCache:
     num_kv_heads: int
     block_size: int
     head_size: int
+    group: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.group, bool) or not isinstance(self.group, int) or not 0 <= self.group < _MAX_GROUPS:
+            raise KernelError(f"group must be a whole number in 0..{_MAX_GROUPS - 1}, got {self.group!r}.")
         size = block_bytes(self.dtype, self.num_kv_heads, self.block_size, self.head_size)
         for name, tensor in (("keys", self.keys), ("values", self.values)):
             check_tensor(name, tensor)

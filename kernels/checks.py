@@ -28,13 +28,14 @@ def check_inputs(inputs: StepInputs) -> None:
     """Raises KernelError for tensors that do not make one step, their values aside."""
     num_rows = _length("token_ids", inputs.token_ids)
     num_sequences = _length("context_lens", inputs.context_lens)
+    num_groups = _num_groups(inputs, num_rows, num_sequences)
     for name, tensor, dtype, size in (
         ("token_ids", inputs.token_ids, torch.int64, num_rows),
         ("positions", inputs.positions, torch.int64, num_rows),
-        ("slot_mapping", inputs.slot_mapping, torch.int64, num_rows),
+        ("slot_mapping", inputs.slot_mapping, torch.int64, num_groups * num_rows),
         ("context_lens", inputs.context_lens, torch.int32, num_sequences),
         ("query_start", inputs.query_start, torch.int32, num_sequences + 1),
-        ("block_tables", inputs.block_tables, torch.int32, num_sequences),
+        ("block_tables", inputs.block_tables, torch.int32, num_groups * num_sequences),
         ("logits_rows", inputs.logits_rows, torch.int64, None),
     ):
         if tensor is None and name == "logits_rows":
@@ -49,7 +50,8 @@ def check_inputs(inputs: StepInputs) -> None:
             )
         if size is not None and tensor.shape[0] != size:
             other = "token_ids" if dtype == torch.int64 else "context_lens"
-            raise KernelError(f"{name} must have {size} entries as {other} says, got {describe(tensor)}.")
+            groups = f" and the {num_groups} groups of slot_mapping say" if num_groups > 1 else " says"
+            raise KernelError(f"{name} must have {size} entries as {other}{groups}, got {describe(tensor)}.")
 
 
 def check_pack_linear(weight: Tensor | QuantizedWeight, bias: Tensor | None, gated: bool) -> None:
@@ -196,6 +198,26 @@ def check_devices(first: tuple[str, Tensor], *others: tuple[str, Tensor | None])
     for name, tensor in others:
         if tensor is not None and tensor.device != device:
             raise KernelError(f"{name} must be on the device of {first[0]}, {device}, got {tensor.device}.")
+
+
+def group_part(name: str, tensor: Tensor, cache: LayerCache, size: int) -> Tensor:
+    """The `size` entries of a step's slots or block tables, checked by `check_inputs`, that are a layer's own.
+
+    Raises:
+        KernelError: the step has no such group.
+    """
+    begin = cache.group * size
+    if begin + size > tensor.shape[0]:
+        raise KernelError(f"{name} must hold the cache's group {cache.group}, got {describe(tensor)}.")
+    return tensor[begin : begin + size]
+
+
+def _num_groups(inputs: StepInputs, num_rows: int, num_sequences: int) -> int:
+    """What slot_mapping is made for; in a step without rows, block_tables."""
+    name, size = ("slot_mapping", num_rows) if num_rows else ("block_tables", num_sequences)
+    tensor = getattr(inputs, name)
+    check_tensor(name, tensor)
+    return max(1, tensor.shape[0] // size) if tensor.dim() and size > 0 else 1
 
 
 def _length(name: str, vector: Tensor) -> int:

@@ -1,7 +1,8 @@
 """What each operation takes, gives and changes. Every implementation and the reference follow this file.
 
 Letters in shapes: T rows (tokens) of a step over all its sequences, R rows whose logits are wanted, S sequences of a
-step, Hq query heads, Hkv key/value heads (Hq is a multiple of Hkv; query head h reads key/value head h // (Hq // Hkv)),
+step, G groups of layers, which have block tables of their own (a model whose layers all see equally far back has one),
+Hq query heads, Hkv key/value heads (Hq is a multiple of Hkv; query head h reads key/value head h // (Hq // Hkv)),
 D head size, B blocks of the cache, bs tokens in a block, L layers, H hidden size, N outputs and K inputs of a linear
 layer. "Float" is float32, bfloat16 or float16.
 
@@ -36,9 +37,10 @@ class StepInputs:
     Attributes:
         token_ids: int64 [T].
         positions: int64 [T], each token's index in its sequence.
-        slot_mapping: int64 [T], where its key and value go: block * bs + offset in the block, all different.
-        block_tables: int32 [S, max_blocks]; entry i holds the sequence's tokens from i * bs on. Entries past the
-            context, and those that every row's window has left behind, may hold anything.
+        slot_mapping: int64 [G * T], group after group, where its key and value go: block * bs + offset in the block,
+            all different in a group.
+        block_tables: int32 [G * S, max_blocks], group after group; entry i holds the sequence's tokens from i * bs on.
+            Entries past the context, and those that every row's window has left behind, may hold anything.
         query_start: int32 [S + 1], from 0 to T, not decreasing; sequence s has the rows query_start[s] ..
             query_start[s + 1] - 1. A sequence may have no rows.
         context_lens: int32 [S], tokens of each sequence, those of this step included.
@@ -185,7 +187,7 @@ class Kernels(Protocol):
         First an RMS norm over each head of query and key (Qwen3), then the turn by each token's position
         (arXiv:2104.09864, eq. 34): pairs are (i, i + D_rot / 2) as in GPT-NeoX and the Hugging Face checkpoints
         ("rotate half"), out = x * cos + rotate_half(x) * sin with rotate_half(a, b) = (-b, a); numbers past D_rot pass
-        unchanged. Keys and values are rounded to the cache's dtype. Changes the cache, at inputs.slot_mapping only.
+        unchanged. Keys and values are rounded to the cache's dtype. Changes the cache, at its group's slots only.
 
         Args:
             qkv: [T, (num_heads + 2 * Hkv) * D]: all query heads, then all key heads, then all value heads.

@@ -23,8 +23,8 @@ class ModelConfig:
         model: a local folder, a hub id, or "paged-tiny" for the bundled model.
         tokenizer: folder or hub id of the tokenizer; None means the model's own.
         skip_tokenizer_init: run on token ids alone, without text.
-        dtype: what weights are held in: "auto" (as the checkpoint has them), "float32", "bfloat16" or "float16". On the
-            CPU everything is computed in float32 all the same.
+        dtype: what weights are held in: "auto" (as the checkpoint has them), "float32" (or "float"), "bfloat16" or
+            "float16" (or "half"). On the CPU everything is computed in float32 all the same.
         quantization: "int8" or "int4" holds the weights of linear layers in so many bits (the one that makes the logits
             always in 8); None leaves them as they are.
         max_model_len: most tokens of prompt plus output; None means what the model's configuration says.
@@ -58,6 +58,7 @@ class ModelConfig:
             object.__setattr__(self, "served_model_name", (default,))
         for name in self.served_model_name:
             _check_text("served_model_name", name)
+        object.__setattr__(self, "dtype", _dtype_named(self.dtype))
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         if self.quantization is not None:
             _check_choice("quantization", self.quantization, ("int8", "int4"))
@@ -77,8 +78,8 @@ class CacheConfig:
         gpu_memory_utilization: fraction of the device's free memory that the pool may take, in (0, 1]. The pool
             never takes more than max_num_seqs sequences of max_model_len tokens need.
         enable_prefix_caching: find full blocks again by their tokens.
-        kv_cache_dtype: what keys and values are held in: "auto" (float32 on the CPU), "float32", "bfloat16", "float16",
-            or "int8" (with a scale for each token's head).
+        kv_cache_dtype: what keys and values are held in: "auto" (float32 on the CPU), "float32" (or "float"),
+            "bfloat16", "float16" (or "half"), or "int8" (with a scale for each token's head).
         shared_cache_salts: values of a request's cache_salt under which tenants share prefixes with each other; under
             all others, and without one, each tenant finds only its own.
     """
@@ -105,6 +106,7 @@ class CacheConfig:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise ConfigError(f"gpu_memory_utilization must be in (0, 1], got {value!r}.")
         _check_bool("enable_prefix_caching", self.enable_prefix_caching)
+        object.__setattr__(self, "kv_cache_dtype", _dtype_named(self.kv_cache_dtype))
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "float32", "bfloat16", "float16", "int8"))
 
 
@@ -232,6 +234,11 @@ def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else f" Known: {', '.join(sorted(known))}."
     return f"Unknown {kind} {name!r}.{hint}"
+
+
+def _dtype_named(value: Any) -> Any:
+    """The dtype that vLLM's other name for it means; anything else as it is."""
+    return {"float": "float32", "half": "float16"}.get(value, value) if isinstance(value, str) else value
 
 
 def _check_text(name: str, value: object) -> None:

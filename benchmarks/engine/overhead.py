@@ -30,6 +30,7 @@ from paged_backend.engine.client import EngineClient
 from paged_backend.engine.stream import RequestStream
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.executor.batch import BatchInputs
+from paged_backend.kv.layer_group import LayerGroup
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import StepPlan, StepResult
@@ -71,6 +72,7 @@ class EmptyExecutor:
 
     max_model_len = 8192
     block_size = BLOCK_SIZE
+    layer_groups = (LayerGroup(0, BLOCK_SIZE, max_model_len),)
     eos_token_ids = frozenset({2})
 
     def __init__(self, num_seqs: int, num_tokens: int, vocab_size: int, clocks: Clocks) -> None:

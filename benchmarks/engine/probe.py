@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 from unittest.mock import patch
 
 from benchmarks.machine import num_cores
@@ -20,6 +20,7 @@ from paged_backend.engine.client import EngineClient
 from paged_backend.executor import runner as runner_module
 from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.cpu.recorder import CompiledStep
+from paged_backend.sampling.sampler import sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,10 @@ class StepTimes:
         return self.num_tokens == self.num_sequences
 
 
+_PARTS: Final = ("plan", "inputs", "forward", "sample", "commit", "native")
+"""What a step is timed in: StepTimes has a field of seconds for each."""
+
+
 class Probe:
     """Records the steps of an engine; use it in `with`. The engine must be idle when it begins and when it ends.
 
@@ -91,7 +96,7 @@ class Probe:
         self._replace(scheduler, "plan", self._planning(scheduler.plan))
         self._replace(scheduler, "commit", self._timed("commit", scheduler.commit))
         self._replace(runner._inputs, "build", self._timed("inputs", runner._inputs.build))
-        self._replace(runner_module, "sample", self._timed("sample", runner_module.sample))
+        self._replace(runner_module, "sample", self._timed("sample", sample))
         self._program: Any = None
         if isinstance(runner._step, CompiledStep):
             self._program = runner._step._program
@@ -122,13 +127,13 @@ class Probe:
                 period_s += gap_s
             found.append(
                 StepTimes(
-                    start_s,
-                    period_s,
-                    *(parts.get(name, 0.0) for name in ("plan", "inputs", "forward", "sample", "commit", "native")),
-                    num_sequences,
-                    num_tokens,
-                    reserved,
-                    empty,
+                    start_s=start_s,
+                    period_s=period_s,
+                    num_sequences=num_sequences,
+                    num_tokens=num_tokens,
+                    num_reserved_slots=reserved,
+                    num_empty_slots=empty,
+                    **{f"{name}_s": parts.get(name, 0.0) for name in _PARTS},
                 )
             )
         return found

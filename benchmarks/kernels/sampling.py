@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,14 +54,12 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 
 def make_batch(num_rows: int, workload: dict[str, Any]) -> SamplingBatch:
     """The same parameters for each row."""
-    columns = {"temperatures": 0.8, "positions": 5, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | workload
+    columns: dict[str, Any] = {"temperatures": 0.8, "positions": 5, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | workload
     changes = columns.pop("changes", None)
-    batch = SamplingBatch(
-        seeds=[(row,) for row in range(num_rows)], **{name: [value] * num_rows for name, value in columns.items()}
-    )
+    fields: dict[str, Any] = {name: [value] * num_rows for name, value in columns.items()}
     if changes is not None:
-        batch.changes = dict.fromkeys(range(num_rows), changes)
-    return batch
+        fields["changes"] = dict.fromkeys(range(num_rows), changes)
+    return SamplingBatch(seeds=[(row,) for row in range(num_rows)], **fields)
 
 
 def least_ms(call: Callable[[], Any], repeats: int) -> float:
@@ -90,12 +89,15 @@ def measure(
         for set_name, runtime in runtimes.items():
             drawn = sample_cpu(runtime, copies[0], batch).token_ids
             assert drawn == expected.token_ids, f"{set_name} draws other tokens for {name}"
-            turns = itertools.cycle(copies)
-            times.append(least_ms(lambda r=runtime, t=turns: sample_cpu(r, next(t), batch), repeats))
+            times.append(least_ms(partial(_sample_next, runtime, itertools.cycle(copies), batch), repeats))
             entry[f"cpp_{set_name}_ms"] = times[-1]
     limit_ms = copies[0].nbytes / limits["memory_bytes"] * 1e3
     entry |= {"limit_ms": limit_ms, "of_limit": limit_ms / min(times)}
     return {key: round(value, 3) for key, value in entry.items()}
+
+
+def _sample_next(runtime: _cpu.Runtime, logits: Iterator[torch.Tensor], batch: SamplingBatch) -> SampledBatch:
+    return sample_cpu(runtime, next(logits), batch)
 
 
 class _OnlyColumns:

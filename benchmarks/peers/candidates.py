@@ -99,6 +99,7 @@ BEST: Final = (
     ours("int8 weights", quantization="int8"),
     ours("int8 weights, int8 KV", quantization="int8", kv_cache_dtype="int8"),
     ours("int4 weights", quantization="int4"),
+    ours("int4 weights, int8 KV", quantization="int4", kv_cache_dtype="int8"),
     static("float32", batch_size=8),
     static("float32", batch_size=16),
     static("bfloat16", batch_size=16),

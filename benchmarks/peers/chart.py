@@ -66,4 +66,6 @@ def _setting(entry: dict[str, Any]) -> str:
         return f", {settings['slots']} slots"
     if "max_num_batched_tokens" in settings:
         return f", {settings['max_num_batched_tokens']} tokens a step"
+    if "properties" in settings:
+        return ", " + ", ".join(f"{name.lower()} {value}" for name, value in settings["properties"].items())
     return ""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -25,6 +27,7 @@ from paged_backend.engine.client import EngineClient
 Prompt = str | Sequence[int]
 
 _LAST_CHUNK = b"0\r\n\r\n"
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +172,17 @@ class PlainStreams:
 
 
 class _Exchange(asyncio.Protocol):
-    """One request and the bytes that answer it."""
+    """One request and the bytes that answer it.
+
+    They end with a chunk of no length or, where all was there at once, after Content-Length bytes: TorchServe does so.
+    """
 
     def __init__(self, request: bytes) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._request = request
         self._start_s = 0.0
         self._pieces: list[tuple[float, bytes]] = []
+        self._num_missing: float | None = None  # of the body; infinite where its length is not said beforehand
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
@@ -184,7 +191,15 @@ class _Exchange(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._pieces.append((time.perf_counter() - self._start_s, data))
-        if data.endswith(_LAST_CHUNK) or (len(data) < len(_LAST_CHUNK) and self._has_ended()):
+        if self._num_missing is None:
+            head, separator, body = b"".join(piece for _, piece in self._pieces).partition(b"\r\n\r\n")
+            if not separator:
+                return
+            known = _CONTENT_LENGTH.search(head + b"\r\n")
+            self._num_missing = int(known[1]) - len(body) if known else math.inf
+        else:
+            self._num_missing -= len(data)
+        if self._num_missing <= 0 or data.endswith(_LAST_CHUNK) or (len(data) < len(_LAST_CHUNK) and self._has_ended()):
             self._settle()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -194,7 +209,8 @@ class _Exchange(asyncio.Protocol):
         """What came when."""
         raw = b"".join(data for _, data in self._pieces)
         head, _, body = raw.partition(b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 200 ") or not body.endswith(_LAST_CHUNK):
+        is_whole = self._num_missing == 0 or body.endswith(_LAST_CHUNK)
+        if not head.startswith(b"HTTP/1.1 200 ") or not is_whole:
             raise RuntimeError(f"the server did not stream: {raw[:500]!r}")
         chunks_s: list[float] = []
         num_tokens = 0
@@ -211,13 +227,15 @@ class _Exchange(asyncio.Protocol):
         return StreamTimes(chunks_s, self._pieces[-1][0], num_tokens)
 
     def _chunks(self, position: int, raw: bytes) -> list[tuple[float, bytes]]:
-        """The chunks of a chunked body that begins at a position, each with the time at which its end had come."""
+        """The chunks of a body that begins at a position, each with the time at which its end had come."""
+        if self._num_missing == 0:
+            return [(self._pieces[-1][0], raw[position:])]
         ends: list[tuple[int, float]] = []
         size = 0
         for came_s, data in self._pieces:
             size += len(data)
             ends.append((size, came_s))
-        chunks = []
+        chunks: list[tuple[float, bytes]] = []
         piece = 0
         while True:
             line_end = raw.index(b"\r\n", position)

@@ -95,6 +95,7 @@ class Program:
         query_norm: Tensor | None,
         key_norm: Tensor | None,
         norm_eps: float,
+        group: int,
     ) -> int: ...
     def paged_attention(
         self,
@@ -108,6 +109,7 @@ class Program:
         scale: float,
         sliding_window: int,
         soft_cap: float,
+        group: int,
     ) -> int: ...
     def select_rows(self, x: int) -> int: ...
     def soft_cap(self, x: int, cap: float) -> int: ...
@@ -122,6 +124,7 @@ class Program:
         positions: int,
         slot_mapping: int,
         num_sequences: int,
+        num_groups: int,
         max_blocks: int,
         block_tables: int,
         query_start: int,

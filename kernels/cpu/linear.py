@@ -1,4 +1,4 @@
-"""Packed linear layers in C++ (`csrc/linear.h`): what `Kernels.pack_linear` makes, and an eager call of it."""
+"""Packed linear layers in C++ (`csrc/linear.h`): what `Kernels.pack_linear` makes."""
 
 from __future__ import annotations
 
@@ -60,39 +60,12 @@ class CpuLinear:
         self.num_bytes: int = self.packed.num_bytes
         self.route: str = self.packed.route
 
-    def __call__(
-        self, x: Tensor, *, activation: str | None = None, residual: Tensor | None = None, out: Tensor | None = None
-    ) -> Tensor:
-        """activation(x @ weight.T + bias) + residual, or activation(gate) * up.
-
-        Args:
-            x: float32 [T, K]; the rows may lie apart.
-            activation: Hugging Face's name of a function, or None for the identity.
-            residual: float32 [T, num_outputs], not for a gated layer.
-            out: where the result goes, None for a new tensor; it may be residual itself.
-
-        Raises:
-            KernelError: an argument does not fit. Nothing has been written then.
-        """
-        _check_floats("x", x)
-        if residual is not None:
-            _check_floats("residual", residual)
-            residual = residual.detach()
-        if out is None:
-            out = torch.empty(x.shape[0], self.num_outputs)
-        _check_floats("out", out)
-        try:
-            self.packed.run(self.runtime, x.detach(), out.detach(), residual, activation or "")
-        except ValueError as error:
-            raise KernelError(str(error)) from None
-        return out
-
 
 def _pack(
     runtime: _cpu.Runtime, weight: Tensor | QuantizedWeight, bias: Tensor | None, gated: bool, route: Route
 ) -> _cpu.PackedLinear:
     if bias is not None:
-        _check_floats("bias", bias, dims=1)
+        _check_bias(bias)
         bias = bias.detach()  # a parameter's history may not be given to other libraries
     if isinstance(weight, QuantizedWeight):
         return _cpu.pack_quantized_linear(
@@ -113,8 +86,6 @@ def _pack(
     return _cpu.pack_linear(runtime, weight.detach(), bias=bias, gated=gated)
 
 
-def _check_floats(name: str, tensor: Tensor, dims: int = 2) -> None:
-    if tensor.dtype != torch.float32 or tensor.dim() != dims or tensor.device.type != "cpu":
-        raise KernelError(
-            f"{name} must be float32 with {dims} dimensions on the CPU, got {describe(tensor)} on {tensor.device.type}."
-        )
+def _check_bias(bias: Tensor) -> None:
+    if bias.dtype != torch.float32 or bias.dim() != 1 or bias.device.type != "cpu":
+        raise KernelError(f"bias must be float32 [N] on the CPU, got {describe(bias)} on {bias.device.type}.")

@@ -120,7 +120,9 @@ class Recorder:
         query_norm, key_norm = _given("query_norm", query_norm), _given("key_norm", key_norm)
         layout = _cache_arguments(cache)
         return self._recorded(
-            lambda: self._program.qkv_to_cache(number, *layout, num_heads, cos, sin, query_norm, key_norm, norm_eps)
+            lambda: self._program.qkv_to_cache(
+                number, *layout, num_heads, cos, sin, query_norm, key_norm, norm_eps, cache.group
+            )
         )
 
     def paged_attention(
@@ -138,7 +140,9 @@ class Recorder:
         number = self._number("query", query)
         checks.check_paged_attention(query.width, cache, scale, sliding_window, soft_cap)
         layout = _cache_arguments(cache)
-        return self._recorded(lambda: self._program.paged_attention(number, *layout, scale, sliding_window, soft_cap))
+        return self._recorded(
+            lambda: self._program.paged_attention(number, *layout, scale, sliding_window, soft_cap, cache.group)
+        )
 
     def select_rows(self, x: Rows, inputs: StepInputs) -> Buffer:
         """See `Kernels.select_rows`."""
@@ -269,13 +273,15 @@ def _check_step(inputs: StepInputs) -> None:
 
 def _run(program: _cpu.Program, inputs: StepInputs, rows: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
     logits_rows = inputs.logits_rows
+    num_rows = inputs.token_ids.shape[0]
     _refuse_value_errors(
         lambda: program.run(
-            inputs.token_ids.shape[0],
+            num_rows,
             inputs.token_ids.data_ptr(),
             inputs.positions.data_ptr(),
             inputs.slot_mapping.data_ptr(),
             inputs.context_lens.shape[0],
+            inputs.slot_mapping.shape[0] // max(num_rows, 1),
             inputs.block_tables.shape[1],
             inputs.block_tables.data_ptr(),
             inputs.query_start.data_ptr(),

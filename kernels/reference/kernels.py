@@ -103,7 +103,7 @@ class ReferenceKernels:
     ) -> Tensor:
         """See `Kernels.qkv_to_cache`."""
         checks.check_inputs(inputs)
-        self._check_rows("qkv", qkv, inputs.slot_mapping.shape[0])
+        self._check_rows("qkv", qkv, inputs.token_ids.shape[0])
         checks.check_qkv_to_cache(qkv.shape[1], cache, num_heads, rotary, query_norm, key_norm, norm_eps)
         cos, sin = rotary if rotary is not None else (None, None)
         checks.check_devices(
@@ -116,10 +116,13 @@ class ReferenceKernels:
             ("query_norm", query_norm),
             ("key_norm", key_norm),
         )
-        checks.check_indices("slot_mapping", inputs.slot_mapping, cache.num_blocks * cache.block_size)
+        slots = checks.group_part("slot_mapping", inputs.slot_mapping, cache, inputs.token_ids.shape[0])
+        checks.check_indices("slot_mapping", slots, cache.num_blocks * cache.block_size)
         if rotary is not None:
             checks.check_indices("positions", inputs.positions, rotary[0].shape[0])
-        return qkv_to_cache(qkv, cache, inputs, num_heads, rotary, query_norm, key_norm, float(norm_eps))
+        return qkv_to_cache(
+            qkv, cache, inputs.positions, slots, num_heads, rotary, query_norm, key_norm, float(norm_eps)
+        )
 
     def paged_attention(
         self,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.cache_layout import LayerCache
+from paged_backend.kernels.checks import group_part
 from paged_backend.kernels.interface import StepInputs
 
 
@@ -21,6 +22,7 @@ def paged_attention(
         raise KernelError(f"query_start must run from 0 to {query.shape[0]}, got {starts[0]} to {starts[-1]}.")
     if starts != sorted(starts):
         raise KernelError(f"query_start must not decrease, got {starts}.")
+    tables = group_part("block_tables", inputs.block_tables, cache, len(contexts))
     out = torch.empty_like(query)
     for index, context_len in enumerate(contexts):
         begin, end = starts[index], starts[index + 1]
@@ -35,7 +37,7 @@ def paged_attention(
         # Blocks that every row's window has left behind are not read.
         first_block = max(0, first_position - sliding_window + 1) // cache.block_size if sliding_window else 0
         first_key = first_block * cache.block_size
-        blocks = _blocks(inputs.block_tables, index, first_block, context_len, cache)
+        blocks = _blocks(tables, index, first_block, context_len, cache)
         keys, values = _gather(cache, blocks, context_len - first_key)
 
         # [Hkv, group, rows, D], so that a key/value head serves its group of query heads by broadcasting.

@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 from paged_backend.kernels.cache_layout import SMALLEST_INT8_HEAD, LayerCache
-from paged_backend.kernels.interface import StepInputs
 from paged_backend.kernels.reference.rms_norm import normed
 
 
 def qkv_to_cache(
     qkv: Tensor,
     cache: LayerCache,
-    inputs: StepInputs,
+    positions: Tensor,
+    slots: Tensor,
     num_heads: int,
     rotary: tuple[Tensor, Tensor] | None,
     query_norm: Tensor | None,
     key_norm: Tensor | None,
     norm_eps: float,
 ) -> Tensor:
-    """See `Kernels.qkv_to_cache`. All in float32; rounded where it is stored."""
+    """See `Kernels.qkv_to_cache`; slots are those of the cache's group. All in float32; rounded where it is stored."""
     heads = [num_heads, cache.num_kv_heads, cache.num_kv_heads]
     wide = qkv.float().view(-1, sum(heads), cache.head_size)
     query, key, value = wide.split_with_sizes(heads, dim=1)
@@ -28,9 +28,9 @@ def qkv_to_cache(
         query, key = normed(query, query_norm, norm_eps), normed(key, key_norm, norm_eps)
     if rotary is not None:
         # One head dimension of size 1, so that a token's angles serve all of its heads.
-        cos, sin = (table.index_select(0, inputs.positions).unsqueeze(1) for table in rotary)
+        cos, sin = (table.index_select(0, positions).unsqueeze(1) for table in rotary)
         query, key = _turned(query, cos, sin), _turned(key, cos, sin)
-    _store(key, value, cache, inputs.slot_mapping)
+    _store(key, value, cache, slots)
     return query.flatten(1).to(qkv.dtype)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
 import operator
 import time
@@ -23,6 +25,8 @@ from paged_backend.executor.executor import Executor
 from paged_backend.models.folder import resolve_folder
 from paged_backend.sampling.processors import check_token_ids
 from paged_backend.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 
 class EngineClient:
@@ -50,12 +54,18 @@ class EngineClient:
     def start(cls, config: EngineConfig) -> EngineClient:
         """Loads the model and starts the engine's thread; blocks until requests can be served.
 
+        What computes it, and on how many threads, goes to the log.
+
         Raises:
             ConfigError, ModelLoadError: with what to change.
         """
         model = config.model
         folder = resolve_folder(model.tokenizer) if model.tokenizer else resolve_folder(model.model, model.revision)
         executor = Executor(config)
+        # As a rule one implementation computes all operations.
+        choices = dict.fromkeys(f"{chosen}, {reason}" for chosen, reason in executor.kernel_report.values())
+        name, kernels = model.served_model_name[0], " ".join(choices)
+        logger.info("%s is loaded; CPU threads: %d; kernels: %s", name, executor.num_threads, kernels)
         return cls(config, executor, None if model.skip_tokenizer_init else Tokenizer.load(folder))
 
     def submit(
@@ -123,9 +133,20 @@ class EngineClient:
     def _abort_stream(self, stream: RequestStream) -> None:
         self._loop.abort(stream.request_id, stream)
 
-    def stats(self) -> EngineStats:
-        """What the engine is doing, as of its last step."""
-        return self._loop.stats()
+    def stats(self, *, kv_map: bool = False) -> EngineStats:
+        """What the engine is doing, as of its last step.
+
+        Args:
+            kv_map: with every block of the KV cache, and whose it is. The engine's thread looks at them between two
+                steps, so that the caller waits for the step that is being computed.
+
+        Raises:
+            EngineUnavailableError: the engine, which a map was asked of, has stopped or died.
+        """
+        if not kv_map:
+            return self._loop.stats()
+        blocks = self._loop.kv_map()
+        return dataclasses.replace(self._loop.stats(), kv_map=blocks)
 
     def metrics_text(self) -> str:
         """Prometheus exposition text, under vLLM's names."""

@@ -14,10 +14,11 @@ from paged_backend.engine.detokenizer import Finish
 from paged_backend.engine.metrics import EngineMetrics
 from paged_backend.engine.pace import Pace
 from paged_backend.engine.request import EngineRequest, RequestState, SampleState
-from paged_backend.engine.stats import EngineStats
+from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import EngineUnavailableError, RequestFailedError
 from paged_backend.executor.executor import Executor
+from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, StepPlan, StepResult
@@ -45,7 +46,12 @@ class EngineCore:
         self._executor = executor
         self._tokenizer = tokenizer
         self._metrics = metrics
-        self._kv = KVCacheManager(executor.num_blocks, executor.block_size, config.cache.enable_prefix_caching)
+        self._kv = KVCacheManager(
+            executor.num_blocks,
+            executor.block_size,
+            config.cache.enable_prefix_caching,
+            groups=executor.layer_groups,
+        )
         self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids)
         self._seed = config.model.seed
         self._requests: dict[str, RequestState] = {}
@@ -144,6 +150,21 @@ class EngineCore:
             prefix_cache_hits=cache.prefix_hits,
         )
         return self.last_stats
+
+    def kv_map(self) -> KVMap:
+        """Who has which block, now."""
+        sequences = [
+            SequenceBlocks(
+                sequence.request_id,
+                sequence.index,
+                sequence.num_computed_tokens,
+                [block for block in sequence.table.block_ids if block != NO_BLOCK],
+            )
+            for request_id in self._requests
+            for sequence in self._scheduler.sequences(request_id)
+            if sequence.table.active
+        ]
+        return KVMap(self._kv.block_size, self._kv.block_states(), list(self._kv.pool.ref_counts), sequences)
 
     def end_all(self, reason: str) -> list[RequestState]:
         """Ends every live request with EngineUnavailableError: nothing can be computed any more.

@@ -98,9 +98,9 @@ class LLM:
         # The template has put special tokens where they belong.
         return self._run(texts, sampling_params, None, use_tqdm, add_special_tokens=False)
 
-    def stats(self) -> EngineStats:
-        """What the engine did so far."""
-        return self._client.stats()
+    def stats(self, *, kv_map: bool = False) -> EngineStats:
+        """What the engine did so far, and with `kv_map` who has which block of the KV cache."""
+        return self._client.stats(kv_map=kv_map)
 
     def close(self) -> None:
         """Ends the engine and frees its memory. Also done by `with LLM(...) as llm:`."""

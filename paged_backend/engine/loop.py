@@ -9,12 +9,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from paged_backend.config import SchedulerConfig
 from paged_backend.engine.admission import Admission
 from paged_backend.engine.core import EngineCore
 from paged_backend.engine.request import EngineRequest, RequestState
-from paged_backend.engine.stats import EngineStats
+from paged_backend.engine.stats import EngineStats, KVMap
 from paged_backend.engine.stream import RequestStream, Waiter
 from paged_backend.errors import (
     EngineUnavailableError,
@@ -38,7 +39,8 @@ class EngineLoop:
         self._core = core
         self._admission = Admission(config, core.pace)
         self._changed = threading.Condition()
-        self._inbox: deque[EngineRequest | str] = deque()  # a request to add, or the id of one to abort
+        # A request to add, the id of one to abort, or who waits for a map of the blocks.
+        self._inbox: deque[EngineRequest | str | Future[KVMap]] = deque()
         self._streams: dict[str, RequestStream] = {}
         self._num_inbox_requests = 0
         self._num_inbox_tokens = 0
@@ -94,6 +96,19 @@ class EngineLoop:
                 heartbeat_age_s=time.monotonic() - self._moved_s if self._busy else 0.0,
             )
 
+    def kv_map(self) -> KVMap:
+        """Who has which block, between this step and the next: waits for the step that is being computed.
+
+        Raises:
+            EngineUnavailableError: stopped or dead.
+        """
+        answer: Future[KVMap] = Future()
+        with self._changed:
+            if self._dead is not None or self._stopping:
+                raise EngineUnavailableError(self._dead or _SHUT_DOWN)
+            self._send(answer)
+        return answer.result()
+
     def check_alive(self) -> None:
         """Raises EngineUnavailableError when the engine is dead, stopped or draining."""
         with self._changed:
@@ -113,7 +128,7 @@ class EngineLoop:
         if self._thread is not threading.current_thread():
             self._thread.join()
 
-    def _send(self, item: EngineRequest | str) -> None:
+    def _send(self, item: EngineRequest | str | Future[KVMap]) -> None:
         if not self._busy:  # the heartbeat counts from when there is work, not from the last step before
             self._busy, self._moved_s = True, time.monotonic()
         self._inbox.append(item)
@@ -154,6 +169,10 @@ class EngineLoop:
             self._busy = False
             self._stats = self._core.last_stats
             self._num_inbox_requests = self._num_inbox_tokens = 0
+            unanswered = [item for item in self._inbox if isinstance(item, Future)]
+            self._inbox.clear()
+        for answer in unanswered:
+            answer.set_exception(EngineUnavailableError(reason))
         self._deliver(ended)
         for request_id in list(self._streams):  # never added
             self._deliver_error(request_id, EngineUnavailableError(reason))
@@ -176,9 +195,11 @@ class EngineLoop:
         for item in inbox:
             if isinstance(item, str):
                 ended.extend(self._core.abort(item))
+            elif isinstance(item, Future):
+                item.set_result(self._core.kv_map())
             elif not self._add(item):
                 not_added.append(item.request_id)
-        self._publish([item for item in inbox if not isinstance(item, str)])
+        self._publish([item for item in inbox if isinstance(item, EngineRequest)])
         self._deliver(ended)
         for request_id in not_added:
             self._deliver_error(request_id, RequestFailedError("The engine failed on this request."))

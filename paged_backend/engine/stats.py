@@ -2,7 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from paged_backend.kv.manager import BlockState
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceBlocks:
+    """One sequence that holds blocks.
+
+    Attributes:
+        request_id, index: which sample of which request; until the samples part, one stands for all.
+        num_computed_tokens: whose keys and values are in the blocks.
+        block_ids: in the order of its tokens.
+    """
+
+    request_id: str
+    index: int
+    num_computed_tokens: int
+    block_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class KVMap:
+    """Who has which block of the KV cache.
+
+    Attributes:
+        block_size: tokens in a block.
+        states: of each block: "free", "cached" (held by nobody; a prefix can find it again), or "owned".
+        num_owners: of each block, how many sequences hold it; more than one share it.
+        sequences: those that hold blocks.
+    """
+
+    block_size: int
+    states: Sequence[BlockState]
+    num_owners: Sequence[int]
+    sequences: Sequence[SequenceBlocks]
+
+    def owners(self) -> dict[int, list[SequenceBlocks]]:
+        """For each block that is owned, by whom."""
+        owners: dict[int, list[SequenceBlocks]] = {}
+        for sequence in self.sequences:
+            for block in sequence.block_ids:
+                owners.setdefault(block, []).append(sequence)
+        return owners
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +62,7 @@ class EngineStats:
         kv_cache_usage: used over all blocks, 0 to 1.
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked up, and found.
         heartbeat_age_s: seconds since the engine's thread last finished a step while it has work; 0 when idle.
+        kv_map: every block, where it was asked for.
     """
 
     num_running: int = 0
@@ -35,3 +80,4 @@ class EngineStats:
     prefix_cache_hits: int = 0
     draining: bool = False
     heartbeat_age_s: float = 0.0
+    kv_map: KVMap | None = None

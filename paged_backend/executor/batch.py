@@ -21,19 +21,21 @@ _WIDTH_STEP = 8
 class BatchInputs:
     """Makes each step's inputs, and keeps the block tables of the sequences in between.
 
-    Row s of the tables is sequence s of the latest plan. While a sequence stays, its row is read again only where a
-    token needs a block that is not in it yet, or blocks were copied. The tensors that `build` gives are lent until the
-    next `build`.
+    Row s of each group's tables is sequence s of the latest plan. While a sequence stays, its row is read again only
+    where a token needs a block that is not in it yet, or blocks were copied. The tensors that `build` gives are lent
+    until the next `build`.
 
     Args:
         block_size: tokens in a block.
+        num_groups: groups of layers, each with its own blocks of a sequence.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, num_groups: int = 1) -> None:
         self._block_size = block_size
+        self._num_groups = num_groups
         self._lines: tuple[ScheduledSequence, ...] = ()
-        self._tables = np.zeros((0, 0), np.int32)
-        self._num_blocks = np.zeros(0, np.int64)  # entries of each row that are right
+        self._tables = np.zeros((num_groups, 0, 0), np.int32)
+        self._num_blocks = np.zeros(0, np.int64)  # entries of each row that are right, or left behind by the window
 
     def build(self, plan: StepPlan) -> StepInputs:
         """Tensors of a step with at least one sequence."""
@@ -59,12 +61,12 @@ class BatchInputs:
             last_blocks = blocks[query_start[1:] - 1]
             ends = computed + num_new
         self._update_tables(plan, last_blocks)
-        slots = (self._tables[owners, blocks] - blocks) * self._block_size + positions
+        slots = (self._tables[:, owners, blocks] - blocks) * self._block_size + positions
         return StepInputs(
             token_ids=torch.from_numpy(np.array(known, np.int64)),
             positions=torch.from_numpy(positions),
-            slot_mapping=torch.from_numpy(slots),
-            block_tables=torch.from_numpy(self._tables),
+            slot_mapping=torch.from_numpy(slots.reshape(-1)),
+            block_tables=torch.from_numpy(self._tables.reshape(-1, self._tables.shape[2])),
             query_start=torch.from_numpy(query_start.astype(np.int32)),
             context_lens=torch.from_numpy(ends.astype(np.int32)),
             logits_rows=_logits_rows(lines, query_start, num_tokens),
@@ -80,19 +82,22 @@ class BatchInputs:
         stale = (last_blocks >= self._num_blocks).nonzero()[0].tolist()
         if not stale:
             return
-        lengths = [len(lines[row].block_table) for row in stale]
+        num_groups = self._num_groups
+        lengths = [len(lines[row].block_table) // num_groups for row in stale]
         width = max(lengths)
-        if width > self._tables.shape[1]:
+        if width > self._tables.shape[2]:
             self._tables = _widened(self._tables, width)
         rows: list[int] = []
         columns: list[int] = []
         blocks: list[int] = []
         for row, have in zip(stale, self._num_blocks[stale].tolist(), strict=True):
-            new = lines[row].block_table[have:]
-            rows += [row] * len(new)
-            columns += range(have, have + len(new))
+            new = lines[row].block_table[have * num_groups :]
+            end = have + len(new) // num_groups
+            rows += [row] * (end - have)
+            columns += range(have, end)
             blocks += new
-        self._tables[rows, columns] = blocks
+        for group, tables in enumerate(self._tables):
+            tables[rows, columns] = blocks[group::num_groups]
         self._num_blocks[stale] = lengths
 
     def _rearrange(self, lines: tuple[ScheduledSequence, ...]) -> None:
@@ -103,10 +108,10 @@ class BatchInputs:
         num_blocks = np.zeros(len(lines), np.int64)
         if self._lines:
             num_blocks = np.where(new, 0, self._num_blocks[rows])
-            width = min(_round_up(int(num_blocks.max())), self._tables.shape[1])
-            self._tables = self._tables[rows, :width]
+            width = min(_round_up(int(num_blocks.max())), self._tables.shape[2])
+            self._tables = self._tables[:, :, :width].take(rows, axis=1)
         else:
-            self._tables = np.zeros((len(lines), 0), np.int32)
+            self._tables = np.zeros((self._num_groups, len(lines), 0), np.int32)
         self._num_blocks = num_blocks
         self._lines = lines
 
@@ -117,8 +122,8 @@ def build_inputs(sequences: Sequence[ScheduledSequence], block_size: int) -> Ste
 
 
 def _widened(tables: np.ndarray[Any, np.dtype[np.int32]], width: int) -> np.ndarray[Any, np.dtype[np.int32]]:
-    wide = np.zeros((len(tables), _round_up(width)), np.int32)
-    wide[:, : tables.shape[1]] = tables
+    wide = np.zeros((*tables.shape[:2], _round_up(width)), np.int32)
+    wide[:, :, : tables.shape[2]] = tables
     return wide
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 
 from paged_backend.config import EngineConfig
+from paged_backend.executor.kv_layout import plan_layout
 from paged_backend.executor.kv_storage import KVStorage, cache_dtype, num_cache_blocks
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.cores import usable_cores
 from paged_backend.kernels.interface import OperationChoice
 from paged_backend.kernels.reference.kernels import ReferenceKernels
 from paged_backend.kernels.registry import select_kernels
+from paged_backend.kv.layer_group import LayerGroup
 from paged_backend.models.architecture import Architecture
 from paged_backend.models.loader import load_model
 from paged_backend.scheduler.plan import StepPlan, StepResult
@@ -26,9 +28,11 @@ class Executor:
         max_model_len: tokens of prompt and output at most.
         vocab_size: token ids are 0 .. vocab_size - 1; a tokenizer may know fewer.
         num_blocks, block_size: the pool of the KV cache; block ids are 0 .. num_blocks - 1.
+        layer_groups: the groups of layers that have blocks of their own for a sequence.
         eos_token_ids: what ends a text, by the model's own files.
         model_folder: where these are.
         kernel_report: for each operation, what computes it and why.
+        num_threads: CPU threads that a step is computed on.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -52,10 +56,18 @@ class Executor:
         self.eos_token_ids: frozenset[int] = model.eos_token_ids
         self.model_folder: Path = model.folder
         self.block_size: int = config.cache.block_size
-        self.num_blocks: int = num_cache_blocks(config, model.architecture, model.max_model_len, dtype)
+        layout = plan_layout(
+            model.architecture.sliding_windows,
+            model.max_model_len,
+            self.block_size,
+            config.scheduler.max_num_batched_tokens,
+        )
+        self.layer_groups: tuple[LayerGroup, ...] = layout.groups
+        self.num_blocks: int = num_cache_blocks(config, model.architecture, model.max_model_len, dtype, layout)
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
-        storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype)
-        self._runner: Runner | None = Runner(model.decoder, storage, kernels, self.block_size)
+        self.num_threads: int = num_threads
+        storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype, layout)
+        self._runner: Runner | None = Runner(model.decoder, storage, kernels, self.block_size, len(layout.groups))
 
     def close(self) -> None:
         """Gives up the model and the cache. `run` must not be called any more."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from paged_backend.config import EngineConfig
 from paged_backend.errors import ConfigError
+from paged_backend.executor.kv_layout import KVLayout, plan_layout
 from paged_backend.kernels.cache_layout import LayerCache, block_bytes
 from paged_backend.models.architecture import Architecture
 
@@ -24,14 +25,26 @@ class KVStorage:
     """One tensor for the keys and values of every layer and block.
 
     Attributes:
-        blocks: uint8 [layers, 2 (keys, values), blocks, block_bytes].
+        blocks: uint8 [lanes, 2 (keys, values), blocks, block_bytes].
         layers: each layer's part of it.
     """
 
-    def __init__(self, architecture: Architecture, num_blocks: int, block_size: int, dtype: str) -> None:
+    def __init__(
+        self, architecture: Architecture, num_blocks: int, block_size: int, dtype: str, layout: KVLayout | None = None
+    ) -> None:
+        """Takes the memory.
+
+        Args:
+            layout: where each layer has its place; None for one group of all of them.
+
+        Raises:
+            ConfigError: the system does not give so much.
+        """
         num_kv_heads, head_size = architecture.num_kv_heads, architecture.head_dim
         size = block_bytes(dtype, num_kv_heads, block_size, head_size)
-        shape = (architecture.num_layers, 2, num_blocks, size)
+        if layout is None:
+            layout = plan_layout((0,) * architecture.num_layers, architecture.max_positions, block_size, 1)
+        shape = (layout.num_lanes, 2, num_blocks, size)
         # The system gives zeroed pages as they are first written, so an idle pool costs no memory; torch.zeros would
         # write them all.
         num_bytes = math.prod(shape)
@@ -45,14 +58,15 @@ class KVStorage:
         self.blocks: Tensor = torch.frombuffer(pages, dtype=torch.uint8).view(shape)
         self.layers: Sequence[LayerCache] = tuple(
             LayerCache(
-                keys=keys,
-                values=values,
+                keys=self.blocks[lane, 0],
+                values=self.blocks[lane, 1],
                 dtype=dtype,
                 num_kv_heads=num_kv_heads,
                 block_size=block_size,
                 head_size=head_size,
+                group=group,
             )
-            for keys, values in self.blocks
+            for group, lane in layout.places
         )
 
 
@@ -73,7 +87,9 @@ def cache_dtype(config: EngineConfig) -> str:
     return "float32" if asked == "auto" else asked
 
 
-def num_cache_blocks(config: EngineConfig, architecture: Architecture, max_model_len: int, dtype: str) -> int:
+def num_cache_blocks(
+    config: EngineConfig, architecture: Architecture, max_model_len: int, dtype: str, layout: KVLayout
+) -> int:
     """How many blocks the pool gets: as many as asked for, or as the memory bound allows and can be used.
 
     Raises:
@@ -81,8 +97,8 @@ def num_cache_blocks(config: EngineConfig, architecture: Architecture, max_model
     """
     cache, block_size = config.cache, config.cache.block_size
     layer_bytes = block_bytes(dtype, architecture.num_kv_heads, block_size, architecture.head_dim)
-    bytes_per_block = 2 * architecture.num_layers * layer_bytes
-    needed = -(-max_model_len // block_size)
+    bytes_per_block = 2 * layout.num_lanes * layer_bytes
+    needed = layout.most_blocks(max_model_len)
     if cache.num_gpu_blocks_override is not None:
         if cache.num_gpu_blocks_override < needed:
             raise ConfigError(
@@ -96,12 +112,14 @@ def num_cache_blocks(config: EngineConfig, architecture: Architecture, max_model
     else:
         bound = int(free_memory_bytes() * cache.gpu_memory_utilization)
         name = "gpu_memory_utilization of free memory"
-    num_blocks = min(bound // bytes_per_block, needed * config.scheduler.max_num_seqs)
+    # What falls out of windows may stay for prefixes to find.
+    filled = len(layout.groups) * -(-max_model_len // block_size) * config.scheduler.max_num_seqs
+    num_blocks = min(bound // bytes_per_block, filled)
     if num_blocks < needed:
         has, wants = bound / _MIB, needed * bytes_per_block / _MIB
         raise ConfigError(
-            f"{name} gives the KV cache {has:.2f} MiB, room for {num_blocks * block_size} tokens, but one "
-            f"sequence of max_model_len {max_model_len} needs {wants:.2f} MiB: give more "
+            f"{name} gives the KV cache {has:.2f} MiB, room for {num_blocks} blocks of {block_size} tokens, but one "
+            f"sequence of max_model_len {max_model_len} needs {needed} blocks ({wants:.2f} MiB): give more "
             "(kv_cache_memory_bytes), lower max_model_len, or choose a smaller kv_cache_dtype."
         )
     return num_blocks

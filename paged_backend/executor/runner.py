@@ -15,11 +15,13 @@ from paged_backend.scheduler.plan import StepPlan, StepResult
 class Runner:
     """Computes plans on the model and its cache. One thread at a time."""
 
-    def __init__(self, decoder: Decoder, storage: KVStorage, kernels: Kernels, block_size: int) -> None:
+    def __init__(
+        self, decoder: Decoder, storage: KVStorage, kernels: Kernels, block_size: int, num_groups: int = 1
+    ) -> None:
         self._step = kernels.compile(lambda kernels, inputs: decoder(kernels, inputs, storage.layers))
         self._storage = storage
         self._kernels = kernels
-        self._inputs = BatchInputs(block_size)
+        self._inputs = BatchInputs(block_size, num_groups)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Copies blocks, computes every sequence's tokens, and draws where the plan asks for it."""

@@ -13,7 +13,9 @@ class BlockTable:
 
     Attributes:
         token_ids: the sequence's known tokens, lent by its owner, who only ever appends to them.
-        block_ids: block i holds positions i * block_size and after. The list itself is lent to step plans.
+        block_ids: with G groups of layers, entry i * G + g is the block that holds positions i * block_size and after
+            for group g, or NO_BLOCK where the group's window has left them behind. The list itself is lent to step
+            plans.
         num_computed: tokens whose K/V are in the blocks. The owner may move it on by itself where no block is filled,
             as there is nothing to `commit`.
         num_writable: positions below this one need no `allocate` before they are written.

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from paged_backend.kv.block_pool import BlockPool
 from paged_backend.kv.block_table import BlockTable
-from paged_backend.kv.prefix_index import PrefixIndex, pack_tokens
+from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
+from paged_backend.kv.prefix_index import PrefixIndex, group_suffixes, pack_tokens
+
+BlockState = Literal["free", "cached", "owned"]
+
+_UNBOUNDED = 2**40
+"""Tokens that no sequence has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +45,19 @@ class KVCacheManager:
     then `free`. Between `free` and the next `start` (a preemption) the table keeps its digests and holds no
     block.
 
+    Where layers see differently far back, each group of them has its own blocks of a sequence, all out of one pool: a
+    block holds the keys and values of one group. What falls out of a group's window is given back as the sequence
+    goes on, and may be found again as part of a prefix like any other free block.
+
     Args:
         num_blocks: blocks in the pool.
         block_size: tokens in a block.
         enable_prefix_caching: whether full blocks are indexed and found again.
+        groups: of layers; None means one that sees all.
         key: the hash key of the prefix index; None draws a random one.
+
+    Attributes:
+        max_sequence_tokens: tokens of a sequence that has the whole pool to itself.
     """
 
     def __init__(
@@ -50,12 +66,18 @@ class KVCacheManager:
         block_size: int,
         enable_prefix_caching: bool = True,
         *,
+        groups: Sequence[LayerGroup] | None = None,
         key: bytes | None = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.groups = (LayerGroup(0, block_size, 1),) if groups is None else tuple(groups)
+        self.max_sequence_tokens: int = bisect_right(range(_UNBOUNDED), num_blocks, key=self.blocks_for) - 1
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
+        self._suffixes = group_suffixes(len(self.groups))
+        self._full = [g for g, group in enumerate(self.groups) if not group.window]
+        self._windowed = [(g, group) for g, group in enumerate(self.groups) if group.window]
         self._tables: dict[BlockTable, None] = {}
         self._copies: dict[int, int] = {}
         self._copy_sources: set[int] = set()
@@ -68,8 +90,8 @@ class KVCacheManager:
         return self.pool.num_free
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold this many tokens."""
-        return -(-num_tokens // self.block_size)
+        """Blocks that a sequence of so many tokens holds at most at any time."""
+        return sum([group.most_blocks(num_tokens) for group in self.groups])
 
     def new_table(self, token_ids: Sequence[int], salt: str | None = None) -> BlockTable:
         """A table for a sequence whose known tokens are `token_ids`, which its owner appends to in place."""
@@ -82,30 +104,44 @@ class KVCacheManager:
     def cached_prefix(self, table: BlockTable) -> list[int]:
         """Blocks that hold the longest known prefix of the table's tokens, never all of them.
 
-        At least one token is left to compute, so that there are logits to sample from. Takes nothing and
-        reorders nothing; only the digests of the table's own tokens are remembered.
+        Laid out like `BlockTable.block_ids`. A group with a window needs no more than the window before the prefix's
+        end; of what lies before that it gets NO_BLOCK. At least one token is left to compute, so that there are logits
+        to sample from. Takes nothing and reorders nothing; only the digests of the table's own tokens are remembered.
         """
-        index = self.index
-        found: list[int] = []
-        if index is None:
-            return found
-        parent = table.root
-        for i in range((len(table.token_ids) - 1) // self.block_size):
-            if i == len(table.digests):
-                self._extend_digests(table)
-            digest = table.digests[i]
-            block = index.find(digest, parent, table.packed[i])
-            if block is None:
+        if self.index is None:
+            return []
+        length = (len(table.token_ids) - 1) // self.block_size
+        if len(table.digests) < length:
+            self._extend_digests(table)
+        found: dict[int, list[int]] = {}
+        for g in self._full:
+            found[g] = self._find(table, g, length)
+            length = len(found[g])
+        for g, _ in self._windowed:
+            found[g] = self._find(table, g, length)
+        while length:
+            end = length * self.block_size
+            seen = [(found[g], range(group.first_block(end), length)) for g, group in self._windowed]
+            holes = [i for blocks, places in seen for i in places if blocks[i] == NO_BLOCK]
+            if not holes:
                 break
-            found.append(block)
-            parent = digest
-        return found
+            length = min(holes)  # who sees a hole from here sees it from wherever the prefix is cut after it
+        num_groups = len(self.groups)
+        prefix = [NO_BLOCK] * (length * num_groups)
+        for g, group in enumerate(self.groups):
+            first = group.first_block(length * self.block_size)
+            prefix[first * num_groups + g :: num_groups] = found[g][first:length]
+        return prefix
 
     def missing_to_start(self, prefix: list[int], num_tokens: int) -> int:
-        """Free blocks that a table with this prefix takes to hold `num_tokens`, its own free ones too."""
-        ref_counts = self.pool.ref_counts
-        num_free_hits = sum(1 for block in prefix if ref_counts[block] == 0)
-        return self.blocks_for(num_tokens) - len(prefix) + num_free_hits
+        """Free blocks that a table with this prefix takes at most to hold `num_tokens`, its own free ones too."""
+        ref_counts, num_groups = self.pool.ref_counts, len(self.groups)
+        num_blocks, end = -(-num_tokens // self.block_size), len(prefix) // num_groups * self.block_size
+        missing = 0
+        for g, group in enumerate(self.groups):
+            num_shared = sum([1 for block in prefix[g::num_groups] if block != NO_BLOCK and ref_counts[block]])
+            missing += min(num_blocks - group.first_block(end) - num_shared, group.most_blocks(num_tokens))
+        return missing
 
     def start(self, table: BlockTable, prefix: list[int], *, count: bool = True) -> None:
         """Gives a table its cached prefix, which must come from `cached_prefix` with nothing changed since.
@@ -115,10 +151,11 @@ class KVCacheManager:
         """
         assert not table.active
         for block in prefix:
-            self.pool.hold(block)
+            if block != NO_BLOCK:
+                self.pool.hold(block)
         table.block_ids = list(prefix)
-        table.num_computed = table.num_writable = len(prefix) * self.block_size
-        table.num_indexed = len(prefix)
+        table.num_indexed = len(prefix) // len(self.groups)
+        table.num_computed = table.num_writable = table.num_indexed * self.block_size
         table.active = True
         self._tables[table] = None
         if count and self.index is not None:
@@ -133,22 +170,25 @@ class KVCacheManager:
         """
         if num_tokens <= table.num_writable:
             return True
-        block_ids = table.block_ids
-        needed = max(self.blocks_for(num_tokens) - len(block_ids), 0)
-        position = table.num_computed // self.block_size
-        shared = table.num_computed % self.block_size != 0 and self.pool.ref_counts[block_ids[position]] > 1
-        if needed + shared > self.pool.num_free:
+        block_ids, num_groups = table.block_ids, len(self.groups)
+        num_blocks = max(-(-num_tokens // self.block_size), len(block_ids) // num_groups)
+        needed = num_blocks * num_groups - len(block_ids)
+        shared: Sequence[int] = ()
+        if table.num_computed % self.block_size:
+            first = table.num_computed // self.block_size * num_groups
+            shared = [i for i in range(first, first + num_groups) if self.pool.ref_counts[block_ids[i]] > 1]
+        if needed + len(shared) > self.pool.num_free:
             return False
-        if shared:
-            source = block_ids[position]
+        for i in shared:
+            source = block_ids[i]
             copy = self._allocate_block()
             self.pool.drop(source)
-            block_ids[position] = copy
+            block_ids[i] = copy
             self._copies[copy] = source
             self._copy_sources.add(source)
         for _ in range(needed):
             block_ids.append(self._allocate_block())
-        table.num_writable = len(block_ids) * self.block_size
+        table.num_writable = num_blocks * self.block_size
         return True
 
     def take_copies(self) -> tuple[tuple[int, int], ...]:
@@ -168,7 +208,8 @@ class KVCacheManager:
         return copies
 
     def commit(self, table: BlockTable, num_computed: int) -> None:
-        """Records that K/V are in the cache up to `num_computed`, and indexes the blocks that this filled.
+        """Records that K/V are in the cache up to `num_computed`, indexes the blocks that this filled, and gives back
+        those that no token to come sees.
 
         A block whose tokens are indexed under another block already stays unindexed.
         """
@@ -180,8 +221,11 @@ class KVCacheManager:
                 self._extend_digests(table)
             for i in range(table.num_indexed, num_full):
                 parent = table.digests[i - 1] if i else table.root
-                self.index.add(table.digests[i], parent, table.packed[i], table.block_ids[i])
+                for block, suffix in enumerate(self._suffixes, i * len(self._suffixes)):
+                    self.index.add(table.digests[i] + suffix, parent, table.packed[i], table.block_ids[block])
         table.num_indexed = num_full
+        for g, group in self._windowed:
+            self._give_back(table, g, group.first_block(num_computed))
 
     def fork(self, parent: BlockTable, token_ids: Sequence[int]) -> BlockTable:
         """A table that shares all blocks of its parent, for a sequence with the same computed tokens."""
@@ -195,7 +239,8 @@ class KVCacheManager:
         child.num_indexed = parent.num_indexed
         child.active = True
         for block in child.block_ids:
-            self.pool.hold(block)
+            if block != NO_BLOCK:
+                self.pool.hold(block)
         self._tables[child] = None
         return child
 
@@ -204,7 +249,7 @@ class KVCacheManager:
         if not table.active:
             return
         for block in reversed(table.block_ids):
-            if self.pool.drop(block):
+            if block != NO_BLOCK and self.pool.drop(block):
                 if self._copies:
                     self._copies.pop(block, None)
                 if block not in self._copy_sources:
@@ -226,14 +271,23 @@ class KVCacheManager:
             prefix_hits=self._prefix_hits,
         )
 
+    def block_states(self) -> list[BlockState]:
+        """Of each block, whether it is held ("owned"), else whether a prefix can find it ("cached"). Looks at all."""
+        indexed = () if self.index is None else self.index
+        return [
+            "owned" if count else "cached" if block in indexed else "free"
+            for block, count in enumerate(self.pool.ref_counts)
+        ]
+
     def num_empty_slots(self) -> int:
         """Slots of used blocks that hold no computed token: the cache's waste. Looks at every table."""
         filled: dict[int, int] = {}
         for table in self._tables:
-            start = table.num_computed // self.block_size
+            num_groups = len(self.groups)
+            start = table.num_computed // self.block_size * num_groups
             for i in range(start, len(table.block_ids)):
                 block = table.block_ids[i]
-                tokens = max(table.num_computed - i * self.block_size, 0)
+                tokens = max(table.num_computed - i // num_groups * self.block_size, 0)
                 filled[block] = max(filled.get(block, 0), tokens)
         return sum(self.block_size - tokens for tokens in filled.values())
 
@@ -243,12 +297,10 @@ class KVCacheManager:
         holders: Counter[int] = Counter()
         for table in self._tables:
             assert table.active
-            assert len(set(table.block_ids)) == len(table.block_ids), "a block is twice in a table"
-            assert len(table.block_ids) == self.blocks_for(table.num_computed), "blocks and tokens disagree"
-            assert table.num_computed <= table.num_writable <= len(table.block_ids) * self.block_size
-            if table.num_computed < table.num_writable:
-                assert self.pool.ref_counts[table.block_ids[-1]] == 1, "a shared block is taken for writable"
-            holders.update(table.block_ids)
+            held = [block for block in table.block_ids if block != NO_BLOCK]
+            assert len(set(held)) == len(held), "a block is twice in a table"
+            self._check_groups(table)
+            holders.update(held)
             self._check_digests(table)
         free = self.pool.free_blocks()
         for block, count in enumerate(self.pool.ref_counts):
@@ -258,15 +310,57 @@ class KVCacheManager:
         if self.index is not None:
             self.index.check_invariants()
 
+    def _check_groups(self, table: BlockTable) -> None:
+        size, num_groups, num_computed = self.block_size, len(self.groups), table.num_computed
+        num_blocks = -(-num_computed // size)
+        assert len(table.block_ids) == num_blocks * num_groups, "blocks and tokens disagree"
+        assert num_computed <= table.num_writable <= num_blocks * size
+        for g, group in enumerate(self.groups):
+            blocks = table.block_ids[g::num_groups]
+            # Where no block was filled, nobody had to `commit`.
+            num_left = group.first_block(num_computed // size * size)
+            assert all(block == NO_BLOCK for block in blocks[:num_left]), "a block outlives the window"
+            assert NO_BLOCK not in blocks[group.first_block(num_computed) :], "a block that is seen is missing"
+            if num_computed < table.num_writable:
+                assert self.pool.ref_counts[blocks[-1]] == 1, "a shared block is taken for writable"
+
     def _check_digests(self, table: BlockTable) -> None:
         if self.index is None:
             return
-        num_full = table.num_computed // self.block_size
+        num_groups, num_full = len(self.groups), table.num_computed // self.block_size
         assert table.num_indexed == num_full
         for i, block in enumerate(table.block_ids):
-            digest = self.index.digest_of(block)
-            right = digest is None or (i < num_full and digest == table.digests[i])
-            assert right, "a block is wrongly indexed"
+            digest, place = self.index.digest_of(block), i // num_groups
+            if digest is not None:
+                assert place < num_full, "a block is indexed before it is full"
+                assert digest == table.digests[place] + self._suffixes[i % num_groups], "a block is wrongly indexed"
+
+    def _find(self, table: BlockTable, g: int, most: int) -> list[int]:
+        """A group's first blocks, at most so many: up to one that is not there, or with a window all, with holes."""
+        assert self.index is not None
+        found: list[int] = []
+        suffix, parent = self._suffixes[g], table.root
+        for digest, packed in zip(table.digests[:most], table.packed, strict=False):
+            block = self.index.find(digest + suffix, parent, packed)
+            if block is None:
+                if not self.groups[g].window:
+                    break
+                block = NO_BLOCK
+            found.append(block)
+            parent = digest
+        return found
+
+    def _give_back(self, table: BlockTable, g: int, end: int) -> None:
+        """Gives back a group's blocks before the table's block `end`, those first that its window left last."""
+        block_ids, num_groups = table.block_ids, len(self.groups)
+        for i in range((end - 1) * num_groups + g, -1, -num_groups):
+            block = block_ids[i]
+            if block == NO_BLOCK:
+                break
+            assert not self._copies, "a step's copies were not taken"
+            block_ids[i] = NO_BLOCK
+            if self.pool.drop(block):
+                self._retire(block)
 
     def _allocate_block(self) -> int:
         block = self.pool.allocate()

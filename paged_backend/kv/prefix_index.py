@@ -21,7 +21,8 @@ class PrefixIndex:
     The key is random per process, so nobody can build two prompts whose digests collide, and a hit is
     confirmed by comparing parent and tokens all the same: a collision costs a miss, never a wrong answer.
     Requests find each other's blocks only under the same salt; None is the scope that all requests without a
-    salt share.
+    salt share. Where layers come in groups, each with blocks of its own for the same tokens, a block is indexed under
+    its digest with its group's suffix (`group_suffixes`).
     """
 
     __slots__ = ("_digest_of", "_entries", "_keyed")
@@ -81,7 +82,12 @@ class PrefixIndex:
         for block, digest in self._digest_of.items():
             indexed, parent, tokens = self._entries[digest]
             assert indexed == block
-            assert self.digest(parent, tokens) == digest
+            assert self.digest(parent, tokens) == digest[:_DIGEST_BYTES]
+
+
+def group_suffixes(num_groups: int) -> tuple[bytes, ...]:
+    """For each group of layers, what follows a digest where its blocks are indexed; nothing for the first."""
+    return (b"", *(group.to_bytes(2, "little") for group in range(1, num_groups)))
 
 
 def pack_tokens(token_ids: Sequence[int]) -> bytes:

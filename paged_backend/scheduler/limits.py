@@ -19,7 +19,7 @@ def resolve_max_tokens(
         params: the request's parameters; n, max_tokens and min_tokens count here.
         max_num_seqs: most sequences that run at once.
         max_model_len: most tokens of prompt plus output.
-        num_slots: tokens that the whole KV cache holds.
+        num_slots: tokens of one sequence that the whole KV cache holds.
 
     Returns:
         Output tokens that each sample may have at most: params.max_tokens within the context's room, or all

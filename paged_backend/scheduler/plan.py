@@ -51,8 +51,9 @@ class ScheduledSequence:
     Attributes:
         token_ids: tokens to compute, at least one; decode is the case of one.
         num_computed_tokens: tokens whose K/V are in the cache already: the position of token_ids[0].
-        block_table: block ids that hold positions 0 .. num_computed_tokens + len(token_ids) - 1. From step to
-            step it only grows, but where the plan's block_copies put a copy in a block's place.
+        block_table: block ids that hold positions 0 .. num_computed_tokens + len(token_ids) - 1, laid out like
+            `BlockTable.block_ids`. From step to step it only grows, but where the plan's block_copies put a copy in a
+            block's place, and where NO_BLOCK takes the place of a block that no window reaches any more.
         sampling: None where more of the prompt is still to come.
     """
 
@@ -68,8 +69,7 @@ class StepPlan:
     """One step.
 
     Attributes:
-        block_copies: (source, destination) block ids, to be copied in every layer before anything is
-            computed.
+        block_copies: (source, destination) block ids, to be copied whole before anything is computed.
         num_tokens: tokens computed in this step; counted where they are not given.
     """
 

@@ -105,7 +105,7 @@ class Scheduler:
             params,
             max_num_seqs=self.config.max_num_seqs,
             max_model_len=self.max_model_len,
-            num_slots=self.kv.num_blocks * self.kv.block_size,
+            num_slots=self.kv.max_sequence_tokens,
         )
 
     # Between steps

@@ -28,7 +28,7 @@ def test_every_benchmark_takes_its_arguments(name: str, quick: bool, monkeypatch
 
     entry = ENTRIES[name]
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
-    monkeypatch.setattr(sys, "argv", [name, *entry.arguments, *(entry.quick_arguments if quick else ())])
+    monkeypatch.setattr(sys, "argv", [name, *entry.arguments, *(("--quick",) if quick else ())])
     with pytest.raises(_ParsedError):
         import_module(f"benchmarks.{entry.module}").main()
 

@@ -42,7 +42,7 @@ def test_a_benchmark_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPa
     (folder / "quick.py").write_text("print('hello')\nprint('{\"figure\": 1}')\n")
     monkeypatch.setattr(main, "_ROOT", tmp_path)
     assert main.run(main.Entry("slow", timeout_s=0.5), quick=False) is None
-    report = main.run(main.Entry("quick", quick_arguments=()), quick=True)
+    report = main.run(main.Entry("quick"), quick=True)
     assert report is not None and report["figure"] == 1 and report["machine"]["cores"] >= 1
 
 

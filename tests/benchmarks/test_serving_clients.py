@@ -54,6 +54,15 @@ def test_plain_streams_see_every_chunk(piece_bytes: int) -> None:
     assert times.chunks_s == sorted(times.chunks_s) and times.chunks_s[-1] <= times.end_s
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 7, 100_000])
+def test_plain_streams_end_with_a_body_of_known_length(piece_bytes: int) -> None:
+    body = b"".join(FRAMES)
+    times = ask(
+        b"HTTP/1.1 200 \r\ncontent-length: %d\r\nconnection: keep-alive\r\n\r\n%s" % (len(body), body), piece_bytes
+    )
+    assert times.num_tokens == 3 and len(times.chunks_s) == 3
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+from paged_backend.kv.layer_group import LayerGroup
 from paged_backend.scheduler.plan import StepPlan, StepResult
 
 VOCAB_SIZE = 200
@@ -23,6 +24,7 @@ class FakeExecutor:
     vocab_size = VOCAB_SIZE
     num_blocks = 64
     block_size = 4
+    layer_groups = (LayerGroup(0, 4, 256),)
     eos_token_ids = frozenset({EOS})
 
     def __init__(self) -> None:

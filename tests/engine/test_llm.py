@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from paged_backend import LLM, ConfigError, InvalidRequestError, ModelLoadError, SamplingParams
+from paged_backend.kernels.cpu import _cpu
 from tests.tiny_models import make_tiny_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -35,6 +37,16 @@ def test_prompts_of_every_form_keep_their_order(llm: LLM) -> None:
     assert outputs[4].prompt_token_ids != ids
     assert all(output.finished for output in outputs)
     assert llm.generate(ids, GREEDY, use_tqdm=False)[0].outputs[0].token_ids == outputs[0].outputs[0].token_ids
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_log_says_what_computes(folder: Path, backend: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "paged_backend.engine"):
+        LLM(model=str(folder), served_model_name="tiny", num_threads=1, kernel_backend=backend).close()
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "paged_backend.engine.client"]
+    assert line.startswith(f"tiny is loaded; CPU threads: 1; kernels: {backend}, ")
+    if backend == "cpu":
+        assert f"({_cpu.available_instruction_sets()[0]})" in line
 
 
 def test_one_parameter_set_per_prompt(llm: LLM) -> None:

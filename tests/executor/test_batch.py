@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from paged_backend.executor.batch import BatchInputs, build_inputs
+from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence, StepPlan
 
@@ -99,6 +101,42 @@ def test_kept_tables_are_those_made_afresh(seed: int) -> None:
         for row, line in enumerate(lines):
             num_read = -(-(line.num_computed_tokens + len(line.token_ids)) // block_size)
             assert inputs.block_tables[row, :num_read].tolist() == list(line.block_table)[:num_read]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_are_as_many_single_ones(seed: int) -> None:
+    """The tables of three groups, one of which leaves blocks behind, against three that are built each by itself."""
+    rng = random.Random(seed)
+    block_size, num_groups = rng.choice([1, 3, 16]), 3
+    kept = BatchInputs(block_size, num_groups)
+    lines: list[ScheduledSequence] = []
+    free = iter(range(1_000_000))
+    for step in range(60):
+        for line in lines:
+            line.num_computed_tokens += len(line.token_ids)
+        lines = [line for line in lines if rng.random() < 0.9]
+        while not lines or (len(lines) < 6 and rng.random() < 0.4):
+            lines.insert(rng.randrange(len(lines) + 1), ScheduledSequence(step, [1], rng.randrange(60), [], TASK))
+        for line in lines:
+            line.token_ids = [5] * rng.choice([1, 1, 1, 9])
+            table = line.block_table
+            assert isinstance(table, list)
+            needed = -(-(line.num_computed_tokens + len(line.token_ids)) // block_size) * num_groups
+            table.extend(next(free) for _ in range(needed - len(table)))
+            num_left = max(0, line.num_computed_tokens - 20) // block_size
+            table[1 : num_left * num_groups : num_groups] = [NO_BLOCK] * num_left
+        inputs = kept.build(StepPlan(tuple(lines)))
+        num_tokens, num_seqs = len(inputs.token_ids), len(lines)
+        for group in range(num_groups):
+            own = [replace(line, block_table=line.block_table[group::num_groups]) for line in lines]
+            single = build_inputs(own, block_size)
+            assert inputs.slot_mapping.tolist()[group * num_tokens :][:num_tokens] == single.slot_mapping.tolist()
+            tables = inputs.block_tables[group * num_seqs :][:num_seqs]
+            for row, line in enumerate(own):
+                wanted = torch.tensor(line.block_table)
+                is_used = wanted != NO_BLOCK
+                assert torch.equal(tables[row, : len(wanted)][is_used].long(), wanted[is_used])
+        assert inputs.block_tables.is_contiguous() and inputs.slot_mapping.is_contiguous()
 
 
 def test_tables_shrink_when_long_sequences_leave() -> None:

@@ -172,7 +172,7 @@ def test_pool_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, words in (
         ({"num_gpu_blocks_override": 63}, "num_gpu_blocks_override 63.*at least 64"),
         ({"kv_cache_memory_bytes": 63 * bytes_per_block}, "kv_cache_memory_bytes.*max_model_len 256"),
-        ({"gpu_memory_utilization": 0.5}, "gpu_memory_utilization.*room for 200 tokens"),
+        ({"gpu_memory_utilization": 0.5}, "gpu_memory_utilization.*room for 50 blocks"),
         ({"max_model_len": 300}, "256 positions"),
         ({"num_threads": 1025}, "num_threads must be in 1..1024"),
     ):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.cpu import _cpu
+from paged_backend.kernels.cpu.kernels import CpuKernels
 from paged_backend.kernels.cpu.linear import CpuLinear, Route
 from paged_backend.kernels.quantized_weight import VALUE_RANGES, QuantizedWeight
 
@@ -58,17 +59,39 @@ def exact_weight(weight: Tensor | QuantizedWeight) -> Tensor:
     return weight.values.double() * spread[:, : weight.values.shape[1]]
 
 
+@cache
+def _kernels(instruction_set: str, num_threads: int) -> CpuKernels:
+    return CpuKernels(num_threads, instruction_set)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A packed weight, and the kernels that compute with it."""
+
+    kernels: CpuKernels
+    weight: CpuLinear
+
+    def __call__(self, x: Tensor, *, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        return self.kernels.linear(x, self.weight, activation=activation, residual=residual)
+
+
 def pack(
-    instruction_set: str, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, **options: object
-) -> CpuLinear | None:
-    """The packed layer, or None where the instruction set does not have the route."""
-    num_threads = options.pop("num_threads", 1)
+    instruction_set: str,
+    weight: Tensor | QuantizedWeight,
+    bias: Tensor | None = None,
+    *,
+    gated: bool = False,
+    route: Route = "auto",
+    num_threads: int = 1,
+) -> Layer | None:
+    """The layer, or None where the instruction set does not have the route."""
     try:
-        return CpuLinear(runtime(instruction_set, num_threads), weight, bias, **options)  # type: ignore[arg-type]
+        packed = CpuLinear(runtime(instruction_set, num_threads), weight, bias, gated=gated, route=route)
     except KernelError as error:
         if "is not there with instruction set" in str(error):
             return None
         raise
+    return Layer(_kernels(instruction_set, num_threads), packed)
 
 
 @dataclass(frozen=True)

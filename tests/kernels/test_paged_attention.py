@@ -103,10 +103,21 @@ def test_what_is_no_number_stays_so(kernels: Any) -> None:
 
 
 @implementations
-def test_blocks_left_behind_by_the_window_are_not_read(kernels: Any) -> None:
-    case = make_case([1, 5], [90, 100], sliding_window=20)
+@cache_dtypes
+@pytest.mark.parametrize("block_size", [3, 16, 48])
+@pytest.mark.parametrize("sliding_window", [1, 20, 33, 600])
+def test_blocks_left_behind_by_the_window_are_not_read(
+    kernels: Any, cache_dtype: str, block_size: int, sliding_window: int
+) -> None:
+    """They may hold what is no number, and their places in the table no block."""
+    rows, contexts = [1, 5, 60, 1], [90, 100, 700, 1300]
+    case = make_case(rows, contexts, sliding_window=sliding_window, block_size=block_size, cache_dtype=cache_dtype)
     expected = case.run(kernels)
-    case.inputs.block_tables[:, :4] = -5
+    for table, num_rows, context_len in zip(case.inputs.block_tables, rows, contexts, strict=True):
+        num_left = max(0, context_len - num_rows - sliding_window + 1) // block_size
+        for blocks in (case.cache.keys, case.cache.values):
+            blocks[table[:num_left].long()] = 255
+        table[:num_left] = -5
     assert torch.equal(case.run(kernels), expected)
 
 

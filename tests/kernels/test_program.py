@@ -105,6 +105,24 @@ def test_a_recorded_step_is_its_operations_one_by_one() -> None:
         assert torch.equal(recorded(inputs), expected)
 
 
+def test_no_converted_copy_of_a_tensor_is_recorded() -> None:
+    """It would be gone when the program runs."""
+    program = _cpu.Program(_cpu.Runtime(1))
+    x = program.input(8)
+    table, keys = torch.ones(8, 16), torch.zeros(4, 64, dtype=torch.int8)
+    for weight in (torch.ones(8, dtype=torch.float64), torch.ones(16)[::2], torch.ones(8, dtype=torch.int32)):
+        with pytest.raises(TypeError):
+            program.rms_norm(x, weight, EPS)
+        with pytest.raises(TypeError):
+            program.layer_norm(x, None, weight, EPS)
+    with pytest.raises(TypeError):
+        program.embedding(table[:, ::2], "token_ids", None)
+    with pytest.raises(TypeError):
+        program.paged_attention(x, keys, keys, "float32", 1, 1, 8, 1.0, 0, 0.0)
+    with pytest.raises(TypeError):
+        _cpu.copy_blocks(_cpu.Runtime(1), torch.zeros(1, 2, 2, 64), torch.tensor([[0, 1]]))
+
+
 @pytest.mark.parametrize("instruction_set", _cpu.available_instruction_sets())
 def test_any_number_of_threads(instruction_set: str) -> None:
     results = []

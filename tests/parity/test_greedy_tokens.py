@@ -79,6 +79,7 @@ def test_truth_depends_on_the_context(truth: tuple[list[list[int]], list[list[in
 @pytest.mark.parametrize(("block_size", "budget", "num_blocks"), [(8, 48, 70), (16, 100, 400)])
 @pytest.mark.parametrize("kernel_backend", ["reference", "auto"])
 def test_staggered_chunked_preempted(
+    family: str,
     model_folder: Path,
     truth: tuple[list[list[int]], list[list[int]]],
     block_size: int,
@@ -98,7 +99,7 @@ def test_staggered_chunked_preempted(
     )
     outputs = run_core(core, [(prompt, GREEDY) for prompt in prompts], steps_between=3)
     assert tokens(outputs) == expected
-    if num_blocks == 70:
+    if num_blocks == 70 and family != "mistral":  # its window leaves room for all
         assert core.stats().num_preemptions > 0
     assert core.stats().num_used_blocks == 0
 

@@ -1,14 +1,14 @@
 """An executor without a model: its cache holds, slot by slot, what a real one's K/V would depend on.
 
 The K/V of a position depend on every token up to it, and a drawn token on the K/V of its whole context, the
-seed and its position. Here the "K/V" of a slot are (scope, position, digest of all tokens up to it), and a
-token is a hash of what stands in the cache. A block that is shared, reused or copied wrongly is seen at once,
-and changes tokens too.
+seed and its position. Here the "K/V" of a slot are (scope, position, digest of all tokens up to it, group of
+layers), and a token is a hash of what stands in the cache. A block that is shared, reused or copied wrongly, or
+given back while a window still reaches it, is seen at once, and changes tokens too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from paged_backend.sampling_params import SamplingParams
@@ -17,10 +17,10 @@ from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, StepPlan, Step
 EOS = 0
 VOCAB_SIZE = 7
 
-Cell = tuple[str | None, int, int]
-"""Scope (the salt), position, digest of the tokens up to and with that position."""
+Cell = tuple[str | None, int, int, int]
+"""Scope (the salt), position, digest of the tokens up to and with that position, group of layers."""
 
-GARBAGE: Cell = ("nobody's", -1, -1)
+GARBAGE: Cell = ("nobody's", -1, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,14 @@ class SimulatedExecutor:
     Args:
         num_blocks, block_size: the cache's shape.
         known: tells what a sequence's tokens must be, by its id.
+        windows: for each group of layers, tokens that a position sees, itself included; 0 means all.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, known: Callable[[int], Known]) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, known: Callable[[int], Known], windows: Sequence[int] = (0,)
+    ) -> None:
         self.block_size = block_size
+        self.windows = windows
         self.known = known
         self.cells: list[list[Cell]] = [[GARBAGE] * block_size for _ in range(num_blocks)]
 
@@ -84,13 +88,16 @@ class SimulatedExecutor:
         samples: list[int] = []
         for scheduled in plan.sequences:
             known = self.known(scheduled.seq_id)
-            end = scheduled.num_computed_tokens + len(scheduled.token_ids)
+            start, end = scheduled.num_computed_tokens, scheduled.num_computed_tokens + len(scheduled.token_ids)
             digest = 0
             for position in range(end):
                 digest = extend_digest(digest, known.token_ids[position])
-                cell = self._cell(scheduled.block_table, position)
-                wanted = (known.scope, position, digest)
-                assert cell == wanted, f"sequence {scheduled.seq_id} needs {wanted}, its slot holds {cell}"
+                for group, window in enumerate(self.windows):
+                    if window and position <= start - window:
+                        continue  # no token of this step sees it
+                    cell = self._cell(scheduled.block_table, position, group)
+                    wanted = (known.scope, position, digest, group)
+                    assert cell == wanted, f"sequence {scheduled.seq_id} needs {wanted}, its slot holds {cell}"
             caught_up = end == len(known.token_ids)
             assert (scheduled.sampling is not None) == caught_up, "draws exactly when caught up"
             if scheduled.sampling is not None and scheduled.seq_id == undrawable:
@@ -104,7 +111,8 @@ class SimulatedExecutor:
         self.copy_blocks(plan.block_copies)
         for scheduled in plan.sequences:
             for i in range(len(scheduled.token_ids)):
-                self._set(scheduled.block_table, scheduled.num_computed_tokens + i, GARBAGE)
+                for group in range(len(self.windows)):
+                    self._set(scheduled.block_table, scheduled.num_computed_tokens + i, group, GARBAGE)
 
     def copy_blocks(self, copies: tuple[tuple[int, int], ...]) -> None:
         """All copies at once; no order may matter."""
@@ -124,16 +132,18 @@ class SimulatedExecutor:
             end = start + len(scheduled.token_ids)
             assert scheduled.token_ids, "a scheduled sequence computes at least one token"
             assert tuple(scheduled.token_ids) == known.token_ids[start:end], "wrong tokens"
-            assert len(scheduled.block_table) == -(-end // self.block_size), "block table of a wrong length"
+            length = -(-end // self.block_size) * len(self.windows)
+            assert len(scheduled.block_table) == length, "block table of a wrong length"
             digest = 0
             for token in known.token_ids[:start]:
                 digest = extend_digest(digest, token)
             for position in range(start, end):
                 digest = extend_digest(digest, known.token_ids[position])
-                slot = (scheduled.block_table[position // self.block_size], position % self.block_size)
-                assert slot not in written, f"{slot} is written by {written[slot]} and {scheduled.seq_id}"
-                written[slot] = scheduled.seq_id
-                self._set(scheduled.block_table, position, (known.scope, position, digest))
+                for group in range(len(self.windows)):
+                    slot = (self._block(scheduled.block_table, position, group), position % self.block_size)
+                    assert slot not in written, f"{slot} is written by {written[slot]} and {scheduled.seq_id}"
+                    written[slot] = scheduled.seq_id
+                    self._set(scheduled.block_table, position, group, (known.scope, position, digest, group))
 
     def _draw(self, task: SamplingTask, known: Known, digest: int) -> list[int]:
         num_prompt = len(task.prompt_token_ids)
@@ -144,13 +154,17 @@ class SimulatedExecutor:
         assert task.suppressed_token_ids == (tuple(sorted(set(stops))) if suppress else ())
         return [draw(seed, task.position, digest, task.suppressed_token_ids) for seed in task.seeds]
 
-    def _cell(self, block_table: object, position: int) -> Cell:
+    def _block(self, block_table: object, position: int, group: int) -> int:
         assert isinstance(block_table, list)
-        return self.cells[block_table[position // self.block_size]][position % self.block_size]
+        block = block_table[position // self.block_size * len(self.windows) + group]
+        assert isinstance(block, int) and block >= 0, f"position {position} of group {group} has no block"
+        return block
 
-    def _set(self, block_table: object, position: int, cell: Cell) -> None:
-        assert isinstance(block_table, list)
-        self.cells[block_table[position // self.block_size]][position % self.block_size] = cell
+    def _cell(self, block_table: object, position: int, group: int) -> Cell:
+        return self.cells[self._block(block_table, position, group)][position % self.block_size]
+
+    def _set(self, block_table: object, position: int, group: int, cell: Cell) -> None:
+        self.cells[self._block(block_table, position, group)][position % self.block_size] = cell
 
 
 def known_of(table: Mapping[int, Known]) -> Callable[[int], Known]:

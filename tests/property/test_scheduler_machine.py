@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 
 from paged_backend.config import SchedulerConfig
 from paged_backend.errors import InvalidRequestError
+from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN
@@ -84,6 +85,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         spare_budget=st.integers(0, 20),
         policy=st.sampled_from(["fcfs", "priority", "fair"]),
         caching=st.booleans() | st.just(True),
+        windows=st.just([0]) | st.lists(st.just(0) | st.integers(2, 12), min_size=1, max_size=3),
     )
     def build(
         self,
@@ -93,15 +95,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         spare_budget: int,
         policy: str,
         caching: bool,
+        windows: list[int],
     ) -> None:
-        self.kv = KVCacheManager(num_blocks, block_size, caching, key=b"test")
+        num_blocks *= len(windows)
+        self.windows = windows
+        self.max_chunk = max_num_seqs + spare_budget
+        groups = [LayerGroup(window, block_size, self.max_chunk) for window in windows]
+        self.kv = KVCacheManager(num_blocks, block_size, caching, groups=groups, key=b"test")
         self.config = SchedulerConfig(
             max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_seqs + spare_budget,
+            max_num_batched_tokens=self.max_chunk,
             scheduling_policy=policy,
         )
         self.scheduler = Scheduler(self.config, self.kv, MAX_MODEL_LEN, {EOS})
-        self.executor = SimulatedExecutor(num_blocks, block_size, self.known)
+        self.executor = SimulatedExecutor(num_blocks, block_size, self.known, windows)
         self.requests: dict[str, Request] = {}
         self.by_seq_id: dict[int, Sample] = {}
         self.sequences: dict[int, Sequence] = {}
@@ -143,7 +150,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             n=n, max_tokens=max_tokens, min_tokens=min_tokens, ignore_eos=ignore_eos, stop_token_ids=stops
         )
         prompt = text[:length]
-        room = min(MAX_MODEL_LEN, self.kv.num_blocks * self.kv.block_size + 1) - length
+        room = min(MAX_MODEL_LEN, self.most_tokens() + 1) - length
         wanted = room if max_tokens is None else min(max_tokens, MAX_MODEL_LEN - length)
         fits = n <= self.config.max_num_seqs and room >= 1 and wanted <= room and min_tokens <= wanted
         request_id = f"r{len(self.requests)}"
@@ -160,6 +167,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.requests[request_id] = request
         self.by_seq_id[sequence.seq_id] = request.samples[0]
         self.sequences[sequence.seq_id] = sequence
+
+    def most_in_use(self, window: int, num_tokens: int) -> int:
+        """Blocks that a group holds at most of a sequence alone: whole steps, wherever in a block they begin."""
+        size, most = self.kv.block_size, 0
+        whole = -(-num_tokens // size)
+        for begin in range(size):
+            seen = begin + (window - 1 + self.max_chunk if window else num_tokens)
+            most = max(most, min(whole, -(-seen // size)))
+        return most if window else whole
+
+    def most_tokens(self) -> int:
+        """Tokens of the longest sequence that the pool can hold, as far as a model goes."""
+        fits = (
+            num_tokens
+            for num_tokens in range(MAX_MODEL_LEN, -1, -1)
+            if sum(self.most_in_use(window, num_tokens) for window in self.windows) <= self.kv.num_blocks
+        )
+        return next(fits)
 
     @rule(count=st.integers(1, 8))
     def step(self, count: int) -> None:
@@ -277,6 +302,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         self.scheduler.check_invariants()
+        self.check_windows()
         live = {request.request_id for request in self.live()}
         assert self.scheduler.num_requests == len(live)
         assert self.scheduler.has_work == bool(live)
@@ -285,28 +311,48 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_waste(self) -> None:
         """Empty slots, counted one by one."""
-        size = self.kv.block_size
+        size, num_groups = self.kv.block_size, len(self.windows)
         filled: set[tuple[int, int]] = set()
         held: set[int] = set()
         for sequence in self.sequences.values():
             held.update(sequence.table.block_ids)
             for position in range(sequence.num_computed_tokens):
-                filled.add((sequence.table.block_ids[position // size], position % size))
+                blocks = sequence.table.block_ids[position // size * num_groups :][:num_groups]
+                filled.update((block, position % size) for block in blocks if block != NO_BLOCK)
+        held.discard(NO_BLOCK)
         stats = self.kv.stats()
         assert stats.num_used_blocks == len(held)
         assert self.kv.num_empty_slots() == len(held) * size - len(filled)
+
+    def check_windows(self) -> None:
+        """Between steps a sequence holds of a group what the next token sees, and at most a block more."""
+        size = self.kv.block_size
+        for sequence in self.sequences.values():
+            for group, window in enumerate(self.windows):
+                blocks = sequence.table.block_ids[group :: len(self.windows)]
+                held = sum(block != NO_BLOCK for block in blocks)
+                next_position = sequence.num_computed_tokens
+                seen = range(max(0, next_position - window + 1) // size if window else 0, len(blocks))
+                assert all(blocks[i] != NO_BLOCK for i in seen)
+                assert held <= len(seen) + (window != 0)
 
     def check_index(self) -> None:
         """What the index gives for a request's tokens is what the cache holds for them, in its own scope."""
         for request in self.requests.values():
             prompt = request.prompt
             found = self.kv.lookup(prompt, request.salt)
-            assert len(found) <= (len(prompt) - 1) // self.kv.block_size
-            cells = [cell for block in found for cell in self.executor.cells[block]]
+            size, num_groups = self.kv.block_size, len(self.windows)
+            num_found = len(found) // num_groups * size
+            assert len(found) % num_groups == 0 and num_found < len(prompt)
             digest = 0
-            for position, cell in enumerate(cells):
+            for position in range(num_found):
                 digest = extend_digest(digest, prompt[position])
-                assert cell == (request.salt, position, digest)
+                for group, window in enumerate(self.windows):
+                    if window and position <= num_found - window:
+                        continue  # the first token to be computed does not see it
+                    block = found[position // size * num_groups + group]
+                    assert block != NO_BLOCK
+                    assert self.executor.cells[block][position % size] == (request.salt, position, digest, group)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):

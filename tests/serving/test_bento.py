@@ -176,6 +176,7 @@ class TestErrors:
                 error_of(answer, 400, "BadRequestError", "body")
         log = host.log_file.read_text()
         assert "Traceback" not in log and "my secret" not in log
+        assert log.count(" is loaded; CPU threads: ") == 1
 
 
 class TestNative:

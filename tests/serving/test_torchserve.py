@@ -328,8 +328,9 @@ class TestEnds:
             answer = owner.completions.create(model=MODEL, prompt=PROMPT, max_tokens=2)
         assert answer.choices[0].finish_reason is not None
 
-    def test_log_holds_no_traceback_and_no_line_per_request(self, host: TorchServeHost) -> None:
+    def test_log_says_what_computes_and_holds_no_traceback_and_no_line_per_request(self, host: TorchServeHost) -> None:
         log = host.log_file.read_text(encoding="utf-8")
+        assert f"{MODEL} is loaded; CPU threads: " in log
         assert "Traceback" not in log, read_tail(host.log_file)
         assert "Backend received inference" not in log
 

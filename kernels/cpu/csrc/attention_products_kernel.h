@@ -160,7 +160,7 @@ void add_values(const Values& values, int64_t width, const float* weights, float
 // Calls step(count, line), count a constant, for groups of at most lines_at_once lines that are about equally large.
 template <class Step>
 void for_lines(int64_t num_lines, const Step& step) {
-    const int64_t num_groups = (num_lines + lines_at_once - 1) / lines_at_once;
+    const int64_t num_groups = divide_up(num_lines, lines_at_once);
     for (int64_t group = 0, line = 0; group < num_groups; ++group) {
         const int64_t count = (num_lines - line) / (num_groups - group);
         step(count, line);

@@ -14,7 +14,7 @@ struct Range {
 
     bool is_empty() const { return low >= high; }
     int64_t first_vector() const { return low / lanes; }
-    int64_t end_vector() const { return (high + lanes - 1) / lanes; }
+    int64_t end_vector() const { return divide_up(high, lanes); }
 };
 
 struct Weighing {

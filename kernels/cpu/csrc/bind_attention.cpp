@@ -150,7 +150,7 @@ void bind_attention(nb::module_& module) {
                "out"_a, "scale"_a, "seconds"_a,
                "For benchmarks: seconds of a call, in the best twentieth of calls of one layer after the other; a layer is "
                "its keys and values.");
-    module.def("copy_blocks", &run_copy_blocks, "runtime"_a, "storage"_a, "pairs"_a,
+    module.def("copy_blocks", &run_copy_blocks, "runtime"_a, "storage"_a.noconvert(), "pairs"_a,
                "Copies blocks of all layers. Raises ValueError, before anything is copied, for wrong pairs.");
 }
 

@@ -17,6 +17,7 @@
 #include "linear.h"
 #include "machine_limits.h"
 #include "runtime.h"
+#include "whole_numbers.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -94,7 +95,7 @@ std::unique_ptr<PackedLinear> pack_quantized(Runtime& runtime, const Int8Matrix&
     const int64_t num_inputs = static_cast<int64_t>(values.shape(1));
     require(group_size >= 1 && group_size <= num_inputs,
             "group_size must be in 1.." + std::to_string(num_inputs) + ", got " + std::to_string(group_size) + ".");
-    const int64_t num_groups = (num_inputs + group_size - 1) / group_size;
+    const int64_t num_groups = divide_up(num_inputs, group_size);
     require(scales.shape(0) == values.shape(0) && static_cast<int64_t>(scales.shape(1)) == num_groups,
             "scales must be [" + std::to_string(values.shape(0)) + ", " + std::to_string(num_groups) + "], got [" +
                 std::to_string(scales.shape(0)) + ", " + std::to_string(scales.shape(1)) + "].");
@@ -113,20 +114,6 @@ std::unique_ptr<PackedLinear> pack_quantized(Runtime& runtime, const Int8Matrix&
     return pack(runtime, weights, route);
 }
 
-// Bytes from the first to behind the last number.
-struct Span {
-    uintptr_t begin, end;
-};
-
-template <class Array>
-Span span_of(const Array& array) {
-    const auto begin = reinterpret_cast<uintptr_t>(array.data());
-    if (array.shape(0) == 0 || array.shape(1) == 0) return {begin, begin};
-    const int64_t numbers =
-        static_cast<int64_t>(array.shape(0) - 1) * array.stride(0) + static_cast<int64_t>(array.shape(1));
-    return {begin, begin + static_cast<uintptr_t>(numbers) * sizeof(float)};
-}
-
 template <class Array>
 std::string shape_of(const Array& array) {
     return "[" + std::to_string(array.shape(0)) + ", " + std::to_string(array.shape(1)) + "]";
@@ -138,33 +125,6 @@ void require_floats(const char* name, const Array& array, size_t num_rows, int64
             std::string(name) + " must be [" + std::to_string(num_rows) + ", " + std::to_string(width) + "], got " +
                 shape_of(array) + ".");
     require_rows(name, array);
-}
-
-void run(const PackedLinear& layer, Runtime& runtime, const FloatMatrix& x, const OutMatrix& out,
-         const std::optional<FloatMatrix>& residual, const std::string& activation) {
-    require_floats("x", x, x.shape(0), layer.num_inputs());
-    require_floats("out", out, x.shape(0), layer.num_outputs());
-    LinearCall call;
-    const Span out_span = span_of(out), x_span = span_of(x);
-    require(out_span.end <= x_span.begin || x_span.end <= out_span.begin, "out must not share memory with x.");
-    if (residual) {
-        require_floats("residual", *residual, x.shape(0), layer.num_outputs());
-        const Span span = span_of(*residual);
-        const bool is_out = residual->data() == out.data() && (x.shape(0) <= 1 || residual->stride(0) == out.stride(0));
-        require(is_out || out_span.end <= span.begin || span.end <= out_span.begin,
-                "out must be residual itself, or not share memory with it.");
-        call.residual = residual->data();
-        call.residual_stride = residual->stride(0);
-    }
-    call.x = x.data();
-    call.x_stride = x.stride(0);
-    call.num_rows = static_cast<int64_t>(x.shape(0));
-    call.out = out.data();
-    call.out_stride = out.stride(0);
-    call.activation = activation_of(activation);
-    const nb::gil_scoped_release released;
-    const std::lock_guard<std::mutex> turn(runtime.turn());
-    layer.run(runtime, call);
 }
 
 // Seconds of one call, in the best twentieth of calls of one layer after the other.
@@ -213,6 +173,7 @@ nb::dict limits(Runtime& runtime, double seconds) {
     result["int8_ops"] = measured.int8_ops;
     result["int16_ops"] = measured.int16_ops;
     result["memory_bytes"] = measured.memory_bytes;
+    result["memory_mean_bytes"] = measured.memory_mean_bytes;
     result["l3_bytes"] = measured.l3_bytes;
     result["l2_bytes"] = measured.l2_bytes;
     return result;
@@ -227,9 +188,7 @@ void bind_linear(nb::module_& module) {
         .def_prop_ro("num_outputs", &PackedLinear::num_outputs)
         .def_prop_ro("num_bytes", &PackedLinear::num_bytes)
         .def_prop_ro("gated", &PackedLinear::is_gated)
-        .def_prop_ro("route", [](const PackedLinear& layer) { return std::string(name_of(layer.route())); })
-        .def("run", &run, "runtime"_a, "x"_a, "out"_a, "residual"_a = nb::none(), "activation"_a = "",
-             "Writes the result into `out`. Raises ValueError, before anything is computed, for what does not fit.");
+        .def_prop_ro("route", [](const PackedLinear& layer) { return std::string(name_of(layer.route())); });
     module.def("pack_linear", &pack_floats, "runtime"_a, "weight"_a, "bias"_a = nb::none(), "gated"_a = false);
     module.def("pack_quantized_linear", &pack_quantized, "runtime"_a, "values"_a, "scales"_a, "bits"_a, "group_size"_a,
                "bias"_a = nb::none(), "gated"_a = false, "route"_a = "auto");

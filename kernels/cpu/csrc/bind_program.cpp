@@ -75,7 +75,7 @@ void check_blocks(const char* name, const Blocks& blocks, int64_t bytes) {
 }
 
 CacheTables cache_tables(const Blocks& keys, const Blocks& values, const std::string& dtype, int64_t num_kv_heads,
-                         int64_t block_size, int64_t head_size) {
+                         int64_t block_size, int64_t head_size, int64_t group) {
     constexpr int64_t most = 1 << 20;
     for (const int64_t number : {num_kv_heads, block_size, head_size}) {
         if (number < 1 || number > most) refuse("the cache's sizes must be in 1.." + std::to_string(most) + ".");
@@ -90,6 +90,7 @@ CacheTables cache_tables(const Blocks& keys, const Blocks& values, const std::st
     tables.key_block_stride = keys.stride(0);
     tables.value_block_stride = values.stride(0);
     tables.num_blocks = size(keys, 0);
+    tables.group = group;
     return tables;
 }
 
@@ -118,8 +119,8 @@ int record_qkv_to_cache(Program& program, int qkv, const Blocks& keys, const Blo
                         int64_t num_kv_heads, int64_t block_size, int64_t head_size, int64_t num_heads,
                         const std::optional<FloatTable>& cos, const std::optional<FloatTable>& sin,
                         const std::optional<FloatVector>& query_norm, const std::optional<FloatVector>& key_norm,
-                        float norm_eps) {
-    const CacheTables cache = cache_tables(keys, values, dtype, num_kv_heads, block_size, head_size);
+                        float norm_eps, int64_t group) {
+    const CacheTables cache = cache_tables(keys, values, dtype, num_kv_heads, block_size, head_size, group);
     RotaryTables rotary;
     if (cos.has_value() != sin.has_value()) refuse("cos and sin must be given both, or neither.");
     if (cos) {
@@ -133,9 +134,9 @@ int record_qkv_to_cache(Program& program, int qkv, const Blocks& keys, const Blo
 
 int record_paged_attention(Program& program, int query, const Blocks& keys, const Blocks& values,
                            const std::string& dtype, int64_t num_kv_heads, int64_t block_size, int64_t head_size,
-                           float scale, int64_t sliding_window, float soft_cap) {
-    return program.paged_attention(query, cache_tables(keys, values, dtype, num_kv_heads, block_size, head_size), scale,
-                                   sliding_window, soft_cap);
+                           float scale, int64_t sliding_window, float soft_cap, int64_t group) {
+    const CacheTables cache = cache_tables(keys, values, dtype, num_kv_heads, block_size, head_size, group);
+    return program.paged_attention(query, cache, scale, sliding_window, soft_cap);
 }
 
 using Address = uintptr_t;  // 0: not there
@@ -149,8 +150,9 @@ std::vector<Program::Rows> rows_at(const Addresses& addresses) {
 }
 
 void run(Program& program, int64_t num_rows, Address token_ids, Address positions, Address slot_mapping,
-         int64_t num_sequences, int64_t max_blocks, Address block_tables, Address query_start, Address context_lens,
-         int64_t num_logits_rows, Address logits_rows, const Addresses& inputs, const Addresses& outputs) {
+         int64_t num_sequences, int64_t num_groups, int64_t max_blocks, Address block_tables, Address query_start,
+         Address context_lens, int64_t num_logits_rows, Address logits_rows, const Addresses& inputs,
+         const Addresses& outputs) {
     StepArrays arrays;
     arrays.token_ids = reinterpret_cast<const int64_t*>(token_ids);
     arrays.positions = reinterpret_cast<const int64_t*>(positions);
@@ -162,12 +164,16 @@ void run(Program& program, int64_t num_rows, Address token_ids, Address position
     arrays.logits_rows = reinterpret_cast<const int64_t*>(logits_rows);
     arrays.num_rows = num_rows;
     arrays.num_sequences = num_sequences;
+    arrays.num_groups = num_groups;
     arrays.max_blocks = max_blocks;
     arrays.num_logits_rows = num_logits_rows;
     const std::vector<Program::Rows> from = rows_at(inputs), to = rows_at(outputs);
     const nb::gil_scoped_release released;
     program.run(arrays, from, to);
 }
+
+// A tensor whose address is kept: a converted copy of it would be gone after the call.
+auto kept(const char* name) { return nb::arg(name).noconvert(); }
 
 }  // namespace
 
@@ -179,16 +185,18 @@ void bind_program(nb::module_& module) {
                         "A step's operations, recorded once. Buffers are numbers; weights, tables and caches are kept.")
         .def(nb::init<Runtime&>(), "runtime"_a, Keep2())
         .def("input", &Program::input, "width"_a)
-        .def("embedding", &record_embedding, "table"_a, "indices"_a, "add"_a.none(), Keep2())
-        .def("rms_norm", &record_rms_norm, "x"_a, "weight"_a, "eps"_a, Keep3())
-        .def("layer_norm", &record_layer_norm, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a, Keep3(), Keep4())
+        .def("embedding", &record_embedding, kept("table"), "indices"_a, "add"_a.none(), Keep2())
+        .def("rms_norm", &record_rms_norm, "x"_a, kept("weight"), "eps"_a, Keep3())
+        .def("layer_norm", &record_layer_norm, "x"_a, kept("weight").none(), kept("bias").none(), "eps"_a, Keep3(),
+             Keep4())
         .def("linear", &record_linear, "x"_a, "weight"_a, "activation"_a, "residual"_a.none(), Keep3())
-        .def("qkv_to_cache", &record_qkv_to_cache, "qkv"_a, "keys"_a, "values"_a, "dtype"_a, "num_kv_heads"_a,
-             "block_size"_a, "head_size"_a, "num_heads"_a, "cos"_a.none(), "sin"_a.none(), "query_norm"_a.none(),
-             "key_norm"_a.none(), "norm_eps"_a, Keep3(), Keep4(), nb::keep_alive<1, 10>(), nb::keep_alive<1, 11>(),
-             nb::keep_alive<1, 12>(), nb::keep_alive<1, 13>())
-        .def("paged_attention", &record_paged_attention, "query"_a, "keys"_a, "values"_a, "dtype"_a, "num_kv_heads"_a,
-             "block_size"_a, "head_size"_a, "scale"_a, "sliding_window"_a, "soft_cap"_a, Keep3(), Keep4())
+        .def("qkv_to_cache", &record_qkv_to_cache, "qkv"_a, kept("keys"), kept("values"), "dtype"_a, "num_kv_heads"_a,
+             "block_size"_a, "head_size"_a, "num_heads"_a, kept("cos").none(), kept("sin").none(),
+             kept("query_norm").none(), kept("key_norm").none(), "norm_eps"_a, "group"_a, Keep3(), Keep4(),
+             nb::keep_alive<1, 10>(), nb::keep_alive<1, 11>(), nb::keep_alive<1, 12>(), nb::keep_alive<1, 13>())
+        .def("paged_attention", &record_paged_attention, "query"_a, kept("keys"), kept("values"), "dtype"_a,
+             "num_kv_heads"_a, "block_size"_a, "head_size"_a, "scale"_a, "sliding_window"_a, "soft_cap"_a, "group"_a,
+             Keep3(), Keep4())
         .def("select_rows", &Program::select_rows, "x"_a)
         .def("soft_cap", &Program::soft_cap, "x"_a, "cap"_a)
         .def("finish", &Program::finish, "outputs"_a)
@@ -196,8 +204,8 @@ void bind_program(nb::module_& module) {
         .def("has_logits_rows", &Program::has_logits_rows, "buffer"_a)
         .def("output_stride", &Program::output_stride, "index"_a)
         .def("run", &run, "num_rows"_a, "token_ids"_a, "positions"_a, "slot_mapping"_a, "num_sequences"_a,
-             "max_blocks"_a, "block_tables"_a, "query_start"_a, "context_lens"_a, "num_logits_rows"_a, "logits_rows"_a,
-             "inputs"_a, "outputs"_a,
+             "num_groups"_a, "max_blocks"_a, "block_tables"_a, "query_start"_a, "context_lens"_a, "num_logits_rows"_a,
+             "logits_rows"_a, "inputs"_a, "outputs"_a,
              "Computes a step. Arrays are given by address (0: not there), num_logits_rows -1 means all rows. Raises "
              "ValueError, before anything is written, for indices or tables out of range.")
         .def_rw("timed", &Program::timed)

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "whole_numbers.h"
+
 namespace paged_backend {
 
 namespace {
@@ -32,7 +34,7 @@ std::vector<Life> lives_of(size_t num_buffers, const std::vector<BufferUse>& nod
 }  // namespace
 
 int64_t row_stride(int64_t width) {
-    const int64_t stride = (width + line_floats - 1) / line_floats * line_floats;
+    const int64_t stride = round_up(width, line_floats);
     return stride % 512 == 0 ? stride + line_floats : stride;
 }
 

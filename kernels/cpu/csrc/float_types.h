@@ -1,4 +1,4 @@
-// Numbers of 16 bits: to float32 exactly, and from it rounded to the nearest, ties to even.
+// Numbers of 8 and 16 bits: to float32 exactly; and from it those of 16, rounded to the nearest, ties to even.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,8 @@ inline float float_of(uint32_t bits) {
 }
 
 inline float to_float(float value) { return value; }
+
+inline float to_float(int8_t value) { return static_cast<float>(value); }
 
 inline float to_float(Bfloat16 value) { return float_of(uint32_t{value.bits} << 16); }
 

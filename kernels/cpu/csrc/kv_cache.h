@@ -13,6 +13,8 @@
 
 #include <cstdint>
 
+#include "whole_numbers.h"
+
 namespace paged_backend {
 
 enum class CacheDtype { float32, bfloat16, float16, int8 };
@@ -45,12 +47,12 @@ inline int64_t numbers_in_block(const CacheLayout& layout) {
 }
 
 // Where an int8 block's scales begin.
-inline int64_t scales_offset(const CacheLayout& layout) { return (numbers_in_block(layout) + 3) / 4 * 4; }
+inline int64_t scales_offset(const CacheLayout& layout) { return round_up(numbers_in_block(layout), 4); }
 
 inline int64_t block_bytes(const CacheLayout& layout) {
     int64_t bytes = numbers_in_block(layout) * bytes_of_number(layout.dtype);
     if (layout.dtype == CacheDtype::int8) bytes = scales_offset(layout) + layout.num_kv_heads * layout.block_size * 4;
-    return (bytes + block_alignment - 1) / block_alignment * block_alignment;
+    return round_up(bytes, block_alignment);
 }
 
 }  // namespace

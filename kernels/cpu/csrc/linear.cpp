@@ -6,6 +6,7 @@
 #include "linear_pack.h"
 #include "linear_run.h"
 #include "runtime.h"
+#include "whole_numbers.h"
 
 namespace paged_backend {
 
@@ -17,8 +18,6 @@ constexpr int64_t int8_segment = 192;      // inputs that share an activation's 
 constexpr int64_t int16_segment = 256;     // 32767 * 255 * 256 < 2^31
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 bool has_tiles(const LinearKernels& kernels, TileFormat format) {
     return kernels.tiles[static_cast<int>(format)][0] != nullptr;

@@ -3,13 +3,15 @@
 #include <algorithm>
 #include <cstring>
 
+#include "whole_numbers.h"
+
 namespace paged_backend {
 
 namespace {
 
 constexpr int64_t scales_bytes = panel_width * static_cast<int64_t>(sizeof(float));
 
-int64_t padded(int64_t num_inputs) { return (num_inputs + 7) / 8 * 8; }
+int64_t padded(int64_t num_inputs) { return round_up(num_inputs, 8); }
 
 int64_t bytes_of_inputs(WeightFormat format, int64_t num_inputs) {
     switch (format) {
@@ -75,10 +77,10 @@ PanelLayout::PanelLayout(const LinearWeights& weights)
       num_outputs(weights.gated ? weights.num_rows / 2 : weights.num_rows),
       num_inputs(weights.num_inputs) {
     group_size = is_quantized() ? std::min(weights.group_size, num_inputs) : num_inputs;
-    num_groups = (num_inputs + group_size - 1) / group_size;
+    num_groups = divide_up(num_inputs, group_size);
     group_stride = bytes_of_inputs(format, group_size) + (is_quantized() ? scales_bytes : 0);
     const int64_t outputs_in_panel = gated ? panel_width / 2 : panel_width;
-    num_panels = (num_outputs + outputs_in_panel - 1) / outputs_in_panel;
+    num_panels = divide_up(num_outputs, outputs_in_panel);
     panel_stride = bias_begin() + (has_bias ? scales_bytes : 0);
 }
 
@@ -109,8 +111,8 @@ std::vector<LinearSegment> segments_of(const PanelLayout& layout, int64_t size) 
     for (int64_t group = 0; group < layout.num_groups; ++group) {
         const int64_t length = layout.length_of(group);
         // As equal as whole words of inputs allow: each one's end costs the same.
-        const int64_t count = (length + size - 1) / size;
-        const int64_t share = padded((length + count - 1) / count);
+        const int64_t count = divide_up(length, size);
+        const int64_t share = padded(divide_up(length, count));
         for (int64_t begin = 0; begin < length; begin += share) {
             LinearSegment segment;
             segment.data = layout.data_of(group) + bytes_of_inputs(layout.format, begin);

@@ -4,6 +4,7 @@
 
 #include "linear.h"
 #include "simd.h"
+#include "whole_numbers.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -85,7 +86,7 @@ inline void quantize_segment(const LinearQuantize& work, int64_t index, int64_t 
     const QuantizedRows& to = work.to;
     const float* x = work.x + row * work.x_stride;
     const int64_t length = segment.length;
-    const int64_t padded = (length + 15) / 16 * 16;
+    const int64_t padded = round_up(length, 16);
     alignas(64) float copy[max_segment];
     const float* from = x + segment.begin;
     if (padded != length) {

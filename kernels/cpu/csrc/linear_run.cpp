@@ -6,6 +6,7 @@
 
 #include "runtime.h"
 #include "thread_team.h"
+#include "whole_numbers.h"
 
 namespace paged_backend {
 
@@ -19,10 +20,6 @@ constexpr int64_t integer_block_bytes = 16 << 10;  // of a panel's weights: half
 constexpr int64_t widened_inputs = 256;
 constexpr double least_task_microseconds = 1.0;  // what handing out a task costs must not count
 constexpr int64_t parallel_numbers = 4096;       // of x: from here on its rows are quantised in parallel
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 // The first of part `index` of `num_parts` parts of `size` that are as equal as they can be.
 int64_t part_begin(int64_t size, int64_t num_parts, int64_t index) { return size * index / num_parts; }

@@ -4,10 +4,6 @@
 #include "linear.h"
 #include "simd.h"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 namespace paged_backend {
 namespace {
 
@@ -73,31 +69,12 @@ struct Bfloat16Weights {
     }
 };
 
-typedef uint16_t HalfLanes __attribute__((vector_size(PAGED_BACKEND_LANES * 2)));
-typedef uint32_t BitLanes __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
-
-inline Floats load_halves(const char* from) {
-#if PAGED_BACKEND_LANES == 16 && defined(__AVX512F__)
-    return (Floats)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-#elif PAGED_BACKEND_LANES == 8 && defined(__F16C__)
-    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-#else
-    // As to_float(Float16).
-    HalfLanes halves;
-    std::memcpy(&halves, from, sizeof halves);
-    const BitLanes half = __builtin_convertvector(halves, BitLanes);
-    const BitLanes magnitude = (half & 0x7fffu) << 13;
-    BitLanes bits = (BitLanes)((Floats)magnitude * 0x1p112f);
-    bits |= (BitLanes)(magnitude >= (0x7c00u << 13)) & 0x7f800000u;
-    return (Floats)(bits | ((half & 0x8000u) << 16));
-#endif
-}
-
 struct Float16Weights {
     static constexpr int64_t input_bytes = 64;
     static void load_pair(const char* step, int64_t column, Floats& low, Floats& high) {
-        low = load_halves(step + 2 * column);
-        high = load_halves(step + 2 * (16 + column));
+        const Float16* weights = reinterpret_cast<const Float16*>(step);
+        low = widen(weights + column);
+        high = widen(weights + 16 + column);
     }
 };
 

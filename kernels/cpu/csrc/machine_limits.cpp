@@ -14,21 +14,30 @@ namespace paged_backend {
 
 namespace {
 
-// The rate of rounds that last until `seconds` are over: what the best twentieth of them reach. Rounds are short, so
-// that some are not disturbed by whatever else runs. round() returns its amount of work, of all threads.
+struct Rate {
+    double best;  // what the best twentieth of the rounds reach
+    double mean;  // of all rounds together
+};
+
+// The rate of rounds that last until `seconds` are over. Rounds are short, so that some are not disturbed by whatever
+// else runs. round() returns its amount of work, of all threads.
 template <class Round>
-double rate_of(Runtime& runtime, double seconds, const Round& round) {
+Rate rate_of(Runtime& runtime, double seconds, const Round& round) {
     const int num_threads = runtime.team().size();
     const double end = benchmark_clock(num_threads) + seconds;
     std::vector<double> rates;
+    double all_amounts = 0.0, all_seconds = 0.0;
     do {
         const double begin = benchmark_clock(num_threads);
-        const int64_t amount = round();
-        rates.push_back(static_cast<double>(amount) / (benchmark_clock(num_threads) - begin));
+        const auto amount = static_cast<double>(round());
+        const double took = benchmark_clock(num_threads) - begin;
+        rates.push_back(amount / took);
+        all_amounts += amount;
+        all_seconds += took;
     } while (benchmark_clock(num_threads) < end);
     const auto chosen = rates.begin() + static_cast<int64_t>(rates.size() * 19 / 20);
     std::nth_element(rates.begin(), chosen, rates.end());
-    return *chosen;
+    return {*chosen, all_amounts / all_seconds};
 }
 
 double product_rate(Runtime& runtime, double seconds, int64_t (*products)(int64_t)) {
@@ -38,11 +47,11 @@ double product_rate(Runtime& runtime, double seconds, int64_t (*products)(int64_
         std::atomic<int64_t> done{0};
         runtime.team().run(num_tasks, [&](int64_t, int) { done.fetch_add(products(10000)); });
         return done.load();
-    });
+    }).best;
 }
 
 // Rounds read one part of the memory after the other; a part is as large for each thread, and read `repeats` times.
-double read_rate(Runtime& runtime, double seconds, int64_t num_bytes, int64_t part_bytes, int64_t repeats) {
+Rate read_rate(Runtime& runtime, double seconds, int64_t num_bytes, int64_t part_bytes, int64_t repeats) {
     const int64_t num_threads = runtime.team().size();
     const AlignedMemory memory(num_bytes * num_threads);
     std::memset(memory.data(), 1, static_cast<size_t>(num_bytes * num_threads));
@@ -80,9 +89,11 @@ Limits measure_limits(Runtime& runtime, double seconds) {
     limits.float_flops = product_rate(runtime, seconds, kernels.float_products);
     limits.int8_ops = product_rate(runtime, seconds, kernels.int8_products);
     limits.int16_ops = product_rate(runtime, seconds, kernels.int16_products);
-    limits.memory_bytes = read_rate(runtime, seconds, 96 * mebibyte, 2 * mebibyte, 1);
-    limits.l3_bytes = read_rate(runtime, seconds, 4 * mebibyte, 4 * mebibyte, 1);
-    limits.l2_bytes = read_rate(runtime, seconds, mebibyte / 4, mebibyte / 4, 16);
+    const Rate memory = read_rate(runtime, seconds, 96 * mebibyte, 2 * mebibyte, 1);
+    limits.memory_bytes = memory.best;
+    limits.memory_mean_bytes = memory.mean;
+    limits.l3_bytes = read_rate(runtime, seconds, 4 * mebibyte, 4 * mebibyte, 1).best;
+    limits.l2_bytes = read_rate(runtime, seconds, mebibyte / 4, mebibyte / 4, 16).best;
     return limits;
 }
 

@@ -22,9 +22,10 @@ struct Limits {
     double float_flops;
     double int8_ops;
     double int16_ops;
-    double memory_bytes;  // of 96 MiB a thread
-    double l3_bytes;      // 4 MiB a thread, read again and again
-    double l2_bytes;      // 256 KiB a thread, likewise
+    double memory_bytes;       // of 96 MiB a thread
+    double memory_mean_bytes;  // the same in the mean of all runs: what a long read is given
+    double l3_bytes;           // 4 MiB a thread, read again and again
+    double l2_bytes;           // 256 KiB a thread, likewise
 };
 
 // Seconds from some beginning. On one thread it is the processor time of the calling thread, so that other work on the

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "runtime.h"
+#include "whole_numbers.h"
 
 namespace paged_backend {
 
@@ -54,7 +55,7 @@ void check_sequence(const PagedAttentionArgs& args, int64_t sequence) {
         refuse("context_lens" + index() + " must count the sequence's " + std::to_string(num_rows) + " new rows, got " +
                std::to_string(context_len) + ".");
     }
-    const int64_t num_used = (context_len + args.cache.block_size - 1) / args.cache.block_size;
+    const int64_t num_used = divide_up(context_len, args.cache.block_size);
     if (num_used > args.max_blocks) {
         refuse("block_tables has " + std::to_string(args.max_blocks) + " blocks a sequence, context_lens" + index() +
                " needs " + std::to_string(num_used) + ".");
@@ -77,7 +78,7 @@ struct Seen {
     int64_t end;
 
     int64_t first_part() const { return begin / part_size; }
-    int64_t num_parts() const { return (end + part_size - 1) / part_size - first_part(); }
+    int64_t num_parts() const { return divide_up(end, part_size) - first_part(); }
 };
 
 Seen seen_by(const PagedAttentionArgs& args, int64_t sequence, int64_t first_row, int64_t num_rows) {
@@ -137,14 +138,14 @@ void PagedAttention::plan(const PagedAttentionArgs& args, int num_threads) {
             }
             return;
         }
-        const int64_t wanted = std::min(num_parts, (work + largest_work - 1) / largest_work);
-        const int64_t parts = (num_parts + wanted - 1) / wanted;
+        const int64_t wanted = std::min(num_parts, divide_up(work, largest_work));
+        const int64_t parts = divide_up(num_parts, wanted);
         for (int64_t head = 0; head < num_heads; ++head) {
             task.first_head = narrow(head);
             task.first_part = narrow(seen.first_part());
             task.num_parts = narrow(num_parts);
             task.split = narrow(static_cast<int64_t>(splits_.size()));
-            splits_.push_back({task, results, narrow((num_parts + parts - 1) / parts)});
+            splits_.push_back({task, results, narrow(divide_up(num_parts, parts))});
             results += num_parts * lines * split_line_floats;
             for (int64_t part = 0; part < num_parts; part += parts) {
                 task.first_part = narrow(seen.first_part() + part);

@@ -290,7 +290,7 @@ class Head {
             const T* from = reinterpret_cast<const T*>(key_block(walk.block())) + head_ * block_size_ * head_size_ + walk.offset();
             float* to = space_.packed_keys + place - tile;
             for (int64_t i = 0; i < head_size_; ++i, from += block_size_, to += tile_size) {
-                for (int64_t key = 0; key < length; ++key) to[key] = widen_one(from[key]);
+                for (int64_t key = 0; key < length; ++key) to[key] = to_float(from[key]);
             }
             place += length;
             walk.advance(length);
@@ -369,7 +369,7 @@ class Head {
             for (int64_t key = runs[r].first; key < runs[r].end; ++key, from += head_size_) {
                 float* to = space_.packed_values + (key - first) * lanes;
                 store(Floats{}, to);
-                for (int64_t i = 0; i < head_size_; ++i) to[i] = widen_one(from[i]);
+                for (int64_t i = 0; i < head_size_; ++i) to[i] = to_float(from[i]);
             }
         }
         return {first, runs[num_runs - 1].end, reinterpret_cast<const char*>(space_.packed_values), nullptr, nullptr};

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t unbounded = std::numeric_limits<int64_t>::max();
 constexpr int64_t max_width = int64_t{1} << 31;
+constexpr int64_t max_groups = 1 << 16;
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
@@ -31,11 +32,12 @@ void check_indices(const char* name, const int64_t* indices, int64_t count, int6
 }  // namespace
 
 struct Program::AttentionPlan {
+    int64_t group;
     PagedAttentionArgs args = {};
     PagedAttention operation;
 };
 
-Program::Program(Runtime& runtime) : runtime_(runtime), bounds_{unbounded, unbounded, unbounded} {}
+Program::Program(Runtime& runtime) : runtime_(runtime), bounds_{unbounded, unbounded, {}} {}
 
 Program::~Program() = default;
 
@@ -60,6 +62,15 @@ void Program::require_like(int buffer, const char* name, int64_t width, RowsOf r
 
 void Program::require_recording() const {
     if (is_finished_) refuse("the program is finished: nothing can be recorded any more.");
+}
+
+// The program uses this group's slots and tables.
+void Program::require_group(int64_t group) {
+    if (group < 0 || group >= max_groups) {
+        refuse("group must be in 0.." + std::to_string(max_groups - 1) + ", got " + std::to_string(group) + ".");
+    }
+    const auto count = static_cast<size_t>(group) + 1;
+    if (bounds_.slots.size() < count) bounds_.slots.resize(count, unbounded);
 }
 
 int Program::add_buffer(int64_t width, RowsOf rows) {
@@ -166,8 +177,10 @@ int Program::qkv_to_cache(int qkv, const CacheTables& cache, int64_t num_heads, 
     if (rotary.cos != nullptr && (rotary.num_rotated % 2 != 0 || rotary.num_rotated > layout.head_size)) {
         refuse("cos must have an even width of at most the head size.");
     }
+    require_group(cache.group);
     auto node = std::make_unique<QkvToCacheNode>();
     node->qkv = qkv;
+    node->group = cache.group;
     QkvToCacheArgs& args = node->args;
     args.num_heads = num_heads;
     args.cos = rotary.cos;
@@ -185,7 +198,8 @@ int Program::qkv_to_cache(int qkv, const CacheTables& cache, int64_t num_heads, 
     node->use.reads = {qkv};
     node->use.writes = {out};
     node->use.moves = {{qkv, out}};
-    bounds_.slots = std::min(bounds_.slots, cache.num_blocks * layout.block_size);
+    int64_t& bound = bounds_.slots[static_cast<size_t>(cache.group)];
+    bound = std::min(bound, cache.num_blocks * layout.block_size);
     if (rotary.cos != nullptr) bounds_.positions = std::min(bounds_.positions, rotary.num_positions);
     add(std::move(node), "qkv_to_cache");
     return out;
@@ -199,6 +213,7 @@ int Program::paged_attention(int query, const CacheTables& cache, float scale, i
     require_like(query, "query", shape.width, RowsOf::tokens);
     auto node = std::make_unique<PagedAttentionNode>();
     node->query = query;
+    node->group = cache.group;
     PagedAttentionArgs& args = node->args;
     args.keys = cache.keys;
     args.values = cache.values;
@@ -212,17 +227,19 @@ int Program::paged_attention(int query, const CacheTables& cache, float scale, i
     args.soft_cap = soft_cap;
     AttentionPlan* plan = nullptr;
     for (const auto& other : attention_plans_) {
-        if (can_share(other->args, args)) plan = other.get();
+        if (other->group == cache.group && can_share(other->args, args)) plan = other.get();
     }
     if (plan == nullptr) {
         auto added = std::make_unique<AttentionPlan>();
+        added->group = cache.group;
         added->args = args;
         // Sizes are looked at now, with a step of no tokens.
         const int32_t zero = 0;
         StepArrays no_tokens;
         no_tokens.query_start = &zero;
-        set_arrays(no_tokens, args);
+        set_arrays(no_tokens, 0, args);
         added->operation.plan(args, runtime_.team().size());
+        require_group(cache.group);
         plan = added.get();
         attention_plans_.push_back(std::move(added));
     }
@@ -304,7 +321,15 @@ void Program::check(const StepArrays& arrays, const std::vector<Rows>& inputs, c
     if (arrays.num_rows < 0 || arrays.num_sequences < 0 || num_outputs < 0) refuse("a step must not have less than no rows.");
     check_indices("token_ids", arrays.token_ids, arrays.num_rows, bounds_.token_ids);
     check_indices("positions", arrays.positions, arrays.num_rows, bounds_.positions);
-    check_indices("slot_mapping", arrays.slots, arrays.num_rows, bounds_.slots);
+    const auto num_groups = static_cast<int64_t>(bounds_.slots.size());
+    if (arrays.num_rows > 0 && arrays.num_groups < num_groups) {
+        refuse("slot_mapping and block_tables must be those of " + std::to_string(num_groups) + " groups, got " +
+               std::to_string(arrays.num_groups) + ": a cache's group is one of them.");
+    }
+    for (int64_t group = 0; group < num_groups; ++group) {
+        const int64_t* slots = arrays.slots == nullptr ? nullptr : arrays.slots + group * arrays.num_rows;
+        check_indices("slot_mapping", slots, arrays.num_rows, bounds_.slots[static_cast<size_t>(group)]);
+    }
     if (selects_rows_ && arrays.has_logits_rows) {
         check_indices("logits_rows", arrays.logits_rows, arrays.num_logits_rows, arrays.num_rows);
     }
@@ -330,7 +355,7 @@ void Program::run(const StepArrays& arrays, const std::vector<Rows>& inputs, con
     check(arrays, inputs, outputs);
     for (const auto& plan : attention_plans_) {
         if (arrays.query_start == nullptr) refuse("query_start must be there: the program uses it.");
-        set_arrays(arrays, plan->args);
+        set_arrays(arrays, plan->group, plan->args);
         plan->operation.plan(plan->args, runtime_.team().size());
     }
     Step step = {runtime_, arrays, places_.data(), {arrays.num_rows, arrays.num_rows}};

@@ -25,14 +25,15 @@ class Runtime;
 struct StepArrays {
     const int64_t* token_ids = nullptr;
     const int64_t* positions = nullptr;
-    const int64_t* slots = nullptr;
-    const int32_t* block_tables = nullptr;
+    const int64_t* slots = nullptr;         // [num_groups, num_rows]
+    const int32_t* block_tables = nullptr;  // [num_groups, num_sequences, max_blocks]
     const int32_t* query_start = nullptr;
     const int32_t* context_lens = nullptr;
     bool has_logits_rows = false;  // or all rows are wanted
     const int64_t* logits_rows = nullptr;
     int64_t num_rows = 0;
     int64_t num_sequences = 0;
+    int64_t num_groups = 0;
     int64_t max_blocks = 0;
     int64_t num_logits_rows = 0;
 };
@@ -53,6 +54,7 @@ struct CacheTables {
     int64_t key_block_stride;  // in bytes
     int64_t value_block_stride;
     int64_t num_blocks;
+    int64_t group;  // whose slots and block tables are this layer's
 };
 
 struct RotaryTables {
@@ -127,7 +129,7 @@ class Program {
     struct Bounds {
         int64_t token_ids;
         int64_t positions;
-        int64_t slots;
+        std::vector<int64_t> slots;  // by group
     };
 
     const BufferShape& shape_of(int buffer, const char* name) const;
@@ -136,6 +138,7 @@ class Program {
     void add(std::unique_ptr<Node> node, const char* name);
     int add_norm(bool centred, int x, const float* weight, const float* bias, int64_t size, float eps);
     void require_recording() const;
+    void require_group(int64_t group);
     void check(const StepArrays& arrays, const std::vector<Rows>& inputs, const std::vector<Rows>& outputs) const;
 
     Runtime& runtime_;

@@ -56,7 +56,7 @@ void QkvToCacheNode::run(const Step& step) {
     args.query = step.buffers[query].data;
     args.query_stride = step.buffers[query].stride;
     args.num_rows = step.arrays.num_rows;
-    args.slots = step.arrays.slots;
+    args.slots = step.arrays.slots + group * step.arrays.num_rows;
     args.positions = step.arrays.positions;
     qkv_to_cache(step.runtime, args);
 }
@@ -68,8 +68,8 @@ bool can_share(const PagedAttentionArgs& a, const PagedAttentionArgs& b) {
            a.sliding_window == b.sliding_window && (a.soft_cap != 0.0f) == (b.soft_cap != 0.0f);
 }
 
-void set_arrays(const StepArrays& arrays, PagedAttentionArgs& args) {
-    args.block_tables = arrays.block_tables;
+void set_arrays(const StepArrays& arrays, int64_t group, PagedAttentionArgs& args) {
+    args.block_tables = arrays.block_tables + group * arrays.num_sequences * arrays.max_blocks;
     args.query_start = arrays.query_start;
     args.context_lens = arrays.context_lens;
     args.num_rows = arrays.num_rows;
@@ -78,7 +78,7 @@ void set_arrays(const StepArrays& arrays, PagedAttentionArgs& args) {
 }
 
 void PagedAttentionNode::run(const Step& step) {
-    set_arrays(step.arrays, args);
+    set_arrays(step.arrays, group, args);
     args.query = step.buffers[query].data;
     args.query_stride = step.buffers[query].stride;
     args.out = step.buffers[out].data;

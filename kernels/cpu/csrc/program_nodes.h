@@ -38,6 +38,7 @@ struct LinearNode : Program::Node {
 struct QkvToCacheNode : Program::Node {
     int qkv;
     int query;
+    int64_t group;
     QkvToCacheArgs args = {};
 
     void run(const Program::Step& step) override;
@@ -46,16 +47,17 @@ struct QkvToCacheNode : Program::Node {
 struct PagedAttentionNode : Program::Node {
     int query;
     int out;
+    int64_t group;
     PagedAttention* operation;
     PagedAttentionArgs args = {};
 
     void run(const Program::Step& step) override;
 };
 
-// Whether two layers can share an attention's plan: all but their pointers and scales.
+// Whether two layers of a group can share an attention's plan: all but their pointers and scales.
 bool can_share(const PagedAttentionArgs& a, const PagedAttentionArgs& b);
-// Writes what the step says.
-void set_arrays(const StepArrays& arrays, PagedAttentionArgs& args);
+// Writes what the step says of a group's layers.
+void set_arrays(const StepArrays& arrays, int64_t group, PagedAttentionArgs& args);
 
 struct SelectRowsNode : Program::Node {
     int x;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "runtime.h"
+#include "whole_numbers.h"
 
 namespace paged_backend {
 
@@ -19,9 +20,9 @@ template <class Work>
 void for_rows(Runtime& runtime, int64_t num_rows, int64_t floats_in_row, const Work& work) {
     const int64_t least = std::max<int64_t>(1, floats_in_task / std::max<int64_t>(1, floats_in_row));
     const int64_t wanted = runtime.team().size() * tasks_per_thread;
-    const int64_t part = std::max(least, (num_rows + wanted - 1) / wanted);
+    const int64_t part = std::max(least, divide_up(num_rows, wanted));
     if (num_rows < 2 * least || runtime.team().size() == 1) return work(0, num_rows);
-    runtime.team().run((num_rows + part - 1) / part, [&](int64_t task, int) {
+    runtime.team().run(divide_up(num_rows, part), [&](int64_t task, int) {
         work(task * part, std::min(num_rows, (task + 1) * part));
     });
 }

@@ -99,7 +99,7 @@ inline void layer_norm_rows(const NormArgs& args, int64_t first, int64_t end) {
 template <class T>
 inline void widen_row(const T* from, int64_t width, float* to) {
     int64_t i = 0;
-    for (; i + 8 <= width; i += 8) store8(load8(from + i), to + i);
+    for (; i + lanes <= width; i += lanes) store(widen(from + i), to + i);
     for (; i < width; ++i) to[i] = to_float(from[i]);
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "whole_numbers.h"
+
 namespace paged_backend {
 
 namespace {
@@ -63,7 +65,7 @@ Runtime::Runtime(int num_threads, const std::string& instruction_set)
 char* const* Runtime::scratch(int64_t bytes) {
     if (bytes > scratch_bytes_) {
         // A part of its own for each thread, not a multiple of a page apart.
-        const int64_t each = (bytes + 4095) / 4096 * 4096 + 64;
+        const int64_t each = round_up(bytes, 4096) + 64;
         const auto num_threads = static_cast<int64_t>(scratch_.size());
         scratch_bytes_ = 0;
         scratch_memory_ = AlignedMemory();

@@ -32,7 +32,7 @@ class Layout {
         }
         const int64_t num_tokens = draws || changes || describes ? call.vocab_size : 0;
         take<float>(fine_, blocks * sampling_columns);
-        take<float>(coarse_, (blocks + sampling_columns - 1) / sampling_columns * sampling_columns);
+        take<float>(coarse_, round_up(blocks, sampling_columns));
         take<double>(sums_, blocks + 1);
         take<double>(buckets_, (sampling_buckets + 1) * sampling_copies);
         take<float>(changed_, changes ? num_tokens : 0);
@@ -57,7 +57,7 @@ class Layout {
     template <class T>
     void take(int64_t& begin, int64_t count) {
         begin = bytes_;
-        bytes_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+        bytes_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
     }
 
     int64_t fine_, coarse_, sums_, buckets_, changed_, tokens_, values_, likely_;

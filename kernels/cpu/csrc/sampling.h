@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "whole_numbers.h"
+
 namespace paged_backend {
 
 class Runtime;
@@ -14,7 +16,7 @@ constexpr int64_t sampling_columns = 16;
 constexpr int64_t sampling_block = 256;
 constexpr int64_t sampling_copies = 4;
 
-static inline int64_t sampling_blocks(int64_t vocab_size) { return (vocab_size + sampling_block - 1) / sampling_block; }
+static inline int64_t sampling_blocks(int64_t vocab_size) { return divide_up(vocab_size, sampling_block); }
 
 // The largest logit of each column of each block, [blocks, 16]; then those of 16 blocks each, [ceil(blocks / 16), 16].
 struct ColumnMaxima {

@@ -34,7 +34,7 @@ float round_up_to_float(double number) {
 float bound_of_top(const RowOfLogits& row, int64_t k, const SamplingScratch& scratch) {
     const int64_t num_blocks = sampling_blocks(row.vocab_size);
     const int64_t num_fine = num_blocks * sampling_columns;
-    const int64_t num_coarse = (num_blocks + sampling_columns - 1) / sampling_columns * sampling_columns;
+    const int64_t num_coarse = round_up(num_blocks, sampling_columns);
     const bool coarse = k <= num_coarse / 4 * 3;
     if (!coarse && k > num_fine / 4 * 3) return -infinity;
     const float* maxima = coarse ? scratch.maxima.coarse : scratch.maxima.fine;

@@ -157,7 +157,7 @@ inline Floats weight_of(Floats x, const Softmax& softmax) {
 inline float sum_columns(const Floats* row) {
     float columns[sampling_columns];
     std::memcpy(columns, row, sizeof columns);
-    const Floats8 eight = load8(columns) + load8(columns + 8);
+    const Floats8 eight = load_eight(columns) + load_eight(columns + 8);
     Floats4 halves[2];
     std::memcpy(halves, &eight, sizeof halves);
     const Floats4 four = halves[0] + halves[1];

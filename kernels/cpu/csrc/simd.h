@@ -7,6 +7,10 @@
 
 #include "float_types.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #ifndef PAGED_BACKEND_LANES
 #error "define PAGED_BACKEND_LANES, the floats in a vector of this file's instruction set"
 #endif
@@ -20,8 +24,8 @@ typedef float Floats __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
 typedef uint32_t Bits __attribute__((vector_size(PAGED_BACKEND_LANES * 4)));
 typedef float Floats8 __attribute__((vector_size(32)));
-typedef uint32_t Bits8 __attribute__((vector_size(32)));
-typedef uint16_t Halves8 __attribute__((vector_size(16)));
+typedef uint16_t Halves __attribute__((vector_size(PAGED_BACKEND_LANES * 2)));
+typedef int8_t Bytes __attribute__((vector_size(PAGED_BACKEND_LANES)));
 
 inline Floats load(const float* from) {
     Floats value;
@@ -44,6 +48,58 @@ inline Floats as_floats(Ints bits) {
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
+
+// The next `lanes` numbers as floats, exactly: as to_float gives them one by one.
+inline Floats widen(const float* from) { return load(from); }
+
+#if PAGED_BACKEND_LANES == 16 && defined(__AVX512F__) && defined(__F16C__)
+
+inline __m128i load_16_bytes(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
+inline __m256i load_32_bytes(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+
+inline Floats widen(const Bfloat16* from) {
+    return (Floats)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, load_32_bytes(from)), 16);
+}
+inline Floats widen(const Float16* from) { return (Floats)_mm512_maskz_cvtph_ps(0xffff, load_32_bytes(from)); }
+inline Floats widen(const int8_t* from) {
+    return (Floats)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, load_16_bytes(from)));
+}
+
+#elif PAGED_BACKEND_LANES == 8 && defined(__AVX2__) && defined(__F16C__)
+
+inline __m128i load_8_bytes(const void* from) { return _mm_loadl_epi64(static_cast<const __m128i*>(from)); }
+inline __m128i load_16_bytes(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
+
+inline Floats widen(const Bfloat16* from) {
+    return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16_bytes(from)), 16);
+}
+inline Floats widen(const Float16* from) { return (Floats)_mm256_cvtph_ps(load_16_bytes(from)); }
+inline Floats widen(const int8_t* from) { return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_8_bytes(from))); }
+
+#else
+
+inline Ints load_halves(const void* from) {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return (Ints)__builtin_convertvector(halves, Bits);
+}
+
+inline Floats widen(const Bfloat16* from) { return as_floats(load_halves(from) << 16); }
+
+inline Floats widen(const Float16* from) {
+    const Ints half = load_halves(from);
+    const Ints magnitude = (half & 0x7fff) << 13;
+    const Ints exponent = (magnitude >= (0x7c00 << 13)) & 0x7f800000;
+    return as_floats(as_ints(as_floats(magnitude) * 0x1p112f) | exponent | ((half & 0x8000) << 16));
+}
+
+inline Floats widen(const int8_t* from) {
+    Bytes bytes;
+    std::memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Floats);
+}
+
+#endif
 
 inline Floats select(Ints mask, Floats yes, Floats no) { return as_floats((as_ints(yes) & mask) | (as_ints(no) & ~mask)); }
 
@@ -113,41 +169,11 @@ inline Floats tanh_of(Floats x) {
     return as_floats(as_ints(select(magnitude < 0.625f, near, far)) | sign);
 }
 
-inline Floats8 load8(const float* from) {
+inline Floats8 load_eight(const float* from) {
     Floats8 value;
     std::memcpy(&value, from, sizeof value);
     return value;
 }
-
-inline Bits8 load8_bits(const void* from) {
-    Halves8 halves;
-    std::memcpy(&halves, from, sizeof halves);
-    return __builtin_convertvector(halves, Bits8);
-}
-
-inline Floats8 load8(const Bfloat16* from) {
-    const Bits8 bits = load8_bits(from) << 16;
-    Floats8 value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-inline Floats8 load8(const Float16* from) {  // as to_float(Float16)
-    const Bits8 half = load8_bits(from);
-    const Bits8 magnitude = (half & 0x7fffu) << 13;
-    Floats8 scaled;
-    std::memcpy(&scaled, &magnitude, sizeof scaled);
-    scaled *= 0x1p112f;
-    Bits8 bits;
-    std::memcpy(&bits, &scaled, sizeof bits);
-    bits |= (half & 0x8000u) << 16;
-    bits |= (Bits8)(magnitude >= (0x7c00u << 13)) & 0x7f800000u;
-    Floats8 value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-inline void store8(Floats8 value, float* to) { std::memcpy(to, &value, sizeof value); }
 
 }  // namespace
 }  // namespace paged_backend

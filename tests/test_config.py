@@ -1,0 +1,22 @@
+"""Configurations hold one name for one thing, whichever of vLLM's names is given."""
+
+from __future__ import annotations
+
+import pytest
+
+from paged_backend import ConfigError, EngineConfig
+
+
+@pytest.mark.parametrize(("given", "meant"), [("half", "float16"), ("float", "float32"), ("bfloat16", "bfloat16")])
+def test_other_names_of_dtypes(given: str, meant: str) -> None:
+    config = EngineConfig.from_args(dtype=given, kv_cache_dtype=given)
+    assert (config.model.dtype, config.cache.kv_cache_dtype) == (meant, meant)
+    assert config == EngineConfig.from_args(dtype=meant, kv_cache_dtype=meant)
+    assert EngineConfig.from_args(config.to_args()) == config
+
+
+@pytest.mark.parametrize("name", ["dtype", "kv_cache_dtype"])
+@pytest.mark.parametrize("value", ["Half", "double", "", None, ["half"], {}, 16])
+def test_what_is_no_dtype_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} must be one of auto, float32"):
+        EngineConfig.from_args({name: value})
