@@ -144,10 +144,11 @@ class SchedulerConfig:
         _check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority", "fair"))
         _check_seconds("default_timeout_s", self.default_timeout_s)
         _check_seconds("max_timeout_s", self.max_timeout_s)
-        if None not in (self.default_timeout_s, self.max_timeout_s) and self.default_timeout_s > self.max_timeout_s:
+        default_s, most_s = self.default_timeout_s, self.max_timeout_s
+        if default_s is not None and most_s is not None and default_s > most_s:
             raise ConfigError(
-                f"default_timeout_s ({self.default_timeout_s:g}) must not exceed max_timeout_s "
-                f"({self.max_timeout_s:g}): lower the first or raise the second."
+                f"default_timeout_s ({default_s:g}) must not exceed max_timeout_s ({most_s:g}): lower the first or "
+                "raise the second."
             )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
