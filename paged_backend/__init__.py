@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from paged_backend.config import EngineConfig
 from paged_backend.errors import (
     ConfigError,
+    DeadlineError,
     EngineUnavailableError,
     InvalidRequestError,
     KernelError,
@@ -30,6 +31,7 @@ __all__ = [
     "BeamSearchParams",
     "CompletionOutput",
     "ConfigError",
+    "DeadlineError",
     "EngineConfig",
     "EngineUnavailableError",
     "InvalidRequestError",

@@ -15,6 +15,7 @@ PUBLIC_NAMES = [
     "BeamSearchParams",
     "CompletionOutput",
     "ConfigError",
+    "DeadlineError",
     "EngineConfig",
     "EngineUnavailableError",
     "InvalidRequestError",

@@ -159,7 +159,10 @@ class GenerateRequest(NativeRequest):
         None,
         min_length=1,
         max_length=1024,
-        description="Prefixes are shared only among requests of the same salt.",
+        description="Prefixes are shared only among requests of the same API key and the same salt.",
+    )
+    timeout_s: float | None = Field(
+        None, description="Seconds in which it must be over; then it ends with what it has. Null: the server's default."
     )
 
     def sampling_params(self, *, detokenize: bool) -> SamplingParams:

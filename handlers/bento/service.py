@@ -42,9 +42,9 @@ def _runtime() -> EngineRuntime:
     return runtime
 
 
-def _native_api_key() -> str | None:
+def _native_api_keys() -> tuple[str, ...]:
     # Behind `depends` only the other services of the same server reach the socket.
-    return DEPLOYMENT.server.api_key if process.is_entry_service() else None
+    return DEPLOYMENT.server.api_key if process.is_entry_service() else ()
 
 
 def _refused(error: PagedBackendError, exchange: Exchange | None) -> Response:
@@ -194,7 +194,8 @@ class PagedLLM:
         else:
             exchange.check()
             request = GenerateRequest.model_construct(**fields)
-        return await native.submit(self.runtime.client, request, streams=streams)
+        tenant = None if exchange is None else exchange.tenant
+        return await native.submit(self.runtime.client, request, tenant, streams=streams)
 
 
 _service: Any = PagedLLM  # for type checkers, the decorator has left it a class
@@ -203,6 +204,6 @@ _service.add_asgi_middleware(
     owns=_owns,
     native=NATIVE_PATHS,
     max_body_bytes=DEPLOYMENT.server.max_body_bytes,
-    api_key=_native_api_key,
+    api_keys=_native_api_keys,
     json_only=process.is_entry_service,
 )

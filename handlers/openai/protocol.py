@@ -67,6 +67,7 @@ class GenerationRequest(RequestBody):
     priority: int = 0
     request_id: str | None = None
     cache_salt: str | None = None
+    timeout_s: float | None = None
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
 
@@ -145,7 +146,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "stream_interval": (1,),
         "structured_outputs": (),
         "thinking_token_budget": (),
-        "timeout_s": (),
         "vllm_xargs": ({},),
         "watermarking": (False,),
     }
@@ -295,7 +295,7 @@ def check_scheduling(
     """
     if priority != 0 and scheduling_policy != "priority":
         raise InvalidRequestError(
-            "priority needs a server with scheduling_policy: priority; here, first come is first served.",
+            f"priority needs a server with scheduling_policy: priority; here it is {scheduling_policy}.",
             param="priority",
         )
     if not -(2**63) <= priority < 2**63:

@@ -9,8 +9,10 @@ import time
 from itertools import count, repeat
 
 from paged_backend.config import EngineConfig
+from paged_backend.engine.deadlines import Deadlines
 from paged_backend.engine.detokenizer import Finish, SampleText
 from paged_backend.engine.metrics import EngineMetrics
+from paged_backend.engine.pace import Pace
 from paged_backend.engine.request import EngineRequest, RequestState, SampleState
 from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
 from paged_backend.engine.tokenizer import Tokenizer
@@ -25,23 +27,22 @@ from paged_backend.scheduler.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-_MEAN_WEIGHT = 0.1
-"""Weight of the newest request in the running mean of request durations."""
+TIMED_OUT = Finish("abort", "timeout")
+"""The end of a request whose deadline has passed."""
 
 
 class EngineCore:
     """Holds scheduler, executor and the live requests, and moves all of them on by one step at a time.
 
     Attributes:
-        mean_request_s: running mean of how long requests take, in seconds; 0 before the first has ended.
+        pace: how fast it computes and drains its queue.
         last_stats: the latest snapshot.
     """
 
     def __init__(
         self, config: EngineConfig, executor: Executor, tokenizer: Tokenizer | None, metrics: EngineMetrics
     ) -> None:
-        self.max_num_seqs = config.scheduler.max_num_seqs
-        self.mean_request_s = 0.0
+        self.pace = Pace()
         self._executor = executor
         self._tokenizer = tokenizer
         self._metrics = metrics
@@ -55,15 +56,22 @@ class EngineCore:
         self._seed = config.model.seed
         self._requests: dict[str, RequestState] = {}
         self._not_started: dict[int, RequestState] = {}  # by sequence id, until first in a plan
+        self._deadlines = Deadlines()
+        self._num_queued = 0  # requests without a step that the last step left waiting
+        self._queued_at_s = 0.0
         self._num_added = 0
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self.last_stats = EngineStats()
 
-    def check_fits(self, request: EngineRequest) -> None:
-        """Raises InvalidRequestError if the request can never be served here. Any thread may ask."""
-        self._scheduler.check_fits(len(request.prompt_token_ids), request.params)
+    def check_fits(self, request: EngineRequest) -> int:
+        """The most tokens of a sample, if the request can ever be served here. Any thread may ask.
+
+        Raises:
+            InvalidRequestError: it cannot.
+        """
+        return self._scheduler.check_fits(len(request.prompt_token_ids), request.params)
 
     def has_work(self) -> bool:
         """Whether `step` would compute something."""
@@ -86,11 +94,13 @@ class EngineCore:
             params,
             seed=seed,
             priority=request.priority,
+            tenant=request.tenant,
             salt=request.cache_salt,
             text=text,
         )
         self._requests[request.request_id] = state
         self._not_started[sequence.seq_id] = state
+        self._deadlines.add(state, len(self._requests))
         self._metrics.request_prompt_tokens.observe(len(request.prompt_token_ids))
         self._metrics.request_params_max_tokens.observe(sequence.max_tokens)
         self._metrics.request_params_n.observe(params.n)
@@ -98,18 +108,23 @@ class EngineCore:
     def abort(self, request_id: str) -> list[RequestState]:
         """Ends a request with finish_reason "abort"; one that is unknown or over gives nothing."""
         state = self._requests.get(request_id)
-        if state is None:
-            return []
-        for sequence in self._scheduler.abort(request_id):
-            self._not_started.pop(sequence.seq_id, None)
-        state.end("abort")
-        self._forget(state, "abort")
-        return [state]
+        return [] if state is None else [self._cut_off(state, Finish("abort"))]
 
     def step(self) -> list[RequestState]:
-        """Computes one step; returns the requests that gained something or ended, for their gains to be taken."""
+        """Computes one step; returns the requests that gained something or ended, for their gains to be taken.
+
+        Before it, those whose deadline has passed end with what they have.
+        """
+        started_s = time.monotonic()
+        overdue: list[RequestState] = []
+        if self._deadlines:
+            overdue = [self._cut_off(state, TIMED_OUT) for state in self._deadlines.take_overdue(started_s)]
         if not self._scheduler.has_work:
-            return []
+            return overdue
+        changed = self._compute(started_s)
+        return overdue + changed if overdue else changed
+
+    def _compute(self, started_s: float) -> list[RequestState]:
         plan = self._scheduler.plan()
         self._note_started(plan)
         try:
@@ -118,6 +133,7 @@ class EngineCore:
             logger.exception("a step failed; its requests end, the others go on")
             return self._fail_step()
         self._num_steps += 1
+        self.pace.note_step(plan.num_tokens, time.monotonic() - started_s)
         self._metrics.iteration_tokens.observe(plan.num_tokens)
         return self._take_tokens(self._scheduler.commit(result), result)
 
@@ -127,6 +143,7 @@ class EngineCore:
         self.last_stats = EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
+            num_waiting_tokens=self._scheduler.num_waiting_tokens,
             num_total_blocks=cache.num_blocks,
             num_free_blocks=cache.num_free_blocks,
             num_used_blocks=cache.num_used_blocks,
@@ -168,6 +185,7 @@ class EngineCore:
             self.last_stats,
             num_running=0,
             num_waiting=0,
+            num_waiting_tokens=0,
             num_free_blocks=self.last_stats.num_total_blocks,
             num_used_blocks=0,
             kv_cache_usage=0.0,
@@ -183,14 +201,29 @@ class EngineCore:
         text = f"{self._seed}:{self._num_added}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
+    def _cut_off(self, state: RequestState, finish: Finish) -> RequestState:
+        """Ends a live request with what it has."""
+        for sequence in self._scheduler.abort(state.request.request_id):
+            self._not_started.pop(sequence.seq_id, None)
+        self._num_queued = min(self._num_queued, len(self._not_started))
+        state.end(finish)
+        self._forget(state, finish.reason)
+        return state
+
     def _note_started(self, plan: StepPlan) -> None:
-        if not self._not_started:
+        """Notes who gets a first step, and how long those took that had to wait for theirs."""
+        if not self._not_started and not self._num_queued:
             return
         now_s = time.monotonic()
+        num_before = len(self._not_started)
         for scheduled in plan.sequences:
             state = self._not_started.pop(scheduled.seq_id, None)
             if state is not None:
                 state.times.scheduled_s = now_s
+        if self._num_queued:
+            num_started = num_before - len(self._not_started)
+            self.pace.note_queue(min(num_started, self._num_queued), now_s - self._queued_at_s)
+        self._num_queued, self._queued_at_s = len(self._not_started), now_s
 
     def _take_tokens(self, owners: list[Sequence], result: StepResult) -> list[RequestState]:
         """Hands each request what its sequences drew, and ends what their text ends."""
@@ -282,9 +315,6 @@ class EngineCore:
         for sample in state.samples.values():
             sample.sequence.sample = None
         self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)
-        duration_s = now_s - state.times.arrival_s
-        weight = _MEAN_WEIGHT if self.mean_request_s else 1.0
-        self.mean_request_s += weight * (duration_s - self.mean_request_s)
 
     def _note_first_token(self, state: RequestState, sequence: Sequence, now_s: float) -> None:
         state.num_cached_tokens = sequence.num_cached_tokens

@@ -28,16 +28,20 @@ class EngineRequest:
 
     Attributes:
         priority: lower values go first under the priority policy.
+        tenant: who shares with whom under the fair policy.
         cache_salt: scope of prefix sharing; None is the common one.
         arrival_s: `time.monotonic` at submission.
+        deadline_s: `time.monotonic` when it must be over; None where it may take as long as it does.
     """
 
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
     priority: int = 0
+    tenant: str = ""
     cache_salt: str | None = None
     arrival_s: float = 0.0
+    deadline_s: float | None = None
 
 
 class RequestState:
@@ -129,9 +133,8 @@ class RequestState:
             self._end(index, finish)
         self._beam_lengths = [len(beam.token_ids) for beam in beams]
 
-    def end(self, reason: FinishReason) -> None:
+    def end(self, finish: Finish) -> None:
         """Ends every sample that has not ended, with the text held back so far."""
-        finish = Finish(reason)
         for index in sorted(self._unfinished):
             text = self._texts[index].finish(None) if self._texts is not None else None
             self.gains.append((index, None, text, None, finish, self.num_cached_tokens))

@@ -15,7 +15,7 @@ from paged_backend.scheduler.beam_group import BeamGroup, slots_for_each
 from paged_backend.scheduler.beam_search import BeamText
 from paged_backend.scheduler.limits import resolve_max_tokens
 from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
-from paged_backend.scheduler.policy import WaitingQueue, order_key
+from paged_backend.scheduler.policy import order_key, waiting_queue
 from paged_backend.scheduler.sequence import Sequence, SequenceStatus, sample_seed
 
 _ORDER = attrgetter("order")
@@ -27,13 +27,13 @@ class Scheduler:
     A step is `plan`, then the executor, then `commit` with what it drew (or `fail`, where it raised).
     Everything else (`add`, `abort`, `finish_sequence`) comes between steps. One thread only.
 
-    Running sequences are kept in the policy's order. Each gets at least one token a step, and a longer chunk
-    leaves one for each behind it, so a long prompt never holds up a decode. Where blocks run out, the last
-    running sequence is preempted: it gives its blocks back, keeps its tokens, and waits to be computed again,
-    in front of all that came after it. The first can therefore always go on, and every request ends. A
-    waiting sequence is admitted only if all its known tokens and one more fit, in strict order: nobody
-    overtakes. Under the priority policy an urgent arrival waits for blocks like everyone; it goes first when
-    they come free, and it is preempted last.
+    Running sequences are kept in the policy's order (the fair policy's: of arrival). Each gets at least one token a
+    step, and a longer chunk leaves one for each behind it, so a long prompt never holds up a decode. Where blocks run
+    out, the last running sequence is preempted (the fair policy's: the youngest of the tenant that was served most):
+    it gives its blocks back, keeps its tokens, and waits to be computed again, in front of all that came after it.
+    One can therefore always go on, and every request ends. A waiting sequence is admitted only if all its known
+    tokens and one more fit, in the queue's strict order: nobody overtakes. Under the priority policy an urgent
+    arrival waits for blocks like everyone; it goes first when they come free, and it is preempted last.
 
     Args:
         config: budget, bounds and policy.
@@ -54,7 +54,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self._eos_token_ids = tuple(sorted(eos_token_ids))
         self._order_key = order_key(config.scheduling_policy)
-        self._waiting = WaitingQueue()
+        self._waiting = waiting_queue(config.scheduling_policy)
         self._running: list[Sequence] = []
         self._requests: dict[str, list[Sequence]] = {}
         self._in_flight: list[Sequence] | None = None
@@ -79,6 +79,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Sequences in the queue, preempted ones among them."""
         return len(self._waiting)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Known tokens of the sequences in the queue."""
+        return self._waiting.num_tokens
 
     @property
     def num_requests(self) -> int:
@@ -116,6 +121,7 @@ class Scheduler:
         *,
         seed: int,
         priority: int = 0,
+        tenant: str = "",
         salt: str | None = None,
         text: BeamText | None = None,
     ) -> Sequence:
@@ -124,7 +130,8 @@ class Scheduler:
         Args:
             request_id: unique among the requests that have not ended.
             seed: signed 64 bits; sample i draws with seed + i.
-            priority: lower goes first under the priority policy; ignored under fcfs.
+            priority: lower goes first under the priority policy; ignored under the others.
+            tenant: with whom it shares its fair part under the fair policy; ignored under the others.
             salt: prefixes are shared with requests of the same salt only; None is a scope of its own.
             text: searches the beams of a search for stop strings; None without any.
 
@@ -146,6 +153,7 @@ class Scheduler:
             prompt_token_ids=tuple(prompt_token_ids),
             params=params,
             seeds=() if params.use_beam_search else tuple(sample_seed(seed, i) for i in range(params.num_sequences)),
+            tenant=tenant,
             priority=priority,
             arrival=arrival,
             order=self._order_key(priority, arrival, 0),
@@ -157,7 +165,7 @@ class Scheduler:
         if params.use_beam_search:
             sequence.group = BeamGroup(sequence, text, self.kv, self._fork, self._end)
         self._requests[request_id] = [sequence]
-        self._waiting.push(sequence)
+        self._waiting.arrive(sequence, self._running)
         return sequence
 
     def abort(self, request_id: str) -> list[Sequence]:
@@ -202,11 +210,13 @@ class Scheduler:
                     sequence.schedule(num_new)
                     spare -= num_new - 1
                     break
-                # The last one gives way, and if that is this one, the list ends here.
+                # The last one gives way, be it this one; of its tokens, one may be spent again here.
                 spare += self._preempt_last()
         in_flight = running.copy()
         if self.num_preemptions == num_preemptions:
             spare = self._admit(spare, in_flight)
+        else:  # one that gave way may have had more than one token
+            spare = self.config.max_num_batched_tokens - sum([len(sequence.line.token_ids) for sequence in running])
         assert in_flight or not self.has_work, "a step without progress"
         lines = tuple([sequence.line for sequence in in_flight])
         self._in_flight = in_flight
@@ -324,6 +334,7 @@ class Scheduler:
         max_num_seqs = self.config.max_num_seqs
         if not len(self._waiting) or len(in_flight) >= max_num_seqs:
             return budget
+        self._waiting.book_outputs(in_flight)
         num_samples = sum([sequence.num_samples for sequence in in_flight])
         while budget > 0 and len(self._waiting):
             sequence = self._waiting.peek()
@@ -340,6 +351,7 @@ class Scheduler:
             kv.start(table, prefix, count=is_new)
             if is_new:
                 sequence.num_cached_tokens = table.num_computed
+                self._waiting.book_prompt(sequence)
             num_new = min(len(table.token_ids) - table.num_computed, budget)
             fits = kv.allocate(table, table.num_computed + num_new)
             assert fits, "admitted without room"
@@ -390,9 +402,10 @@ class Scheduler:
 
     def _preempt_last(self) -> int:
         """Preempts the last running sequence, with all of its beam search; how many sequences that were."""
-        last = self._running[-1]
+        last = self._waiting.last(self._running)
         if last.group is None:
-            self._preempt(self._running.pop())
+            self._running.remove(last)
+            self._preempt(last)
             return 1
         family = last.group.sequences
         self._running[:] = [sequence for sequence in self._running if sequence not in family]
@@ -409,6 +422,7 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         """Gives the blocks back and forgets the sequence; whoever calls takes it out of its list."""
         sequence.status = SequenceStatus.FINISHED
+        self._waiting.book_outputs((sequence,))
         self.kv.free(sequence.table)
         group = self._requests[sequence.request_id]
         group.remove(sequence)

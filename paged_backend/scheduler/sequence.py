@@ -37,6 +37,7 @@ class Sequence:
         request_id: the request it belongs to.
         index: which of the request's n samples.
         params: the request's sampling parameters.
+        tenant: whose it is, for the fair policy.
         priority: lower goes first under the priority policy.
         arrival: the request's number in order of arrival.
         prompt_token_ids: shared with the request's other samples, never changed.
@@ -48,6 +49,7 @@ class Sequence:
         num_samples: samples or beams that it counts as: those that it stands for until they part, then 1.
         num_extra_blocks: blocks that must be free on admission beside those for its own tokens.
         group: the beam search that it belongs to, if any.
+        num_booked_tokens: known tokens that its tenant was charged for, or that were not drawn here; the fair policy's.
         table: its blocks.
         task: how its next token is drawn. It holds the seeds, one per sample that the next draw gives (its own, or
             all n before the samples part; none for a beam), and the EOS and stop tokens while fewer than min_tokens
@@ -56,7 +58,7 @@ class Sequence:
         quiet_below: while fewer tokens than this are known, a step takes no more than the last of them, which fills no
             block, and one draw, which ends nothing unless it is one of telling_ids. 0 where `schedule` must look first.
         telling_ids: tokens that may end it wherever they are drawn, and NOT_DRAWN.
-        order: sort key; the smallest is served first and preempted last.
+        order: sort key; the smallest is served first and, but under the fair policy, preempted last.
         sample: what the scheduler's user keeps of it; None at first.
         finish_reason, stop_reason: set when it ends; stop_reason is the stop token id or stop string, if that
             ended it.
@@ -71,6 +73,7 @@ class Sequence:
         "index",
         "line",
         "max_tokens",
+        "num_booked_tokens",
         "num_cached_tokens",
         "num_extra_blocks",
         "num_preemptions",
@@ -88,6 +91,7 @@ class Sequence:
         "table",
         "task",
         "telling_ids",
+        "tenant",
         "token_ids",
     )
 
@@ -100,6 +104,7 @@ class Sequence:
         prompt_token_ids: TokenIds[int],
         params: SamplingParams,
         seeds: tuple[int, ...],
+        tenant: str,
         priority: int,
         arrival: int,
         order: tuple[int, ...],
@@ -114,6 +119,7 @@ class Sequence:
         self.prompt_token_ids = prompt_token_ids
         self.token_ids = token_ids
         self.params = params
+        self.tenant = tenant
         self.priority = priority
         self.arrival = arrival
         self.order = order
@@ -129,6 +135,7 @@ class Sequence:
         self.num_samples = max(1, len(seeds))
         self.num_extra_blocks = 0
         self.group: BeamGroup | None = None
+        self.num_booked_tokens = len(token_ids)
         stops = params.stop_token_ids or ()
         self.telling_ids = frozenset((NOT_DRAWN, *stops, *(() if params.ignore_eos else self.eos_token_ids)))
         suppressed = tuple(sorted({*stops, *self.eos_token_ids})) if params.min_tokens else ()
@@ -186,6 +193,7 @@ class Sequence:
             prompt_token_ids=self.prompt_token_ids,
             params=self.params,
             seeds=seeds,
+            tenant=self.tenant,
             priority=self.priority,
             arrival=self.arrival,
             order=order,

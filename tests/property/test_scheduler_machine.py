@@ -89,7 +89,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 5),
         max_num_seqs=st.integers(1, 6),
         spare_budget=st.integers(0, 20),
-        policy=st.sampled_from(["fcfs", "priority"]),
+        policy=st.sampled_from(["fcfs", "priority", "fair"]),
         caching=st.booleans() | st.just(True),
         windows=st.just([0]) | st.lists(st.just(0) | st.integers(2, 12), min_size=1, max_size=3),
     )
@@ -152,6 +152,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         | st.none()
         | st.tuples(st.sampled_from([0.6, 1, 2, -1]), st.sampled_from([False, True, "never"])),
         best_of=st.integers(0, 2),
+        tenant=st.sampled_from(["", "a", "b"]),
     )
     def submit(
         self,
@@ -167,6 +168,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority: int,
         search: tuple[float, Any] | None,
         best_of: int,
+        tenant: str,
     ) -> None:
         if max_tokens is not None:
             min_tokens = min(min_tokens, max_tokens)
@@ -185,7 +187,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         fits = max(n, width) <= self.config.max_num_seqs and room >= 1 and wanted <= room and min_tokens <= wanted
         request_id = f"r{len(self.requests)}"
         try:
-            sequence = self.scheduler.add(request_id, prompt, params, seed=seed, salt=salt, priority=priority)
+            sequence = self.scheduler.add(
+                request_id, prompt, params, seed=seed, salt=salt, priority=priority, tenant=tenant
+            )
         except InvalidRequestError as error:
             assert not fits and error.param in ("n", "best_of", "prompt", "max_tokens", "min_tokens")
             return

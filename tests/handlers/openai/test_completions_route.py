@@ -71,7 +71,7 @@ def test_fields_reach_the_engine(call, client):
         "logprobs": 3,
     }
     body = {**fields, "prompt": "x", "stop": "END", "logit_bias": {"50": -100, "7": 2.5}}
-    more = {"request_id": "mine", "cache_salt": "salt"}
+    more = {"request_id": "mine", "cache_salt": "salt", "timeout_s": 2.5}
     reply = call(PATH, {**body, **more})
     assert reply.status == 200 and reply.json["id"] == "cmpl-mine"
     submission = client.submissions[0]
@@ -81,6 +81,7 @@ def test_fields_reach_the_engine(call, client):
     assert submission["params"].stop == ("END",)
     assert dict(submission["params"].logit_bias) == {50: -100, 7: 2.5}
     assert submission["cache_salt"] == "salt" and submission["priority"] == 0
+    assert submission["timeout_s"] == 2.5 and submission["tenant"] is None
 
 
 def test_defaults(call, client):
@@ -262,7 +263,6 @@ def test_length_limit_speaks_vllms_words(call):
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"bad_words": ["x"]}, "bad_words"),
-        ({"timeout_s": 1}, "timeout_s"),
         ({"stream_interval": 2}, "stream_interval"),
         ({"messages": []}, "messages"),
     ],
@@ -285,7 +285,7 @@ def test_unknown_field_names_its_neighbour(call):
     ("error", "status", "param"),
     [
         (InvalidRequestError("token 9 is outside the vocabulary", param="prompt"), 400, "prompt"),
-        (QueueFullError("full", retry_after_s=0.2), 429, None),
+        (QueueFullError("full", retry_after_s=0.2, reason="max_num_queued_reqs"), 429, None),
     ],
 )
 def test_several_prompts_are_accepted_together_or_not_at_all(call, client, error, status, param):
