@@ -57,14 +57,18 @@ def truth(model: Any, prompt: list[int], params: SamplingParams, **more: Any) ->
             num_return_sequences=params.n,
             do_sample=False,
             max_new_tokens=params.max_tokens,
-            eos_token_id=ENDS,
+            eos_token_id=list(params.stop_token_ids or ()),
             pad_token_id=0,
             length_penalty=float(params.length_penalty),
             early_stopping=params.early_stopping,
             **more,
         )
     rows = found[:, len(prompt) :].tolist()
-    return [row[: next((i for i, token in enumerate(row, start=1) if token in ENDS), len(row))] for row in rows]
+    assert params.stop_token_ids is not None
+    return [
+        row[: next((i for i, token in enumerate(row, start=1) if token in params.stop_token_ids), len(row))]
+        for row in rows
+    ]
 
 
 def tokens(output: RequestOutput) -> list[list[int]]:
@@ -172,3 +176,21 @@ def test_an_abort_frees_all(folder: Path) -> None:
     assert core.stats().num_running == 4
     (state,) = core.abort("r")
     assert state.over and core.stats().num_used_blocks == 0 and not core.has_work()
+
+
+def test_past_a_sliding_window(tmp_path: Path) -> None:
+    folder = make_tiny_model("mistral", tmp_path, sliding_window=24)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    core = new_core(
+        folder,
+        block_size=4,
+        max_model_len=128,
+        max_num_seqs=16,
+        max_num_batched_tokens=16,
+        num_gpu_blocks_override=50,
+    )
+    params = replace(SEARCH, max_tokens=40, stop_token_ids=ENDS[:6], length_penalty=2.0)
+    outputs = run_core(core, [(prompt, params) for prompt in PROMPTS[1:] * 2], steps_between=2)
+    for prompt, output in zip(PROMPTS[1:] * 2, outputs, strict=True):
+        assert tokens(output) == truth(model, prompt, params)
+    assert core.stats().num_used_blocks == 0
