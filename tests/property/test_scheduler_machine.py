@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN
 from paged_backend.scheduler.scheduler import Scheduler
 from paged_backend.scheduler.sequence import Sequence
+from tests.property.known_requests import Request, Sample
 from tests.property.simulated_executor import (
     EOS,
     VOCAB_SIZE,
@@ -44,41 +45,6 @@ _TEXTS = tuple(
     + tuple(random.Random(100 + i).randrange(VOCAB_SIZE) for _ in range(MAX_MODEL_LEN))
     for i in (0, 0, 1)
 )
-
-
-@dataclass
-class Sample:
-    """One sample as the test knows it."""
-
-    request: Request
-    index: int
-    output: list[int] = field(default_factory=list)
-    ended: str | None = None
-
-
-@dataclass
-class Request:
-    """One request as the test knows it."""
-
-    request_id: str
-    prompt: tuple[int, ...]
-    params: SamplingParams
-    seed: int
-    salt: str | None
-    max_tokens: int
-    samples: list[Sample] = field(default_factory=list)
-
-    @property
-    def live(self) -> bool:
-        return any(sample.ended is None for sample in self.samples)
-
-    @property
-    def parted(self) -> bool:
-        return any(sample.output for sample in self.samples)
-
-    @property
-    def searches(self) -> bool:
-        return self.params.use_beam_search
 
 
 class SchedulerMachine(RuleBasedStateMachine):
