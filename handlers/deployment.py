@@ -17,7 +17,8 @@ from paged_backend.config import BUNDLED_MODEL, EngineConfig, engine_argument_na
 from paged_backend.errors import ConfigError
 
 API_KEY_VARIABLE = "PAGED_BACKEND_API_KEY"
-"""The environment variable that overrides `server.api_key`, so that no file has to hold the key."""
+"""The environment variable that overrides `server.api_key`, so that no file has to hold a key; several are
+separated by spaces."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -32,7 +33,9 @@ class ServerConfig:
     Attributes:
         host: address to bind. Loopback by default: put a reverse proxy with TLS in front for anything else.
         port: TCP port; None means the host's own default (TorchServe 8080, BentoML 3000).
-        api_key: clients must send it as `Authorization: Bearer KEY`; None lets everybody in.
+        api_key: clients must send it, or one of them, as `Authorization: Bearer KEY`; none lets everybody in. Each key
+            is a tenant of its own: no other key's requests share its prefixes, or its part of the engine under
+            engine.scheduling_policy: fair. In a file it may be a single string, or null.
         max_body_bytes: larger request bodies are refused with 413.
         drain_timeout_s: seconds that running requests get to end after the server is told to stop.
         stall_timeout_s: seconds without an engine step, while there is work, after which it counts as stuck.
@@ -40,7 +43,7 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int | None = None
-    api_key: str | None = field(default=None, repr=False)
+    api_key: tuple[str, ...] = field(default=(), repr=False)
     max_body_bytes: int = 20_000_000
     drain_timeout_s: float = 10.0
     stall_timeout_s: float = 30.0
@@ -48,12 +51,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         _check_text("server.host", self.host)
         _check_integer("server.port", self.port, low=1, high=65535, optional=True)
-        if self.api_key is not None:
-            # A key must not get into a log, so no message here repeats it.
-            if not isinstance(self.api_key, str) or not self.api_key:
-                raise ConfigError("server.api_key must be a quoted string that is not empty.")
-            if not (self.api_key.isascii() and self.api_key.isprintable()) or " " in self.api_key:
-                raise ConfigError("server.api_key must be printable ASCII without spaces, as it travels in a header.")
+        object.__setattr__(self, "api_key", _api_keys(self.api_key))
         _check_integer("server.max_body_bytes", self.max_body_bytes, low=1)
         _check_seconds("server.drain_timeout_s", self.drain_timeout_s, above_zero=False)
         _check_seconds("server.stall_timeout_s", self.stall_timeout_s)
@@ -216,10 +214,10 @@ class Deployment:
         server_args = _arguments(ServerConfig, "server", top.get("server"))
         override = (os.environ if environ is None else environ).get(API_KEY_VARIABLE)
         if override is not None:
-            if not override:
+            if not override.split():
                 # An empty key would silently open the server: most likely a secret that failed to load.
                 raise ConfigError(f"{API_KEY_VARIABLE} is set but empty: give it a key, or unset it.")
-            server_args["api_key"] = override
+            server_args["api_key"] = override.split()
         return cls(
             name=top["name"],
             version=top.get("version", "1.0"),
@@ -233,12 +231,11 @@ class Deployment:
         """Plain data (for YAML or JSON) that gives this deployment again through `from_dict`.
 
         Args:
-            with_api_key: False leaves the key out: do so for files that others may read, and hand the key
+            with_api_key: False leaves the keys out: do so for files that others may read, and hand the keys
                 over in PAGED_BACKEND_API_KEY.
         """
-        engine_args = self.engine.to_args()
-        engine_args["served_model_name"] = list(engine_args["served_model_name"])
-        server = dataclasses.asdict(self.server)
+        engine_args = {name: _plain(value) for name, value in self.engine.to_args().items()}
+        server = {name: _plain(value) for name, value in dataclasses.asdict(self.server).items()}
         if not with_api_key:
             del server["api_key"]
         return {
@@ -335,6 +332,26 @@ def _resolve(value: str, base_folder: str | Path | None) -> str:
     if value.split("/", 1)[0] in (".", "..") or folder.is_dir():
         return str(folder.resolve())
     return value
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML and JSON know it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _api_keys(given: object) -> tuple[str, ...]:
+    """The keys, given as one, several or None. A key must not get into a log, so no message here repeats it."""
+    if given is None:
+        return ()
+    keys = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    for key in keys:
+        if not isinstance(key, str) or not key:
+            raise ConfigError("server.api_key must be a quoted string that is not empty, or several in a list.")
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ConfigError("server.api_key must be printable ASCII without spaces, as it travels in a header.")
+    if len(set(keys)) < len(keys):
+        raise ConfigError("server.api_key holds a key twice: each is a tenant of its own.")
+    return tuple(str(key) for key in keys)
 
 
 def _check_text(name: str, value: object) -> None:

@@ -54,11 +54,11 @@ def check_free(host: str, port: int, *, setting: str) -> None:
 
 
 def server_environment(deployment: Deployment, changes: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a host's processes: ours, with these changes, and with the deployment's API key or none."""
+    """The environment of a host's processes: ours, with these changes, and with the deployment's API keys or none."""
     result = {**os.environ, **changes}
     result.pop(API_KEY_VARIABLE, None)
-    if deployment.server.api_key is not None:
-        result[API_KEY_VARIABLE] = deployment.server.api_key
+    if deployment.server.api_key:
+        result[API_KEY_VARIABLE] = " ".join(deployment.server.api_key)
     return result
 
 
@@ -68,7 +68,7 @@ def ready_text(deployment: Deployment, place: str, base_url: str) -> str:
     Args:
         place: where, in words: "TorchServe at http://...".
     """
-    export = "" if deployment.server.api_key is None else f" (first, export {API_KEY_VARIABLE} with the server's key)"
+    export = f" (first, export {API_KEY_VARIABLE} with a key of the server)" if deployment.server.api_key else ""
     return f"Ready: {', '.join(deployment.model_names)} on {place}. Try{export}:\n\n{curl_line(deployment, base_url)}\n"
 
 
@@ -79,7 +79,7 @@ def curl_line(deployment: Deployment, base_url: str) -> str:
         "messages": [{"role": "user", "content": "Tell me a short story."}],
         "max_tokens": 64,
     }
-    key = "" if deployment.server.api_key is None else f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"'
+    key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if deployment.server.api_key else ""
     url = shlex.quote(f"{base_url}/v1/chat/completions")
     return f"curl {url} -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}"
 

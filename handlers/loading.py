@@ -27,7 +27,7 @@ def load_engine(deployment: Deployment) -> tuple[EngineClient, OpenAIService]:
     service = OpenAIService(
         client,
         model_names=deployment.model_names,
-        api_key=deployment.server.api_key,
+        api_keys=deployment.server.api_key,
         max_body_bytes=deployment.server.max_body_bytes,
         stall_timeout_s=deployment.server.stall_timeout_s,
     )

@@ -46,8 +46,12 @@ class SamplingBatch:
     as likely as the last one left stay in with it; top_p is a share of what min_p and top_k left); and the
     cumulative distribution of the rest, in the order of token ids, is inverted at `uniform(seed, position)`.
 
+    A row with num_best above 0 draws nothing and gives its most likely tokens instead, as beam search wants them: its
+    logits become log-probabilities, `changes` change those (a repetition penalty multiplies what is below 0, so it is
+    not the same), and the largest are taken, the largest first, of equals the one with the smaller id.
+
     Attributes:
-        seeds: for each row, integers of 64 bits, signed or not; at least one.
+        seeds: for each row, integers of 64 bits, signed or not; at least one where the row draws.
         temperatures: 0 or more, finite.
         positions: index in its sequence of the token to be drawn, 0 or more. Like the next three, it may be
             empty where all temperatures are 0.
@@ -56,6 +60,8 @@ class SamplingBatch:
         min_p: in [0, 1].
         num_logprobs: how many of the most likely tokens to describe beside the drawn one, of any size (no more than
             there are); -1 for no description at all. Empty where no row asks for any.
+        num_best: how many of its most likely tokens a row gives, the vocabulary's size at most; 0 where it draws. Empty
+            where every row draws.
         changes: by row, for those rows whose logits are changed first.
     """
 
@@ -66,27 +72,31 @@ class SamplingBatch:
     top_p: Sequence[float] = ()
     min_p: Sequence[float] = ()
     num_logprobs: Sequence[int] = ()
+    num_best: Sequence[int] = ()
     changes: Mapping[int, LogitChanges] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class SampledBatch:
-    """What was drawn: N tokens, row after row, one for each seed of a row.
+    """What was drawn: N tokens, row after row, one for each seed of a row, or num_best of them.
 
     Attributes:
-        token_ids: [N]; -1 for all seeds of a row whose logits are not numbers (NaN, +inf or nothing above -inf),
-            or whose parameters leave no token.
+        token_ids: [N]; -1 for all of a row whose logits are not numbers (NaN, +inf or nothing above -inf), or whose
+            parameters leave no token; and where they leave fewer than num_best, for those that are missing.
         logprobs: [N], of the logits as they came, before any change or filter; empty where no row asks for
             them, NaN in rows that do not.
         ranks: [N], 1 + the tokens that are more likely; empty like logprobs, 0 in rows that do not ask.
         top: by row, (token id, logprob) of the num_logprobs most likely tokens, the most likely first, of equals
             the one with the smaller id.
+        scores: [N], the changed log-probability by which a token was taken, -inf where there is none; empty where every
+            row draws, without meaning in rows that do.
     """
 
     token_ids: list[int]
     logprobs: list[float] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     top: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    scores: list[float] = field(default_factory=list)
 
 
 def check_logits(logits: Tensor) -> None:
@@ -103,21 +113,24 @@ def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
     """Raises KernelError, naming the argument, for what `Kernels.sample` does not take."""
     check_logits(logits)
     num_rows, vocab_size = logits.shape
-    for name in ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs"):
+    for name in _COLUMNS:
         _require(name, "be a list or a tuple", isinstance(getattr(batch, name), (list, tuple)))
     for name in ("temperatures", "top_p", "min_p"):
         _require(name, "hold numbers", all(isinstance(number, (int, float)) for number in getattr(batch, name)))
-    for name in ("top_k", "num_logprobs"):
+    for name in ("top_k", "num_logprobs", "num_best"):
         _require(name, "hold integers", all(isinstance(number, int) for number in getattr(batch, name)))
     _require("positions", "hold integers of 64 bits", all(map(_is_word, batch.positions)))
     draws = any(batch.temperatures)
-    for name in ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs"):
+    for name in _COLUMNS:
         length = len(getattr(batch, name))
-        may_be_empty = name == "num_logprobs" or (not draws and name not in ("seeds", "temperatures"))
+        may_be_empty = name in ("num_logprobs", "num_best") or (not draws and name not in ("seeds", "temperatures"))
         if length != num_rows and (length or not may_be_empty):
             raise KernelError(f"{name} must have {num_rows} entries, one for each row, got {length}.")
     _require("seeds", "hold lists or tuples", all(isinstance(seeds, (list, tuple)) for seeds in batch.seeds))
-    _require("seeds", "hold at least one for each row", all(batch.seeds))
+    _require("num_best", "be 0 to the vocabulary's size", all(0 <= count <= vocab_size for count in batch.num_best))
+    takes_best = batch.num_best or (0,) * num_rows
+    has_seeds = [bool(seeds) or count > 0 for seeds, count in zip(batch.seeds, takes_best, strict=True)]
+    _require("seeds", "hold at least one for each row that draws", all(has_seeds))
     _require("seeds", "hold integers", all(isinstance(seed, int) for seeds in batch.seeds for seed in seeds))
     _require("temperatures", "be 0 or more, and finite", all(0.0 <= t < math.inf for t in batch.temperatures))
     _require("positions", "be 0 or more", all(position >= 0 for position in batch.positions))
@@ -147,6 +160,7 @@ def _check_changes(changes: LogitChanges, vocab_size: int) -> None:
         _require(name, held, all(isinstance(token, int) and 0 <= token < vocab_size for token in tokens))
 
 
+_COLUMNS = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs", "num_best")
 _TOKEN_SETS = ("allowed_token_ids", "suppressed_token_ids", "logit_bias", "prompt_token_ids", "output_token_ids")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from paged_backend.config import EngineConfig
 from paged_backend.errors import (
     ConfigError,
+    DeadlineError,
     EngineUnavailableError,
     InvalidRequestError,
     KernelError,
@@ -17,8 +18,8 @@ from paged_backend.errors import (
     QueueFullError,
     RequestFailedError,
 )
-from paged_backend.outputs import CompletionOutput, Logprob, RequestOutput
-from paged_backend.sampling_params import SamplingParams
+from paged_backend.outputs import BeamSearchOutput, CompletionOutput, Logprob, RequestOutput
+from paged_backend.sampling_params import BeamSearchParams, SamplingParams
 from paged_backend.version import __version__
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "CompletionOutput",
     "ConfigError",
+    "DeadlineError",
     "EngineConfig",
     "EngineUnavailableError",
     "InvalidRequestError",

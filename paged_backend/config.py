@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,8 @@ class CacheConfig:
         kv_offloading_dir: folder that keeps full blocks on disk, so that prefixes outlive the engine; one engine at a
             time uses it. None means none.
         kv_offloading_disk_size: most GiB that it takes there.
+        shared_cache_salts: values of a request's cache_salt under which tenants share prefixes with each other; under
+            all others, and without one, each tenant finds only its own.
     """
 
     block_size: int = 16
@@ -96,8 +99,15 @@ class CacheConfig:
     kv_offloading_size: float | None = None
     kv_offloading_dir: str | None = None
     kv_offloading_disk_size: float = 4.0
+    shared_cache_salts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        salts: object = self.shared_cache_salts
+        if not isinstance(salts, (str, list, tuple)):
+            raise ConfigError(f"shared_cache_salts must be a list of strings, got {salts!r}.")
+        object.__setattr__(self, "shared_cache_salts", (salts,) if isinstance(salts, str) else tuple(salts))
+        for salt in self.shared_cache_salts:
+            _check_text("shared_cache_salts", salt)
         _check_range("block_size", self.block_size, low=1, high=1024)
         _check_range("num_gpu_blocks_override", self.num_gpu_blocks_override, low=1, optional=True)
         _check_range("kv_cache_memory_bytes", self.kv_cache_memory_bytes, low=1, optional=True)
@@ -125,10 +135,17 @@ class SchedulerConfig:
     Attributes:
         max_num_seqs: most sequences that run at once (a request with n samples counts n).
         max_num_batched_tokens: token budget of a step, over prompt chunks and decodes together.
-        scheduling_policy: "fcfs", or "priority" (lower values first, then arrival).
+        scheduling_policy: "fcfs", "priority" (lower values first, then arrival), or "fair" (tenants that keep requests
+            waiting get equal shares of the tokens).
         preemption_mode: what a sequence does that had to give its blocks back: "recompute" them, "swap" them out to
             kv_offloading_size and in again (recompute where that is full), or "auto": what measures as cheaper.
         max_num_queued_reqs: requests that may wait; one more is refused with 429. None means no bound.
+        max_num_queued_tokens: tokens of prompts that may wait; a request that would wait beyond them is refused with
+            429. None means no bound.
+        default_timeout_s: seconds that a request without timeout_s gets, from its arrival to its last token; when they
+            are over, it ends with what it has. None means as long as it takes.
+        max_timeout_s: most that a request's timeout_s may be, and what one without gets where default_timeout_s is
+            not set. None means no bound.
     """
 
     max_num_seqs: int = 128
@@ -136,13 +153,25 @@ class SchedulerConfig:
     scheduling_policy: str = "fcfs"
     preemption_mode: str = "auto"
     max_num_queued_reqs: int | None = 1024
+    max_num_queued_tokens: int | None = None
+    default_timeout_s: float | None = None
+    max_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         _check_range("max_num_seqs", self.max_num_seqs, low=1)
         _check_range("max_num_batched_tokens", self.max_num_batched_tokens, low=1)
         _check_range("max_num_queued_reqs", self.max_num_queued_reqs, low=0, optional=True)
-        _check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
+        _check_range("max_num_queued_tokens", self.max_num_queued_tokens, low=0, optional=True)
+        _check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority", "fair"))
         _check_choice("preemption_mode", self.preemption_mode, ("auto", "recompute", "swap"))
+        _check_seconds("default_timeout_s", self.default_timeout_s)
+        _check_seconds("max_timeout_s", self.max_timeout_s)
+        default_s, most_s = self.default_timeout_s, self.max_timeout_s
+        if default_s is not None and most_s is not None and default_s > most_s:
+            raise ConfigError(
+                f"default_timeout_s ({default_s:g}) must not exceed max_timeout_s ({most_s:g}): lower the first or "
+                "raise the second."
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
@@ -255,6 +284,13 @@ def _check_gib(name: str, value: object) -> None:
 def _check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be true or false, got {value!r}.")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} must be a number of seconds above 0, got {value!r}.")
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

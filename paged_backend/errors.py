@@ -42,16 +42,28 @@ class NotFoundError(PagedBackendError):
         self.param = param
 
 
-class QueueFullError(PagedBackendError):
-    """The waiting queue is at its bound (HTTP 429).
+class AdmissionError(PagedBackendError):
+    """There is more to do than the engine takes on; the same request may be accepted later (HTTP 429).
 
     Attributes:
         retry_after_s: seconds after which a retry is likely to be admitted.
+        reason: the bound that it met: the name of an engine argument, or of a request's field.
+        param: the request field at fault, or None.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(self, message: str, *, retry_after_s: float, reason: str, param: str | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
+        self.param = param
+
+
+class QueueFullError(AdmissionError):
+    """The waiting queue is at one of its bounds."""
+
+
+class DeadlineError(AdmissionError):
+    """A request's timeout_s cannot be met, as far as can be told now."""
 
 
 class EngineUnavailableError(PagedBackendError):

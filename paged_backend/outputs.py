@@ -43,6 +43,8 @@ class CompletionDelta:
         logprobs: one entry per new token, or None where none were asked for.
         finish_reason: set on the sample's last delta, and only there.
         stop_reason: the stop string or stop token id that ended it; None for EOS, length, abort.
+        cumulative_logprob: of all of the sample's tokens, where it was chosen by that (best_of, beam search); with the
+            finish_reason.
     """
 
     index: int
@@ -51,6 +53,7 @@ class CompletionDelta:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    cumulative_logprob: float | None = None
 
 
 @dataclass(slots=True)
@@ -71,7 +74,11 @@ class RequestDelta:
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One whole sample; the fields are those of vLLM's class of the same name."""
+    """One whole sample; the fields are those of vLLM's class of the same name.
+
+    cumulative_logprob is there with logprobs, and of samples that were chosen by it. A beam's has all in it that the
+    parameters change, but not the length penalty.
+    """
 
     index: int
     text: str = ""
@@ -91,8 +98,34 @@ class CompletionOutput:
             self.cumulative_logprob = (self.cumulative_logprob or 0.0) + sum(
                 candidates[token].logprob for token, candidates in zip(delta.token_ids, delta.logprobs, strict=True)
             )
+        if delta.cumulative_logprob is not None:
+            self.cumulative_logprob = delta.cumulative_logprob
         self.finish_reason = delta.finish_reason
         self.stop_reason = delta.stop_reason
+
+
+@dataclass(slots=True)
+class BeamSearchSequence:
+    """One beam; the fields are those of vLLM's class of the same name.
+
+    Attributes:
+        tokens: the prompt's and those found after it.
+        cum_logprob: of those found, without the length penalty.
+        text: of all tokens; None without a tokenizer.
+    """
+
+    tokens: list[int]
+    cum_logprob: float
+    text: str | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class BeamSearchOutput:
+    """What a beam search found after one prompt, the best first."""
+
+    sequences: list[BeamSearchSequence]
 
 
 @dataclass(slots=True)

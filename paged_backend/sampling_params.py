@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from paged_backend.errors import InvalidRequestError
 
 MAX_STOP_STRINGS = 4
 """OpenAI's own limit on `stop`."""
 
+_SWITCHES = ("use_beam_search", "include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens")
 _SEED_MIN, _SEED_MAX = -(2**63), 2**63 - 1
 
 
@@ -21,6 +22,15 @@ class SamplingParams:
 
     Attributes:
         n: samples of the same prompt; sample i of a seeded request draws with seed + i.
+        best_of: as many samples run, n at least, and the n of them with the highest cumulative logprob are returned,
+            the highest first; None runs n. With use_beam_search, the number of beams.
+        use_beam_search: search for the likeliest continuations instead of drawing, and return the n best of those
+            found, by transformers' rules. Nothing is drawn: temperature must be 0 or 1, and becomes 0; top_k, top_p
+            and min_p must be off. Penalties, logit_bias and the like change log-probabilities here, not logits.
+        length_penalty: a search divides a continuation's log-probability by its length to this power: above 0 favours
+            long ones, below 0 short ones; in [-10, 10].
+        early_stopping: when a search is over. True: as soon as best_of continuations have ended. False: once no
+            running beam scores better, at its present length, than the worst of those. "never": once none can.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k most likely tokens; 0, -1 and more than the vocabulary has keep all.
         top_p: keep the smallest set of most likely tokens whose probability reaches it, in (0, 1].
@@ -45,6 +55,10 @@ class SamplingParams:
     """
 
     n: int = 1
+    best_of: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -71,13 +85,24 @@ class SamplingParams:
         self._copy("stop_token_ids", lambda value: tuple(value or ()))
         self._copy("allowed_token_ids", lambda value: value if value is None else tuple(value))
         self._copy("logit_bias", lambda value: dict(value or {}))
-        for name in ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens"):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r}.", param=name)
         self._check_integers()
         self._check_floats()
         self._check_stops()
         self._check_token_sets()
+        self._check_search()
+
+    @property
+    def num_sequences(self) -> int:
+        """Samples or beams that run for the request: best_of, or n where that is not given."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def chooses_at_end(self) -> bool:
+        """Whether nothing is known of the outputs before all of them have ended."""
+        return self.use_beam_search or self.num_sequences > self.n
 
     @property
     def greedy(self) -> bool:
@@ -98,7 +123,7 @@ class SamplingParams:
             _check_integer(name, value)
             if value < low:
                 raise InvalidRequestError(f"{name} must be at least {low}, got {value}.", param=name)
-        for name, low in (("max_tokens", 1), ("logprobs", 0), ("seed", _SEED_MIN)):
+        for name, low in (("best_of", 1), ("max_tokens", 1), ("logprobs", 0), ("seed", _SEED_MIN)):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -107,6 +132,8 @@ class SamplingParams:
                 raise InvalidRequestError(f"{name} must be at least {low}, got {value}.", param=name)
         if self.seed is not None and self.seed > _SEED_MAX:
             raise InvalidRequestError(f"seed must be a signed 64-bit integer, got {self.seed}.", param="seed")
+        if self.num_sequences < self.n:
+            raise InvalidRequestError(f"best_of ({self.best_of}) must be at least n ({self.n}).", param="best_of")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens}).",
@@ -121,6 +148,7 @@ class SamplingParams:
             "repetition_penalty": (1e-3, 1e3, "in [0.001, 1000]"),
             "presence_penalty": (-2.0, 2.0, "in [-2, 2]"),
             "frequency_penalty": (-2.0, 2.0, "in [-2, 2]"),
+            "length_penalty": (-10.0, 10.0, "in [-10, 10]"),
         }
         for name, (low, high, wording) in ranges.items():
             value = getattr(self, name)
@@ -155,6 +183,63 @@ class SamplingParams:
                     f"logit_bias values must be numbers in [-100, 100], got {bias!r} for token {token}.",
                     param="logit_bias",
                 )
+
+    def _check_search(self) -> None:
+        if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
+            raise InvalidRequestError(
+                f'early_stopping must be true, false or "never", got {self.early_stopping!r}.', param="early_stopping"
+            )
+        if self.use_beam_search:
+            nothing = {"temperature": (0, 1), "top_k": (0, -1), "top_p": (1,), "min_p": (0,)}
+            wrong = [name for name, values in nothing.items() if getattr(self, name) not in values]
+            if wrong:
+                raise InvalidRequestError(
+                    f"use_beam_search draws nothing, so {wrong[0]} would have no meaning: leave it out.", param=wrong[0]
+                )
+            object.__setattr__(self, "temperature", 0.0)
+            return
+        for name, default in (("length_penalty", 1.0), ("early_stopping", False)):
+            if getattr(self, name) != default:
+                raise InvalidRequestError(f"{name} needs use_beam_search: set that, or leave it out.", param=name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSearchParams:
+    """Parameters of `LLM.beam_search`, under vLLM's names. They are checked when they are used.
+
+    Attributes:
+        beam_width: beams, and continuations returned for each prompt.
+        max_tokens: new tokens at most.
+        ignore_eos: go on past EOS until max_tokens.
+        temperature: 0, or 1, which is the same: nothing is drawn.
+        length_penalty, early_stopping: as in `SamplingParams`.
+        include_stop_str_in_output: let the text end with that of the token that ended it.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    include_stop_str_in_output: bool = False
+
+    def sampling_params(self) -> SamplingParams:
+        """The same as a request's parameters.
+
+        Raises:
+            InvalidRequestError: a value is out of range.
+        """
+        return SamplingParams(
+            n=self.beam_width,
+            use_beam_search=True,
+            max_tokens=self.max_tokens,
+            ignore_eos=self.ignore_eos,
+            temperature=self.temperature,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+        )
 
 
 def _check_integer(name: str, value: object) -> None:

@@ -11,8 +11,11 @@ import paged_backend
 
 PUBLIC_NAMES = [
     "LLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "CompletionOutput",
     "ConfigError",
+    "DeadlineError",
     "EngineConfig",
     "EngineUnavailableError",
     "InvalidRequestError",

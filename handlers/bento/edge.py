@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -34,10 +34,12 @@ class Exchange:
     """What one request and its response share between this middleware and an API method.
 
     Attributes:
+        tenant: whose key the request carries; None where the native API asks for none.
         error: set by an API method, before its first byte, to have this sent in place of what BentoML makes of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tenant: str | None) -> None:
+        self.tenant = tenant
         self.error: PagedBackendError | None = None
         self._aborts: list[Callable[[], None]] = []
 
@@ -72,8 +74,8 @@ class EdgeMiddleware:
         owns: whether a path is ours.
         native: paths of BentoML API methods, whose errors are put into the common shape, and which ask for the key.
         max_body_bytes: larger bodies are refused with 413 while they come in, with Content-Length or without.
-        api_key: gives the key that the native API asks for; None lets everybody in. (The OpenAI service asks by
-            itself.)
+        api_keys: gives the keys of which the native API asks for one; none lets everybody in. (The OpenAI service asks
+            by itself.)
         json_only: whether the native API takes JSON alone; services of one server talk to each other in pickles.
     """
 
@@ -84,14 +86,14 @@ class EdgeMiddleware:
         owns: Callable[[str], bool],
         native: frozenset[str],
         max_body_bytes: int,
-        api_key: Callable[[], str | None],
+        api_keys: Callable[[], Sequence[str]],
         json_only: Callable[[], bool] = lambda: True,
     ) -> None:
         self._app = app
         self._owns = owns
         self._native = native
         self._max_body_bytes = max_body_bytes
-        self._api_key = api_key
+        self._api_keys = api_keys
         self._json_only = json_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,9 +102,10 @@ class EdgeMiddleware:
             await self._app(scope, receive, send)
             return
         native = scope["path"] in self._native
+        tenant = None
         if native and scope["method"] != "OPTIONS":
             try:
-                self._check_native(scope)
+                tenant = self._check_native(scope)
             except PagedBackendError as error:
                 await send_response(send, error_response(error))
                 return
@@ -115,10 +118,11 @@ class EdgeMiddleware:
         except _ClientLeftError:
             await send_response(send, HttpResponse(STATUS_CLIENT_LEFT))
             return
-        await self._serve(scope, receive, send, body, native)
+        await self._serve(scope, receive, send, body, Exchange(tenant), native)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, body: bytes, native: bool) -> None:
-        exchange = Exchange()
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, body: bytes, exchange: Exchange, native: bool
+    ) -> None:
         reply = _Reply(send, exchange, native)
         left = asyncio.Event()
         body_message: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -189,17 +193,17 @@ class EdgeMiddleware:
             if not message.get("more_body", False):
                 return b"".join(chunks)
 
-    def _check_native(self, scope: Scope) -> None:
+    def _check_native(self, scope: Scope) -> str | None:
+        """Whose key the request carries."""
         headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}
-        api_key = self._api_key()
-        if api_key is not None:
-            check_bearer(headers.get(b"authorization", ""), api_key)
+        tenant = check_bearer(headers.get(b"authorization", ""), self._api_keys())
         content_type = headers.get(b"content-type", "").partition(";")[0].strip().lower()
         if self._json_only() and content_type not in _JSON_TYPES:
             # BentoML would log a traceback for its own types, and answer in a shape of its own.
             raise InvalidRequestError(
                 f"The body must be JSON, not {content_type!r}: send Content-Type: application/json.", param="body"
             )
+        return tenant
 
 
 class _BodyTooLargeError(Exception):

@@ -15,6 +15,7 @@ from paged_backend.handlers.bento.native_types import (
 )
 from paged_backend.handlers.openai.errors import stream_error_body
 from paged_backend.handlers.openai.prompts import check_length, encode_messages, encode_prompts, parse_messages
+from paged_backend.handlers.openai.protocol import check_streamable
 from paged_backend.outputs import RequestDelta, RequestOutput, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -27,14 +28,21 @@ PING = ": ping\n\n"
 DONE = "data: [DONE]\n\n"
 
 
-async def submit(client: EngineClient, request: GenerateRequest) -> RequestStream:
-    """Hands the request to the engine; a long prompt is encoded beside the event loop.
+async def submit(
+    client: EngineClient, request: GenerateRequest, tenant: str | None, *, streams: bool = False
+) -> RequestStream:
+    """Hands a tenant's request to the engine; a long prompt is encoded beside the event loop.
+
+    Args:
+        streams: whether the answer is to come piece by piece.
 
     Raises:
-        InvalidRequestError, QueueFullError, EngineUnavailableError: it is not accepted.
+        InvalidRequestError, AdmissionError, EngineUnavailableError: it is not accepted.
     """
     request.check(client.config.scheduler.scheduling_policy)
     params = request.sampling_params(detokenize=client.tokenizer is not None)
+    if streams:
+        check_streamable(params)
     field, token_ids = await _encode(client, request)
     try:
         return client.submit(
@@ -42,7 +50,9 @@ async def submit(client: EngineClient, request: GenerateRequest) -> RequestStrea
             params,
             request_id=request.request_id,
             priority=request.priority,
+            tenant=tenant,
             cache_salt=request.cache_salt,
+            timeout_s=request.timeout_s,
         )
     except InvalidRequestError as error:
         raise InvalidRequestError(str(error), param=field if error.param == "prompt" else error.param) from error

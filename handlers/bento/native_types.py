@@ -92,6 +92,21 @@ class GenerateRequest(NativeRequest):
         _DEFAULTS["min_tokens"], description="No end of sequence and no stop token before that many tokens."
     )
     n: int = Field(_DEFAULTS["n"], description="Samples of the same prompt.")
+    best_of: int | None = Field(
+        None, description="As many samples or beams run, and the n best are returned; null runs n. Not with streams."
+    )
+    use_beam_search: bool = Field(
+        _DEFAULTS["use_beam_search"],
+        description="Search for the likeliest continuations instead of drawing. Not with streams.",
+    )
+    length_penalty: float = Field(
+        _DEFAULTS["length_penalty"], description="Above 0, a search favours long continuations, below 0 short ones."
+    )
+    early_stopping: bool | Literal["never"] = Field(
+        _DEFAULTS["early_stopping"],
+        description="Whether a search is over when best_of continuations have ended, or, if false, when no beam "
+        'scores better than the worst of them; "never": when none can any more.',
+    )
     temperature: float = Field(
         _DEFAULTS["temperature"],
         description="0 takes the most likely token; otherwise logits are divided by it.",
@@ -144,7 +159,10 @@ class GenerateRequest(NativeRequest):
         None,
         min_length=1,
         max_length=1024,
-        description="Prefixes are shared only among requests of the same salt.",
+        description="Prefixes are shared only among requests of the same API key and the same salt.",
+    )
+    timeout_s: float | None = Field(
+        None, description="Seconds in which it must be over; then it ends with what it has. Null: the server's default."
     )
 
     def sampling_params(self, *, detokenize: bool) -> SamplingParams:

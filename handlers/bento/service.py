@@ -42,9 +42,9 @@ def _runtime() -> EngineRuntime:
     return runtime
 
 
-def _native_api_key() -> str | None:
+def _native_api_keys() -> tuple[str, ...]:
     # Behind `depends` only the other services of the same server reach the socket.
-    return DEPLOYMENT.server.api_key if process.is_entry_service() else None
+    return DEPLOYMENT.server.api_key if process.is_entry_service() else ()
 
 
 def _refused(error: PagedBackendError, exchange: Exchange | None) -> Response:
@@ -154,7 +154,7 @@ class PagedLLM:
         """
         exchange = CURRENT_EXCHANGE.get()
         try:
-            stream = await self._submit(fields, exchange)
+            stream = await self._submit(fields, exchange, streams=True)
         except PagedBackendError as error:
             _refused(error, exchange)
             yield ""  # in its place the middleware sends the error
@@ -181,7 +181,9 @@ class PagedLLM:
             self.runtime.client.abort(request_id)
         return AbortResponse(request_id=request_id)
 
-    async def _submit(self, fields: dict[str, Any], exchange: Exchange | None) -> RequestStream:
+    async def _submit(
+        self, fields: dict[str, Any], exchange: Exchange | None, *, streams: bool = False
+    ) -> RequestStream:
         if exchange is None:
             # An in-process caller: nothing has checked its arguments, and maybe nothing has started the engine.
             await self.ensure_started()
@@ -192,7 +194,8 @@ class PagedLLM:
         else:
             exchange.check()
             request = GenerateRequest.model_construct(**fields)
-        return await native.submit(self.runtime.client, request)
+        tenant = None if exchange is None else exchange.tenant
+        return await native.submit(self.runtime.client, request, tenant, streams=streams)
 
 
 _service: Any = PagedLLM  # for type checkers, the decorator has left it a class
@@ -201,6 +204,6 @@ _service.add_asgi_middleware(
     owns=_owns,
     native=NATIVE_PATHS,
     max_body_bytes=DEPLOYMENT.server.max_body_bytes,
-    api_key=_native_api_key,
+    api_keys=_native_api_keys,
     json_only=process.is_entry_service,
 )

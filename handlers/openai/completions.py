@@ -145,12 +145,6 @@ def _check(request: CompletionRequest) -> None:
             "leave one of the two out.",
             param="logprobs",
         )
-    n = 1 if request.n is None else request.n
-    if request.best_of is not None and request.best_of != n:
-        raise InvalidRequestError(
-            f"best_of is not supported by this server unless it equals n ({n}): leave it out.",
-            param="best_of",
-        )
 
 
 def _check_count(context: ServingContext, num_prompts: int) -> None:

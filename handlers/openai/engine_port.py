@@ -69,7 +69,9 @@ class EnginePort(Protocol):
         *,
         request_id: str | None = None,
         priority: int = 0,
+        tenant: str | None = None,
         cache_salt: str | None = None,
+        timeout_s: float | None = None,
         add_special_tokens: bool = True,
     ) -> StreamPort: ...
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from paged_backend.errors import (
+    AdmissionError,
     EngineUnavailableError,
     InvalidRequestError,
     NotFoundError,
     PagedBackendError,
-    QueueFullError,
 )
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 
@@ -74,8 +74,8 @@ def _describe(error: Exception) -> tuple[int, str, str | None, dict[str, str]]:
         return 400, str(error), error.param, {}
     if isinstance(error, NotFoundError):
         return 404, str(error), error.param, {}
-    if isinstance(error, QueueFullError):
-        return 429, str(error), None, {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    if isinstance(error, AdmissionError):
+        return 429, str(error), error.param, {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     if isinstance(error, EngineUnavailableError):
         return 503, str(error), None, {}
     _logger.error("a request failed by a fault of ours", exc_info=error)

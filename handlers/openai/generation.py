@@ -22,13 +22,13 @@ class ServingContext:
 
     Attributes:
         model_names: names that requests may use; the first is used where a request names none.
-        tenant_salt: scope of prefix sharing for requests without a cache_salt; None is the common one.
+        tenant: who asks; None where the server asks nobody who they are.
         on_accepted: called when the engine has taken all of a request's prompts; see `HttpRequest`.
     """
 
     engine: EnginePort
     model_names: tuple[str, ...]
-    tenant_salt: str | None = None
+    tenant: str | None = None
     on_accepted: Callable[[], None] | None = None
 
     def model_name(self, asked: str | None) -> str:
@@ -101,7 +101,7 @@ def submit_all(
 
     Raises:
         InvalidRequestError: `param` is the body's field.
-        QueueFullError, EngineUnavailableError: as from the engine.
+        AdmissionError, EngineUnavailableError: as from the engine.
     """
     fields = {"prompt": prompt_field, "max_tokens": max_tokens_field}
     accepted: list[StreamPort] = []
@@ -113,7 +113,9 @@ def submit_all(
                     params,
                     request_id=response_id if len(prompts) == 1 else f"{response_id}-{index}",
                     priority=request.priority,
-                    cache_salt=request.cache_salt or context.tenant_salt,
+                    tenant=context.tenant,
+                    cache_salt=request.cache_salt,
+                    timeout_s=request.timeout_s,
                 )
             )
         if context.on_accepted is not None:

@@ -38,6 +38,10 @@ class GenerationRequest(RequestBody):
 
     model: str | None = None
     n: int | None = None
+    best_of: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -63,6 +67,7 @@ class GenerationRequest(RequestBody):
     priority: int = 0
     request_id: str | None = None
     cache_salt: str | None = None
+    timeout_s: float | None = None
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
 
@@ -73,7 +78,6 @@ class CompletionRequest(GenerationRequest):
     prompt: Any
     echo: bool = False
     logprobs: int | None = None
-    best_of: int | None = None
 
 
 class ChatRequest(GenerationRequest):
@@ -129,7 +133,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "bad_words": ([],),
         "ec_transfer_params": (),
         "kv_transfer_params": (),
-        "length_penalty": (1.0,),
         "logprob_token_ids": ([],),
         "mm_payload": ("tensors",),
         "prompt_logprobs": (),
@@ -143,8 +146,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "stream_interval": (1,),
         "structured_outputs": (),
         "thinking_token_budget": (),
-        "timeout_s": (),
-        "use_beam_search": (False,),
         "vllm_xargs": ({},),
         "watermarking": (False,),
     }
@@ -157,7 +158,6 @@ _UNSUPPORTED_CHAT = MappingProxyType(
     {
         **_UNSUPPORTED,
         "audio": (),
-        "best_of": (1,),
         "chat_template": (),
         "documents": ([],),
         "echo": (False,),
@@ -228,11 +228,18 @@ def sampling_params(
     if request.logit_bias is not None:
         given["logit_bias"] = _token_biases(request.logit_bias)
     check_logprobs(logprobs)
-    return SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs, detokenize=detokenize)
+    params = SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs, detokenize=detokenize)
+    if request.stream:
+        check_streamable(params)
+    return params
 
 
 _SAMPLING_FIELDS = (
     "n",
+    "best_of",
+    "use_beam_search",
+    "length_penalty",
+    "early_stopping",
     "temperature",
     "top_k",
     "top_p",
@@ -288,7 +295,7 @@ def check_scheduling(
     """
     if priority != 0 and scheduling_policy != "priority":
         raise InvalidRequestError(
-            "priority needs a server with scheduling_policy: priority; here, first come is first served.",
+            f"priority needs a server with scheduling_policy: priority; here it is {scheduling_policy}.",
             param="priority",
         )
     if not -(2**63) <= priority < 2**63:
@@ -301,6 +308,19 @@ def check_scheduling(
         raise InvalidRequestError("request_id must be printable.", param="request_id")
     for text in stop or ():
         check_text(text, "stop")
+
+
+def check_streamable(params: SamplingParams) -> None:
+    """Refuses to stream what is known at the end only, as vLLM does.
+
+    Raises:
+        InvalidRequestError: it is a beam search, or asks for the best of more samples than it wants.
+    """
+    if params.chooses_at_end:
+        what = "beam search" if params.use_beam_search else "best_of above n"
+        raise InvalidRequestError(
+            f"{what} chooses its outputs at the end, so it cannot be streamed: leave stream out.", param="stream"
+        )
 
 
 def check_logprobs(logprobs: int | None) -> None:

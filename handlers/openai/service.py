@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -43,7 +42,7 @@ class OpenAIService:
         client: EnginePort,
         *,
         model_names: tuple[str, ...],
-        api_key: str | None = None,
+        api_keys: tuple[str, ...] = (),
         max_body_bytes: int = 20_000_000,
         stall_timeout_s: float | None = None,
     ) -> None:
@@ -52,16 +51,15 @@ class OpenAIService:
         Args:
             client: the engine; `engine.client.EngineClient`, or whatever looks like it.
             model_names: names that requests may use, the first being the default.
-            api_key: what clients must send as a bearer token, but to /health and /metrics; None lets everybody in.
+            api_keys: one of them must come as a bearer token, but to /health and /metrics; none lets everybody in.
+                Each key is a tenant: what it has asked cannot be timed through the prefix cache by another key.
             max_body_bytes: larger bodies are refused.
             stall_timeout_s: /health fails when the engine has work but makes no step for so long; None never.
         """
         assert model_names, "a service needs a model name"
         self._client = client
-        self._api_key = api_key
-        # The salt keeps one key's prompts from being timed through the prefix cache by whoever has another.
-        salt = None if api_key is None else hashlib.sha256(b"cache-salt:" + api_key.encode()).hexdigest()
-        self._context = ServingContext(client, model_names, salt)
+        self._api_keys = api_keys
+        self._context = ServingContext(client, model_names)
         self._max_body_bytes = max_body_bytes
         self._stall_timeout_s = stall_timeout_s
         self._created = int(time.time())
@@ -86,13 +84,12 @@ class OpenAIService:
         path = request.path.partition("?")[0]
         path = path.rstrip("/") or "/"
         # A browser's preflight carries no key either, and learns no more than which method a route takes.
-        if self._api_key is not None and path not in _OPEN_PATHS and request.method != "OPTIONS":
-            check_bearer(request.headers.get("authorization", ""), self._api_key)
+        tenant = None
+        if path not in _OPEN_PATHS and request.method != "OPTIONS":
+            tenant = check_bearer(request.headers.get("authorization", ""), self._api_keys)
         if path in _POST_ROUTES:
             self._check_method(request, "POST")
-            context = self._context
-            if request.on_accepted is not None:
-                context = dataclasses.replace(context, on_accepted=request.on_accepted)
+            context = dataclasses.replace(self._context, tenant=tenant, on_accepted=request.on_accepted)
             return await _POST_ROUTES[path](context, self._json_object(request))
         if path in self._get_routes:
             self._check_method(request, "GET")

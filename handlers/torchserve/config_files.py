@@ -93,7 +93,7 @@ def model_config(deployment: Deployment) -> dict[str, Any]:
         "continuousBatching": True,
         "handler": {
             "deployment": deployment.to_dict(with_api_key=False),
-            "needs_api_key": deployment.server.api_key is not None,
+            "needs_api_key": bool(deployment.server.api_key),
         },
     }
 

@@ -116,7 +116,7 @@ def read_deployment(model_config: Mapping[str, Any] | None) -> Deployment:
             "give it to torch-model-archiver as --config-file."
         )
     deployment = Deployment.from_dict(section["deployment"])
-    if section.get("needs_api_key") and deployment.server.api_key is None:
+    if section.get("needs_api_key") and not deployment.server.api_key:
         # Keys are not written into archives. Serving without one would open the server to everybody.
         raise ConfigError(f"This archive was packed with an API key: set {API_KEY_VARIABLE} where TorchServe starts.")
     return deployment

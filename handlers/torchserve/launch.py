@@ -182,8 +182,8 @@ class _Server:
 
     def _is_busy(self) -> bool:
         headers = {}
-        if self._deployment.server.api_key is not None:
-            headers["Authorization"] = f"Bearer {self._deployment.server.api_key}"
+        if self._deployment.server.api_key:
+            headers["Authorization"] = f"Bearer {self._deployment.server.api_key[0]}"
         request = urllib.request.Request(f"{base_url(self._deployment)}/metrics", headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=METRICS_TIMEOUT_S) as reply:

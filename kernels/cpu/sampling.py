@@ -31,6 +31,7 @@ def sample(runtime: _cpu.Runtime, logits: Tensor, batch: SamplingBatch) -> Sampl
                 batch.top_p,
                 batch.min_p,
                 batch.num_logprobs,
+                batch.num_best,
                 batch.changes,
             )
         )

@@ -16,10 +16,18 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledBatch:
     check_sampling(logits, batch)
     sampled = SampledBatch([])
     peaks, best = _largest(logits)
+    takes_best = any(batch.num_best)
     for row, seeds in enumerate(batch.seeds):
         raw = changed = logits[row]
         # The largest logit tells of any that is not a number: NaN and +inf win every comparison.
         sound, token = math.isfinite(peaks[row]), best[row]
+        if takes_best and batch.num_best[row]:
+            tokens, scores = _most_likely(raw, batch, row) if sound else ([], [])
+            num_missing = batch.num_best[row] - len(tokens)
+            tokens += [-1] * num_missing
+            sampled.scores += scores + [-math.inf] * num_missing
+            _add(sampled, tokens, batch, row, raw)
+            continue
         if row in batch.changes and sound:
             changed = change_logits(raw, batch.changes[row])
             (peak,), (token,) = _largest(changed[None])
@@ -30,10 +38,29 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledBatch:
             tokens = [token] * len(seeds)
         else:
             tokens = _draw(changed, batch, row)
-        sampled.token_ids += tokens
-        if batch.num_logprobs:
-            _describe(raw, tokens, row, batch.num_logprobs[row], sampled)
+        if takes_best:
+            sampled.scores += [-math.inf] * len(tokens)
+        _add(sampled, tokens, batch, row, raw)
     return sampled
+
+
+def _add(sampled: SampledBatch, tokens: list[int], batch: SamplingBatch, row: int, logits: Tensor) -> None:
+    """Adds a row's tokens, and what it asks to know of them."""
+    sampled.token_ids += tokens
+    if batch.num_logprobs:
+        _describe(logits, tokens, row, batch.num_logprobs[row], sampled)
+
+
+def _most_likely(logits: Tensor, batch: SamplingBatch, row: int) -> tuple[list[int], list[float]]:
+    """The num_best most likely tokens, or as many as there are, and their changed log-probabilities."""
+    logprobs = torch.log_softmax(logits.double(), dim=-1).float()
+    changes = batch.changes.get(row)
+    order = logits
+    if changes is not None:
+        order = logprobs = change_logits(logprobs, changes)
+    tokens = order.sort(descending=True, stable=True).indices[: batch.num_best[row]]
+    tokens = tokens[logprobs[tokens] > -math.inf]
+    return tokens.tolist(), logprobs[tokens].tolist()
 
 
 def _largest(logits: Tensor) -> tuple[list[float], list[int]]:
@@ -123,8 +150,8 @@ def _describe(logits: Tensor, tokens: list[int], row: int, num_logprobs: int, sa
         sampled.ranks += [0] * len(tokens)
         return
     logprobs = torch.log_softmax(logits.double(), dim=-1).float()
-    sampled.logprobs += logprobs[tokens].tolist()
-    sampled.ranks += [int((logits > logits[token]).sum()) + 1 for token in tokens]
+    sampled.logprobs += [float(logprobs[token]) if token >= 0 else math.nan for token in tokens]
+    sampled.ranks += [int((logits > logits[token]).sum()) + 1 if token >= 0 else 0 for token in tokens]
     if num_logprobs == 0:
         sampled.top[row] = ()
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from paged_backend.engine.detokenizer import SampleText
 from paged_backend.engine.request import EngineRequest, Gain
@@ -14,6 +15,8 @@ from paged_backend.scheduler.plan import SampledToken
 class DeltaAssembler:
     """Makes one request's deltas from its gains, in order. For one reader.
 
+    Where samples are chosen at the end, all gains must come at once.
+
     Args:
         tokenizer: None gives deltas without text.
     """
@@ -22,7 +25,9 @@ class DeltaAssembler:
         self._request = request
         self._tokenizer = tokenizer if request.params.detokenize else None
         self._texts: dict[int, SampleText] = {}
-        self._num_unfinished = request.params.n
+        params = request.params
+        self._chooses = params.chooses_at_end and not params.use_beam_search  # the engine has chosen beams
+        self._num_unfinished = params.num_sequences if self._chooses else params.n
 
     def assemble(self, gains: Sequence[Gain]) -> RequestDelta:
         """One delta of what was gained in one step, or in several."""
@@ -34,6 +39,8 @@ class DeltaAssembler:
                 by_index.setdefault(gain[0], []).append(gain)
             groups = list(by_index.values())
         outputs = tuple([self._delta(group) for group in groups])
+        if self._chooses:
+            outputs = self._choose(outputs)
         return RequestDelta(
             request_id=self._request.request_id,
             outputs=outputs,
@@ -41,6 +48,11 @@ class DeltaAssembler:
             num_prompt_tokens=len(self._request.prompt_token_ids),
             num_cached_tokens=gains[-1][5],
         )
+
+    def _choose(self, outputs: Sequence[CompletionDelta]) -> tuple[CompletionDelta, ...]:
+        """The n likeliest of the samples, the likeliest first."""
+        likeliest = sorted(outputs, key=lambda output: (-(output.cumulative_logprob or 0.0), output.index))
+        return tuple(replace(output, index=i) for i, output in enumerate(likeliest[: self._request.params.n]))
 
     def _delta(self, gains: Sequence[Gain]) -> CompletionDelta:
         """What one sample gained."""
@@ -50,6 +62,7 @@ class DeltaAssembler:
         token_ids: list[int] = []
         logprobs: list[TokenLogprobs] = []
         finish = None
+        cumulative_logprob = 0.0
         for _, token_id, text, described, finish, _ in gains:
             if text is None and own_text is not None:
                 text, _ = own_text.take(token_id, finish)
@@ -57,7 +70,12 @@ class DeltaAssembler:
                 parts.append(text)
             if token_id is not None:
                 token_ids.append(token_id)
-            if described is not None:
+            if described is None:
+                continue
+            if self._chooses:
+                assert described.logprob is not None
+                cumulative_logprob += described.logprob
+            if self._request.params.logprobs is not None:
                 logprobs.append(self._logprobs(described))
         if finish is not None:
             self._num_unfinished -= 1
@@ -68,6 +86,7 @@ class DeltaAssembler:
             tuple(logprobs) or None,
             finish.reason if finish else None,
             finish.stop_reason if finish else None,
+            cumulative_logprob if self._chooses else finish.cumulative_logprob if finish else None,
         )
 
     def _text(self, index: int) -> SampleText | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import math
 import operator
 import time
 import uuid
@@ -18,7 +20,7 @@ from paged_backend.engine.request import EngineRequest
 from paged_backend.engine.stats import EngineStats
 from paged_backend.engine.stream import RequestStream
 from paged_backend.engine.tokenizer import Tokenizer
-from paged_backend.errors import EngineUnavailableError, InvalidRequestError
+from paged_backend.errors import AdmissionError, EngineUnavailableError, InvalidRequestError
 from paged_backend.executor.executor import Executor
 from paged_backend.models.folder import resolve_folder
 from paged_backend.sampling.processors import check_token_ids
@@ -44,7 +46,7 @@ class EngineClient:
         self._vocab_size: int = executor.vocab_size
         self._metrics = EngineMetrics(config.model.served_model_name[0], self.max_model_len)
         self._core = EngineCore(config, executor, tokenizer, self._metrics)
-        self._loop = EngineLoop(self._core, config.scheduler.max_num_queued_reqs)
+        self._loop = EngineLoop(self._core, config.scheduler)
         # When nobody holds the client any more, or the interpreter ends: a thread that still computes would abort it.
         weakref.finalize(self, self._loop.shutdown)
 
@@ -73,7 +75,9 @@ class EngineClient:
         *,
         request_id: str | None = None,
         priority: int = 0,
+        tenant: str | None = None,
         cache_salt: str | None = None,
+        timeout_s: float | None = None,
         add_special_tokens: bool = True,
     ) -> RequestStream:
         """Accepts a request and returns its stream.
@@ -81,16 +85,24 @@ class EngineClient:
         Args:
             prompt: text, or token ids.
             priority: under the priority policy, lower values go first.
-            cache_salt: prefixes are shared only among requests of the same salt.
+            tenant: whose request it is: tenants share no prefixes, and under the fair policy, equal parts of the
+                engine. Requests without one are all of one tenant.
+            cache_salt: prefixes are shared only among a tenant's requests of the same salt; among all tenants' if it
+                is one of shared_cache_salts.
+            timeout_s: seconds from now in which it must be over; then it ends with what it has, with finish_reason
+                "abort" and stop_reason "timeout". None means default_timeout_s.
             add_special_tokens: let the tokenizer add its own (BOS) to a text.
 
         Raises:
             InvalidRequestError: the prompt is empty, too long, or outside the vocabulary; a parameter cannot be
                 served here. `param` is the field.
-            QueueFullError: too many requests wait.
+            QueueFullError: too many requests, or too many tokens of prompts, wait.
+            DeadlineError: by the present estimate, timeout_s is too short.
             EngineUnavailableError: draining, stopped, or dead.
         """
-        _check_arguments(params, priority, cache_salt)
+        arrival_s = time.monotonic()
+        _check_arguments(params, priority, tenant, cache_salt)
+        timeout_s = self._timeout_s(timeout_s)
         text = prompt if isinstance(prompt, str) else None
         prompt_token_ids = self._tokenize(prompt, add_special_tokens)
         self._check_prompt(prompt_token_ids)
@@ -100,12 +112,18 @@ class EngineClient:
             prompt_token_ids=prompt_token_ids,
             params=params,
             priority=priority,
-            cache_salt=cache_salt,
-            arrival_s=time.monotonic(),
+            tenant=tenant or "",
+            cache_salt=self._prefix_scope(tenant, cache_salt),
+            arrival_s=arrival_s,
+            deadline_s=None if timeout_s is None else arrival_s + timeout_s,
         )
-        self._core.check_fits(request)
+        max_tokens = self._core.check_fits(request)
         stream = RequestStream(request, text, self.tokenizer, self._abort_stream)
-        self._loop.submit(request, stream)
+        try:
+            self._loop.submit(request, max_tokens, stream)
+        except AdmissionError as error:
+            self._metrics.count_rejection(error.reason)
+            raise
         return stream
 
     def abort(self, request_id: str) -> None:
@@ -173,12 +191,37 @@ class EngineClient:
             raise InvalidRequestError(f"prompt is not valid Unicode: {error.reason}.", param="prompt") from error
         return self.tokenizer.encode(prompt, add_special_tokens)
 
+    def _timeout_s(self, asked_s: float | None) -> float | None:
+        """What a request that asks for so many seconds gets."""
+        scheduler = self.config.scheduler
+        most_s = scheduler.max_timeout_s
+        if asked_s is None:
+            return most_s if scheduler.default_timeout_s is None else scheduler.default_timeout_s
+        if isinstance(asked_s, bool) or not isinstance(asked_s, (int, float)) or not 0 < asked_s < math.inf:
+            raise InvalidRequestError(
+                f"timeout_s must be a number of seconds above 0, got {asked_s!r}.", param="timeout_s"
+            )
+        if most_s is not None and asked_s > most_s:
+            raise InvalidRequestError(
+                f"timeout_s ({asked_s:g}) exceeds {most_s:g} (max_timeout_s), which this server allows at most.",
+                param="timeout_s",
+            )
+        return asked_s
+
+    def _prefix_scope(self, tenant: str | None, cache_salt: str | None) -> str | None:
+        """Among whom a request's prefixes are shared: a name that no other tenant's requests can have."""
+        if cache_salt in self.config.cache.shared_cache_salts:
+            tenant = None
+        return None if tenant is None and cache_salt is None else json.dumps([tenant, cache_salt])
+
     def _check_params(self, params: SamplingParams) -> None:
         check_token_ids(params, self._vocab_size)
         if params.stop and self.tokenizer is None:
             raise InvalidRequestError(
                 "stop needs text, and this engine runs without a tokenizer: use stop_token_ids.", param="stop"
             )
+        if params.use_beam_search:
+            self._check_width(params)
         if params.allowed_token_ids and params.min_tokens:
             ends = self.eos_token_ids.union(params.stop_token_ids or ())
             if ends.issuperset(params.allowed_token_ids):
@@ -188,6 +231,22 @@ class EngineClient:
                     param="allowed_token_ids",
                 )
 
+    def _check_width(self, params: SamplingParams) -> None:
+        """A search needs as many ways to go on as it has beams, and may look at no more tokens than there are."""
+        width = params.num_sequences
+        ends = frozenset(params.stop_token_ids or ()).union(() if params.ignore_eos else self.eos_token_ids)
+        if params.allowed_token_ids is not None and len(set(params.allowed_token_ids) - ends) < width:
+            raise InvalidRequestError(
+                f"allowed_token_ids must hold at least {width} tokens that do not end the output, one for each beam.",
+                param="allowed_token_ids",
+            )
+        if width * (1 + max(1, len(ends))) > self._vocab_size:
+            raise InvalidRequestError(
+                f"A search of {width} beams with {len(ends)} tokens that end the output looks at more continuations "
+                f"than the model has tokens ({self._vocab_size}): ask for fewer beams, or fewer stop_token_ids.",
+                param="n" if params.best_of is None else "best_of",
+            )
+
     def _check_prompt(self, token_ids: Sequence[int]) -> None:
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._vocab_size):
             bad = next(token for token in token_ids if not 0 <= token < self._vocab_size)
@@ -196,10 +255,11 @@ class EngineClient:
             )
 
 
-def _check_arguments(params: object, priority: object, cache_salt: object) -> None:
+def _check_arguments(params: object, priority: object, tenant: object, cache_salt: object) -> None:
     if not isinstance(params, SamplingParams):
         raise InvalidRequestError(f"params must be SamplingParams, got {params!r}.", param="sampling_params")
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise InvalidRequestError(f"priority must be an integer, got {priority!r}.", param="priority")
-    if cache_salt is not None and not isinstance(cache_salt, str):
-        raise InvalidRequestError(f"cache_salt must be a string, got {cache_salt!r}.", param="cache_salt")
+    for name, value in (("tenant", tenant), ("cache_salt", cache_salt)):
+        if value is not None and not isinstance(value, str):
+            raise InvalidRequestError(f"{name} must be a string, got {value!r}.", param=name)

@@ -9,8 +9,10 @@ import time
 from itertools import count, repeat
 
 from paged_backend.config import EngineConfig
-from paged_backend.engine.detokenizer import Finish
+from paged_backend.engine.deadlines import Deadlines
+from paged_backend.engine.detokenizer import Finish, SampleText
 from paged_backend.engine.metrics import EngineMetrics
+from paged_backend.engine.pace import Pace
 from paged_backend.engine.prefetcher import Prefetcher
 from paged_backend.engine.request import EngineRequest, RequestState, SampleState
 from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
@@ -29,23 +31,22 @@ logger = logging.getLogger(__name__)
 _FLUSH_TIMEOUT_S = 5.0
 """How long a clean end may take to write the cache to disk."""
 
-_MEAN_WEIGHT = 0.1
-"""Weight of the newest request in the running mean of request durations."""
+TIMED_OUT = Finish("abort", "timeout")
+"""The end of a request whose deadline has passed."""
 
 
 class EngineCore:
     """Holds scheduler, executor and the live requests, and moves all of them on by one step at a time.
 
     Attributes:
-        mean_request_s: running mean of how long requests take, in seconds; 0 before the first has ended.
+        pace: how fast it computes and drains its queue.
         last_stats: the latest snapshot.
     """
 
     def __init__(
         self, config: EngineConfig, executor: Executor, tokenizer: Tokenizer | None, metrics: EngineMetrics
     ) -> None:
-        self.max_num_seqs = config.scheduler.max_num_seqs
-        self.mean_request_s = 0.0
+        self.pace = Pace()
         self._executor = executor
         self._tokenizer = tokenizer
         self._metrics = metrics
@@ -58,15 +59,22 @@ class EngineCore:
         self._seed = config.model.seed
         self._requests: dict[str, RequestState] = {}
         self._not_started: dict[int, RequestState] = {}  # by sequence id, until first in a plan
+        self._deadlines = Deadlines()
+        self._num_queued = 0  # requests without a step that the last step left waiting
+        self._queued_at_s = 0.0
         self._num_added = 0
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self.last_stats = EngineStats()
 
-    def check_fits(self, request: EngineRequest) -> None:
-        """Raises InvalidRequestError if the request can never be served here. Any thread may ask."""
-        self._scheduler.check_fits(len(request.prompt_token_ids), request.params)
+    def check_fits(self, request: EngineRequest) -> int:
+        """The most tokens of a sample, if the request can ever be served here. Any thread may ask.
+
+        Raises:
+            InvalidRequestError: it cannot.
+        """
+        return self._scheduler.check_fits(len(request.prompt_token_ids), request.params)
 
     def has_work(self) -> bool:
         """Whether `step` would do something."""
@@ -81,27 +89,33 @@ class EngineCore:
         if self._prefetcher is None or not self._prefetcher.begin(request, seed):
             self._queue(state, seed)
         self._requests[request.request_id] = state
+        self._deadlines.add(state, len(self._requests))
         self._metrics.request_prompt_tokens.observe(len(request.prompt_token_ids))
         self._metrics.request_params_n.observe(params.n)
 
     def abort(self, request_id: str) -> list[RequestState]:
         """Ends a request with finish_reason "abort"; one that is unknown or over gives nothing."""
         state = self._requests.get(request_id)
-        if state is None:
-            return []
-        for sequence in self._scheduler.abort(request_id):
-            self._not_started.pop(sequence.seq_id, None)
-        state.end("abort")
-        self._forget(state, "abort")
-        return [state]
+        return [] if state is None else [self._cut_off(state, Finish("abort"))]
 
     def step(self) -> list[RequestState]:
-        """Computes one step; returns the requests that gained something or ended, for their gains to be taken."""
+        """Computes one step; returns the requests that gained something or ended, for their gains to be taken.
+
+        Before it, those whose deadline has passed end with what they have.
+        """
+        started_s = time.monotonic()
+        overdue: list[RequestState] = []
+        if self._deadlines:
+            overdue = [self._cut_off(state, TIMED_OUT) for state in self._deadlines.take_overdue(started_s)]
         if self._prefetcher is not None:
             for request_id, seed in self._prefetcher.take_ready(wait=not self._scheduler.has_work):
                 self._queue(self._requests[request_id], seed)
         if not self._scheduler.has_work:
-            return []
+            return overdue
+        changed = self._compute(started_s)
+        return overdue + changed if overdue else changed
+
+    def _compute(self, started_s: float) -> list[RequestState]:
         plan = self._scheduler.plan()
         self._note_started(plan)
         try:
@@ -110,6 +124,7 @@ class EngineCore:
             logger.exception("a step failed; its requests end, the others go on")
             return self._fail_step()
         self._num_steps += 1
+        self.pace.note_step(plan.num_tokens, time.monotonic() - started_s)
         self._metrics.iteration_tokens.observe(plan.num_tokens)
         return self._take_tokens(self._scheduler.commit(result), result)
 
@@ -119,6 +134,8 @@ class EngineCore:
         self.last_stats = EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting + (self._prefetcher.num_waiting if self._prefetcher else 0),
+            num_waiting_tokens=self._scheduler.num_waiting_tokens
+            + (self._prefetcher.num_waiting_tokens if self._prefetcher else 0),
             num_total_blocks=cache.num_blocks,
             num_free_blocks=cache.num_free_blocks,
             num_used_blocks=cache.num_used_blocks,
@@ -167,6 +184,7 @@ class EngineCore:
             self.last_stats,
             num_running=0,
             num_waiting=0,
+            num_waiting_tokens=0,
             num_free_blocks=self.last_stats.num_total_blocks,
             num_used_blocks=0,
             kv_cache_usage=0.0,
@@ -184,14 +202,21 @@ class EngineCore:
         self._executor.close()
 
     def _queue(self, state: RequestState, seed: int) -> None:
-        request = state.request
+        request, params = state.request, state.request.params
+        if params.chooses_at_end and params.logprobs is None and not params.use_beam_search:
+            params = dataclasses.replace(params, logprobs=0)  # samples are compared by them
+        text = None
+        if params.use_beam_search and params.stop and self._tokenizer is not None:
+            text = SampleText(self._tokenizer, request.prompt_token_ids, params)
         sequence = self._scheduler.add(
             request.request_id,
             request.prompt_token_ids,
-            request.params,
+            params,
             seed=seed,
             priority=request.priority,
+            tenant=request.tenant,
             salt=request.cache_salt,
+            text=text,
         )
         self._not_started[sequence.seq_id] = state
         self._metrics.request_params_max_tokens.observe(sequence.max_tokens)
@@ -201,26 +226,48 @@ class EngineCore:
         text = f"{self._seed}:{self._num_added}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
+    def _cut_off(self, state: RequestState, finish: Finish) -> RequestState:
+        """Ends a live request with what it has."""
+        for sequence in self._scheduler.abort(state.request.request_id):
+            self._not_started.pop(sequence.seq_id, None)
+        self._num_queued = min(self._num_queued, len(self._not_started))
+        state.end(finish)
+        self._forget(state, finish.reason)
+        return state
+
     def _note_started(self, plan: StepPlan) -> None:
-        if not self._not_started:
+        """Notes who gets a first step, and how long those took that had to wait for theirs."""
+        if not self._not_started and not self._num_queued:
             return
         now_s = time.monotonic()
+        num_before = len(self._not_started)
         for scheduled in plan.sequences:
             state = self._not_started.pop(scheduled.seq_id, None)
             if state is not None:
                 state.times.scheduled_s = now_s
+        if self._num_queued:
+            num_started = num_before - len(self._not_started)
+            self.pace.note_queue(min(num_started, self._num_queued), now_s - self._queued_at_s)
+        self._num_queued, self._queued_at_s = len(self._not_started), now_s
 
     def _take_tokens(self, owners: list[Sequence], result: StepResult) -> list[RequestState]:
         """Hands each request what its sequences drew, and ends what their text ends."""
         now_s = time.monotonic()
         changed: list[RequestState] = []
         last_s, num_alike = now_s, 0  # tokens in a row whose samples had the one before at the same time
+        num_generated = len(owners)
         described = map(result.described.get, count()) if result.described else repeat(None)
         for sequence, token_id, full in zip(owners, result.token_ids, described, strict=False):
             sample: SampleState | None = sequence.sample
             if sample is None or token_id == NOT_DRAWN:
                 state = self._requests.get(sequence.request_id)
                 if state is None:  # a sample before this one has failed the request
+                    continue
+                if sequence.group is not None:
+                    num_generated -= 1  # a candidate
+                    if not state.over and self._look_at_beams(state, sequence, now_s):
+                        changed.append(state)
+                        num_generated += sum(state.num_generated)
                     continue
                 if token_id == NOT_DRAWN:
                     logger.error("request %s: its logits are not numbers", sequence.request_id)
@@ -241,7 +288,7 @@ class EngineCore:
                 state.gains.append((sample.index, token_id, None, None, None, state.num_cached_tokens))
             else:
                 self._take_token(sample, token_id, full)
-        self._num_generated_tokens += len(owners)
+        self._num_generated_tokens += num_generated
         self._metrics.inter_token_latency.observe(now_s - last_s, num_alike)
         for state in changed:
             if state.over and state.error is None:
@@ -256,11 +303,23 @@ class EngineCore:
         if finish is not None and not sequence.finished:
             self._scheduler.finish_sequence(sequence, finish.reason, finish.stop_reason)
 
+    def _look_at_beams(self, state: RequestState, sequence: Sequence, now_s: float) -> bool:
+        """Takes over what a beam search has found; whether it is over, or has failed."""
+        group = sequence.group
+        assert group is not None
+        if not state.times.first_token_s:
+            self._note_first_token(state, sequence, now_s)
+        if group.failed:
+            logger.error("request %s: its logits are not numbers, or leave too few tokens", sequence.request_id)
+            self._fail(state)
+        elif group.search.over:
+            state.take_beams(group.best)
+        return state.over
+
     def _add_sample(self, state: RequestState, sequence: Sequence, now_s: float) -> SampleState:
         """A sample's first token."""
         if not state.times.first_token_s:
-            state.num_cached_tokens = sequence.num_cached_tokens
-            self._note_first_token(state, now_s)
+            self._note_first_token(state, sequence, now_s)
         sample = sequence.sample = state.add_sample(sequence, now_s)
         return sample
 
@@ -283,11 +342,9 @@ class EngineCore:
         for sample in state.samples.values():
             sample.sequence.sample = None
         self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)
-        duration_s = now_s - state.times.arrival_s
-        weight = _MEAN_WEIGHT if self.mean_request_s else 1.0
-        self.mean_request_s += weight * (duration_s - self.mean_request_s)
 
-    def _note_first_token(self, state: RequestState, now_s: float) -> None:
+    def _note_first_token(self, state: RequestState, sequence: Sequence, now_s: float) -> None:
+        state.num_cached_tokens = sequence.num_cached_tokens
         state.times.first_token_s = now_s
         num_prompt_tokens = len(state.request.prompt_token_ids)
         self._num_prompt_tokens += num_prompt_tokens

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 
 from paged_backend.engine.token_text import TokenTexts
 from paged_backend.engine.tokenizer import Tokenizer
@@ -48,6 +49,10 @@ class IncrementalDetokenizer:
             context, text = [], ""  # the prompt's end is no whole character: begin afresh
         texts = tokenizer.token_texts(skip_special_tokens)
         return cls(tokenizer, skip_special_tokens, texts, context, 0, len(context), text)
+
+    def copy(self) -> IncrementalDetokenizer:
+        """Another one in the same state."""
+        return replace(self, _ids=list(self._ids))
 
     def push(self, token_id: int) -> str:
         """Adds a token; returns the text that became final."""
@@ -97,10 +102,11 @@ class IncrementalDetokenizer:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Why a sample ends."""
+    """Why a sample ends, and what its tokens' log-probabilities add up to, where they have chosen it."""
 
     reason: FinishReason
     stop_reason: int | str | None = None
+    cumulative_logprob: float | None = None
 
 
 class SampleText:
@@ -126,6 +132,13 @@ class SampleText:
         self._min_tokens = params.min_tokens
         self._num_tokens = 0
         self._held = ""
+
+    def extended(self, token_id: int) -> tuple[SampleText, str | None]:
+        """The text with one more token, and the stop string that this completes, if any; this one stays as it is."""
+        other = copy(self)
+        other._detokenizer = self._detokenizer.copy()
+        _, stop = other.push(token_id)
+        return other, stop
 
     def take(self, token_id: int | None, finish: Finish | None) -> tuple[str, Finish | None]:
         """Adds a token or an end, or both.

@@ -1,4 +1,4 @@
-"""The Python API: `LLM.generate` and `LLM.chat`, with vLLM's arguments and outputs."""
+"""The Python API: `LLM.generate`, `LLM.chat` and `LLM.beam_search`, with vLLM's arguments and outputs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from paged_backend.engine.client import EngineClient
 from paged_backend.engine.stats import EngineStats
 from paged_backend.engine.stream import RequestStream
 from paged_backend.errors import InvalidRequestError
-from paged_backend.outputs import RequestOutput
-from paged_backend.sampling_params import SamplingParams
+from paged_backend.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from paged_backend.sampling_params import BeamSearchParams, SamplingParams
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
@@ -71,6 +71,34 @@ class LLM:
             InvalidRequestError: a prompt or parameter is wrong; nothing of the batch is left running.
         """
         return self._run([_text_or_ids(prompt) for prompt in _as_batch(prompts)], sampling_params, priority, use_tqdm)
+
+    def beam_search(
+        self, prompts: Prompt | Iterable[Prompt], params: BeamSearchParams, *, use_tqdm: bool = False
+    ) -> list[BeamSearchOutput]:
+        """The likeliest continuations of prompts, beam_width of each; outputs keep the prompts' order.
+
+        Args:
+            prompts: one prompt or many.
+            params: for all of them. What they lack, `generate` has: SamplingParams(use_beam_search=True, ...).
+            use_tqdm: show a progress bar.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter is wrong; nothing of the batch is left running.
+        """
+        sampling = params.sampling_params()
+        texts_or_ids = [_text_or_ids(prompt) for prompt in _as_batch(prompts)]
+        return [self._as_beams(output) for output in self._run(texts_or_ids, sampling, None, use_tqdm)]
+
+    def _as_beams(self, output: RequestOutput) -> BeamSearchOutput:
+        tokenizer = self._client.tokenizer
+        sequences = []
+        for sample in output.outputs:
+            tokens = [*output.prompt_token_ids, *sample.token_ids]
+            text = tokenizer.decode(tokens) if tokenizer is not None else None
+            score = sample.cumulative_logprob
+            assert score is not None, "a beam's"
+            sequences.append(BeamSearchSequence(tokens, score, text, sample.finish_reason, sample.stop_reason))
+        return BeamSearchOutput(sequences)
 
     def chat(
         self,

@@ -8,8 +8,11 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 
+from paged_backend.config import SchedulerConfig
+from paged_backend.engine.admission import Admission
 from paged_backend.engine.core import EngineCore
 from paged_backend.engine.request import EngineRequest, RequestState
 from paged_backend.engine.stats import EngineStats, KVMap
@@ -18,16 +21,12 @@ from paged_backend.errors import (
     EngineUnavailableError,
     InvalidRequestError,
     PagedBackendError,
-    QueueFullError,
     RequestFailedError,
 )
 
 logger = logging.getLogger(__name__)
 
 _SHUT_DOWN = "The engine is shutting down, or has been: send the request to another one."
-
-_FIRST_RETRY_S = 1.0
-"""Retry-After before any request has ended."""
 
 
 class EngineLoop:
@@ -36,14 +35,15 @@ class EngineLoop:
     The lock guards the inbox, the table of streams and the state; the core belongs to the thread alone.
     """
 
-    def __init__(self, core: EngineCore, max_num_queued_reqs: int | None) -> None:
+    def __init__(self, core: EngineCore, config: SchedulerConfig) -> None:
         self._core = core
-        self._max_num_queued_reqs = max_num_queued_reqs
+        self._admission = Admission(config, core.pace)
         self._changed = threading.Condition()
         # A request to add, the id of one to abort, or who waits for a map of the blocks.
         self._inbox: deque[EngineRequest | str | Future[KVMap]] = deque()
         self._streams: dict[str, RequestStream] = {}
         self._num_inbox_requests = 0
+        self._num_inbox_tokens = 0
         self._draining = False
         self._stopping = False
         self._dead: str | None = None
@@ -55,12 +55,12 @@ class EngineLoop:
 
     # -- any thread
 
-    def submit(self, request: EngineRequest, stream: RequestStream) -> None:
-        """Accepts a request; from here on its stream gets exactly one last item.
+    def submit(self, request: EngineRequest, max_tokens: int, stream: RequestStream) -> None:
+        """Accepts a request, of so many output tokens at most; from here on its stream gets exactly one last item.
 
         Raises:
             EngineUnavailableError: draining, stopped or dead.
-            QueueFullError: max_num_queued_reqs requests are waiting.
+            AdmissionError: the queue is full, or the request cannot be over in time.
             InvalidRequestError: a request of that id is live.
         """
         with self._changed:
@@ -70,9 +70,10 @@ class EngineLoop:
                     f"request_id {request.request_id!r} is already in use: wait for its end or choose another.",
                     param="request_id",
                 )
-            self._check_queue()
+            self._admission.check(request, max_tokens, self._snapshot())
             self._streams[request.request_id] = stream
             self._num_inbox_requests += 1
+            self._num_inbox_tokens += len(request.prompt_token_ids)
             self._send(request)
 
     def abort(self, request_id: str, stream: RequestStream | None = None) -> None:
@@ -90,8 +91,7 @@ class EngineLoop:
         """The latest snapshot, with the heartbeat's age as of now."""
         with self._changed:
             return dataclasses.replace(
-                self._stats,
-                num_waiting=self._stats.num_waiting + self._num_inbox_requests,
+                self._snapshot(),
                 draining=self._draining,
                 heartbeat_age_s=time.monotonic() - self._moved_s if self._busy else 0.0,
             )
@@ -140,19 +140,15 @@ class EngineLoop:
         if self._draining or self._stopping:
             raise EngineUnavailableError(_SHUT_DOWN)
 
-    def _check_queue(self) -> None:
-        bound = self._max_num_queued_reqs
-        if bound is None:
-            return
-        waiting = self._stats.num_waiting + self._num_inbox_requests
-        free = max(0, self._core.max_num_seqs - self._stats.num_running)
-        if waiting >= bound + free:
-            retry_after_s = self._core.mean_request_s or _FIRST_RETRY_S
-            raise QueueFullError(
-                f"The queue is full: {self._stats.num_running} running, {waiting} waiting, and at most {bound} "
-                "(max_num_queued_reqs) may wait. Try again later.",
-                retry_after_s=max(1.0, retry_after_s),
-            )
+    def _snapshot(self) -> EngineStats:
+        """The latest one, with what has come in since."""
+        if not self._num_inbox_requests:
+            return self._stats
+        return dataclasses.replace(
+            self._stats,
+            num_waiting=self._stats.num_waiting + self._num_inbox_requests,
+            num_waiting_tokens=self._stats.num_waiting_tokens + self._num_inbox_tokens,
+        )
 
     # -- the engine's thread
 
@@ -172,7 +168,7 @@ class EngineLoop:
             self._dead = reason
             self._busy = False
             self._stats = self._core.last_stats
-            self._num_inbox_requests = 0
+            self._num_inbox_requests = self._num_inbox_tokens = 0
             unanswered = [item for item in self._inbox if isinstance(item, Future)]
             self._inbox.clear()
         for answer in unanswered:
@@ -203,7 +199,7 @@ class EngineLoop:
                 item.set_result(self._core.kv_map())
             elif not self._add(item):
                 not_added.append(item.request_id)
-        self._publish(num_taken=sum(isinstance(item, EngineRequest) for item in inbox))
+        self._publish([item for item in inbox if isinstance(item, EngineRequest)])
         self._deliver(ended)
         for request_id in not_added:
             self._deliver_error(request_id, RequestFailedError("The engine failed on this request."))
@@ -217,12 +213,13 @@ class EngineLoop:
             return False
         return True
 
-    def _publish(self, num_taken: int = 0) -> None:
-        """Renews the snapshot; num_taken requests have moved from the inbox into it."""
+    def _publish(self, taken: Sequence[EngineRequest] = ()) -> None:
+        """Renews the snapshot, into which these requests have moved from the inbox."""
         stats = self._core.stats()
         with self._changed:
             self._stats = stats
-            self._num_inbox_requests -= num_taken
+            self._num_inbox_requests -= len(taken)
+            self._num_inbox_tokens -= sum([len(request.prompt_token_ids) for request in taken])
             self._moved_s = time.monotonic()
 
     def _deliver(self, states: list[RequestState]) -> None:

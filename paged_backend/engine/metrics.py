@@ -23,6 +23,7 @@ _FIRST_TOKEN_S = tuple(int(ms) / 1000 for ms in _FIRST_TOKEN_MS.split())
 _INTER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _REQUEST_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 _ITERATION_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_REJECTION_REASONS = ("max_num_queued_reqs", "max_num_queued_tokens", "timeout_s")
 _PARAMS_N = (1, 2, 5, 10, 20)
 
 
@@ -143,6 +144,14 @@ class EngineMetrics:
             (*_LABELS, "finished_reason"),
             registry=self.registry,
         )
+        self._rejections = Counter(
+            "vllm:admission_rejections",
+            "Requests that were refused with 429, by the bound that they met.",
+            ("model_name", "reason"),
+            registry=self.registry,
+        )
+        for reason in _REJECTION_REASONS:  # there at 0, so that a rate is seen from the first on
+            self._rejections.labels(model_name, reason)
         reasons: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
         self.request_success = {
             reason: self._success.labels(*self._label_values, finished_reason)
@@ -183,6 +192,10 @@ class EngineMetrics:
         self.disk_read_bytes.inc(disk.read_bytes - disk_before.read_bytes)
         self.disk_write_bytes.inc(disk.written_bytes - disk_before.written_bytes)
         self.disk_failures.inc(disk.num_failures - disk_before.num_failures)
+
+    def count_rejection(self, reason: str) -> None:
+        """A request was not let in. For any thread."""
+        self._rejections.labels(self._label_values[0], reason).inc()
 
     def observe_request_end(
         self, times: RequestTimes, now_s: float, num_generated: Sequence[int], reason: FinishReason

@@ -24,6 +24,7 @@ class _Waiting:
     """A request, and the reads that it waits for."""
 
     seed: int
+    num_tokens: int
     reads: tuple[DiskRead, ...]
     deadline_s: float
 
@@ -50,6 +51,11 @@ class Prefetcher:
         """Requests that wait here."""
         return len(self._waiting)
 
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Of their prompts."""
+        return sum(waiting.num_tokens for waiting in self._waiting.values())
+
     def begin(self, request: EngineRequest, seed: int) -> bool:
         """Takes a request, and its seed, to wait for its prefix; False if there is nothing to wait for."""
         wanted = self._kv.missing_prefix(request.prompt_token_ids, request.cache_salt, self._disk.__contains__)
@@ -66,7 +72,9 @@ class Prefetcher:
             self._reads[read] = slots, rest
             reads.append(read)
         if reads:
-            self._waiting[request.request_id] = _Waiting(seed, tuple(reads), time.monotonic() + _MAX_WAIT_S)
+            self._waiting[request.request_id] = _Waiting(
+                seed, len(request.prompt_token_ids), tuple(reads), time.monotonic() + _MAX_WAIT_S
+            )
         return bool(reads)
 
     def forget(self, request_id: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from paged_backend.engine.detokenizer import Finish, SampleText
 from paged_backend.engine.metrics import RequestTimes
@@ -10,8 +12,9 @@ from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import PagedBackendError
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
+from paged_backend.scheduler.beam_search import Beam
 from paged_backend.scheduler.plan import SampledToken
-from paged_backend.scheduler.sequence import Sequence
+from paged_backend.scheduler.sequence import Sequence as SampleSequence
 
 Gain = tuple[int, "int | None", "str | None", "SampledToken | None", "Finish | None", int]
 """What a sample gained: (its index, a token, that token's text, that token in full, why the sample ends, prompt tokens
@@ -25,16 +28,20 @@ class EngineRequest:
 
     Attributes:
         priority: lower values go first under the priority policy.
+        tenant: who shares with whom under the fair policy.
         cache_salt: scope of prefix sharing; None is the common one.
         arrival_s: `time.monotonic` at submission.
+        deadline_s: `time.monotonic` when it must be over; None where it may take as long as it does.
     """
 
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
     priority: int = 0
+    tenant: str = ""
     cache_salt: str | None = None
     arrival_s: float = 0.0
+    deadline_s: float | None = None
 
 
 class RequestState:
@@ -49,6 +56,7 @@ class RequestState:
     """
 
     __slots__ = (
+        "_beam_lengths",
         "_texts",
         "_unfinished",
         "error",
@@ -71,17 +79,19 @@ class RequestState:
         self.reason: FinishReason = "stop"
         self.gains: list[Gain] = []
         self.samples: dict[int, SampleState] = {}
-        self._unfinished = set(range(params.n))
+        self._beam_lengths: list[int] = []
+        num_outputs = params.n if params.use_beam_search else params.num_sequences
+        self._unfinished = set(range(num_outputs))
         self._texts: list[SampleText] | None = None
         if params.stop and tokenizer is not None:
-            self._texts = [SampleText(tokenizer, request.prompt_token_ids, params) for _ in range(params.n)]
+            self._texts = [SampleText(tokenizer, request.prompt_token_ids, params) for _ in range(num_outputs)]
 
     @property
     def num_generated(self) -> list[int]:
         """Tokens by sample, of those that have any."""
-        return [sample.sequence.num_output_tokens for sample in self.samples.values()] or [0]
+        return self._beam_lengths or [sample.sequence.num_output_tokens for sample in self.samples.values()] or [0]
 
-    def add_sample(self, sequence: Sequence, now_s: float) -> SampleState:
+    def add_sample(self, sequence: SampleSequence, now_s: float) -> SampleState:
         """A sample that has its first token."""
         text = self._texts[sequence.index] if self._texts is not None else None
         sample = self.samples[sequence.index] = SampleState(self, sequence, text, now_s)
@@ -107,9 +117,24 @@ class RequestState:
             self._end(sample.index, finish)
         return finish
 
-    def end(self, reason: FinishReason) -> None:
+    def take_beams(self, beams: Sequence[Beam]) -> None:
+        """Adds what a beam search has found to the gains: a whole sample for each beam, n in all."""
+        for index, beam in enumerate(beams):
+            assert beam.finish_reason is not None
+            finish = Finish(beam.finish_reason, beam.stop_reason, beam.score)
+            described = beam.described or repeat(None)
+            for place, (token_id, full) in enumerate(zip(beam.token_ids, described, strict=False), start=1):
+                ends = finish if place == len(beam.token_ids) else None
+                text = None
+                if self._texts is not None:
+                    by_token = None if isinstance(beam.stop_reason, str) else ends
+                    text, _ = self._texts[index].take(token_id, by_token)
+                self.gains.append((index, token_id, text, full, ends, self.num_cached_tokens))
+            self._end(index, finish)
+        self._beam_lengths = [len(beam.token_ids) for beam in beams]
+
+    def end(self, finish: Finish) -> None:
         """Ends every sample that has not ended, with the text held back so far."""
-        finish = Finish(reason)
         for index in sorted(self._unfinished):
             text = self._texts[index].finish(None) if self._texts is not None else None
             self.gains.append((index, None, text, None, finish, self.num_cached_tokens))
@@ -137,7 +162,7 @@ class SampleState:
 
     __slots__ = ("index", "last_token_s", "sequence", "state", "text")
 
-    def __init__(self, state: RequestState, sequence: Sequence, text: SampleText | None, now_s: float) -> None:
+    def __init__(self, state: RequestState, sequence: SampleSequence, text: SampleText | None, now_s: float) -> None:
         self.state = state
         self.sequence = sequence
         self.index = sequence.index

@@ -24,7 +24,8 @@ class RequestStream:
     """The deltas of one accepted request; iterate it once, with `for` or `async for`, or collect it.
 
     It ends after the delta with `finished`, or raises what ended the request. Whoever stops reading early must call
-    `abort`, or the request runs on for nobody.
+    `abort`, or the request runs on for nobody. Where outputs are chosen at the end (best_of, beam search), there is one
+    delta, of all of them.
 
     The engine's thread adds items and looks who waits; one reader takes items and says that it waits, then looks again
     before it sleeps. So neither needs a lock, and deltas and their text are made by who reads them, when they are read.
@@ -52,7 +53,7 @@ class RequestStream:
         self._items: deque[StreamItem] = deque()
         self._closed = False  # by the last item
         self._waiter: Waiter | None = None
-        self._waits_for_end = False
+        self._comes_at_once = self._waits_for_end = request.params.chooses_at_end
         self._ended = False  # for the reader
 
     def abort(self) -> None:
@@ -126,6 +127,9 @@ class RequestStream:
 
     def _take(self) -> RequestDelta:
         """The next step's gains as a delta."""
+        if self._comes_at_once:
+            self._ended = True
+            return self._assembler.assemble(self._all_gains())
         item = self._items.popleft()
         if isinstance(item, PagedBackendError):
             self._ended = True
@@ -137,13 +141,17 @@ class RequestStream:
     def _take_all(self) -> RequestOutput:
         """What is left of a closed stream."""
         self._ended = True
+        gains = self._all_gains()
+        output = RequestOutput.empty(self.request_id, self.prompt, self.prompt_token_ids, self.n)
+        if gains:
+            output.extend(self._assembler.assemble(gains))
+        return output
+
+    def _all_gains(self) -> list[Gain]:
         gains: list[Gain] = []
         for item in self._items:
             if isinstance(item, PagedBackendError):
                 raise item
             gains += item
         self._items.clear()
-        output = RequestOutput.empty(self.request_id, self.prompt, self.prompt_token_ids, self.n)
-        if gains:
-            output.extend(self._assembler.assemble(gains))
-        return output
+        return gains

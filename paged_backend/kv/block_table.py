@@ -16,7 +16,8 @@ class BlockTable:
     preemption: its blocks go, the digests of its tokens stay.
 
     Attributes:
-        token_ids: the sequence's known tokens, lent by its owner, who only ever appends to them.
+        token_ids: the sequence's known tokens, lent by its owner, who only ever appends to them, or lends more that
+            begin with them.
         block_ids: with G groups of layers, entry i * G + g is the block that holds positions i * block_size and after
             for group g, or NO_BLOCK where the group's window has left them behind. The list itself is lent to step
             plans.

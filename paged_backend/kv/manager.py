@@ -107,9 +107,21 @@ class KVCacheManager:
         """Blocks that a sequence of so many tokens holds at most at any time."""
         return sum([group.most_blocks(num_tokens) for group in self.groups])
 
+    def blocks_for_each(self, num_tokens: int, num_common: int, count: int) -> int:
+        """Blocks that `count` sequences of so many tokens hold at most, if they share those of their first num_common.
+
+        Sure to stay shared are full blocks, of groups that see all.
+        """
+        num_shared = num_common // self.block_size * (len(self.groups) - len(self._windowed))
+        return count * self.blocks_for(num_tokens) - (count - 1) * num_shared
+
     def new_table(self, token_ids: Sequence[int], salt: str | None = None) -> BlockTable:
         """A table for a sequence whose known tokens are `token_ids`, which its owner appends to in place."""
         return BlockTable(token_ids, self.index.root(salt) if self.index is not None else b"")
+
+    def table_like(self, table: BlockTable, token_ids: Sequence[int]) -> BlockTable:
+        """A table without blocks for other tokens in the scope of a table."""
+        return BlockTable(token_ids, table.root)
 
     def lookup(self, token_ids: Sequence[int], salt: str | None = None) -> list[int]:
         """The blocks that a new sequence of these tokens would find; see `cached_prefix`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
-    """Draws one token per row and seed.
+    """Draws one token per row and seed, or finds a row's candidates.
 
     Args:
         logits: float32 [R, vocab_size].
@@ -31,19 +32,22 @@ def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> S
         if len(tasks) > 1:
             return _sample_apart(kernels, logits, tasks)
         logger.exception("a row cannot be sampled; its request ends")
-        return StepResult((NOT_DRAWN,) * len(tasks[0].seeds))
-    return StepResult(sampled.token_ids, _described(sampled, tasks) if sampled.logprobs else {})
+        num_results = tasks[0].num_results
+        return StepResult((NOT_DRAWN,) * num_results, scores=(-math.inf,) * num_results)
+    return StepResult(sampled.token_ids, _described(sampled, tasks) if sampled.logprobs else {}, sampled.scores)
 
 
 def _sample_apart(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
     """`sample` row by row: one that is refused leaves nothing to draw, and its neighbours go on."""
     token_ids: list[int] = []
     described: dict[int, SampledToken] = {}
+    scores: list[float] = []
     for row, task in enumerate(tasks):
         result = sample(kernels, logits[row : row + 1], (task,))
         described.update({len(token_ids) + place: token for place, token in result.described.items()})
         token_ids += result.token_ids
-    return StepResult(token_ids, described)
+        scores += result.scores or (-math.inf,) * len(result.token_ids)
+    return StepResult(token_ids, described, scores)
 
 
 def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:
@@ -56,6 +60,8 @@ def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:
         batch.top_k = [p.top_k for p in params]
         batch.top_p = [p.top_p for p in params]
         batch.min_p = [p.min_p for p in params]
+    if () in batch.seeds:
+        batch.num_best = [task.num_candidates for task in tasks]
     counts = [p.logprobs for p in params]
     if counts.count(None) < len(counts):
         batch.num_logprobs = [-1 if count is None else count for count in counts]
@@ -70,10 +76,12 @@ def _described(sampled: SampledBatch, tasks: Sequence[SamplingTask]) -> dict[int
     described = {}
     end = 0
     for row, task in enumerate(tasks):
-        start, end = end, end + len(task.seeds)
-        if task.params.logprobs is None or sampled.token_ids[start] == NOT_DRAWN:
+        start, end = end, end + task.num_results
+        if task.params.logprobs is None:
             continue
         for place in range(start, end):
+            if sampled.token_ids[place] == NOT_DRAWN:
+                break
             token = sampled.token_ids[place], sampled.logprobs[place], sampled.ranks[place]
             described[place] = SampledToken(*token, sampled.top[row])
     return described

@@ -16,10 +16,10 @@ def resolve_max_tokens(
 
     Args:
         num_prompt_tokens: tokens of the prompt.
-        params: the request's parameters; n, max_tokens and min_tokens count here.
+        params: the request's parameters; n, best_of, max_tokens and min_tokens count here.
         max_num_seqs: most sequences that run at once.
         max_model_len: most tokens of prompt plus output.
-        num_slots: tokens of one sequence that the whole KV cache holds.
+        num_slots: tokens of one sequence that the whole KV cache holds; of each beam where there are several.
 
     Returns:
         Output tokens that each sample may have at most: params.max_tokens within the context's room, or all
@@ -28,10 +28,12 @@ def resolve_max_tokens(
     Raises:
         InvalidRequestError: the prompt, the output or n can never fit.
     """
-    if params.n > max_num_seqs:
+    if params.num_sequences > max_num_seqs:
+        name = "n" if params.best_of is None else "best_of"
         raise InvalidRequestError(
-            f"n ({params.n}) exceeds max_num_seqs ({max_num_seqs}): ask for fewer samples, or raise max_num_seqs.",
-            param="n",
+            f"{name} ({params.num_sequences}) exceeds max_num_seqs ({max_num_seqs}): ask for fewer samples, or raise "
+            "max_num_seqs.",
+            param=name,
         )
     if num_prompt_tokens < 1:
         raise InvalidRequestError("The prompt must hold at least one token.", param="prompt")
@@ -42,11 +44,12 @@ def resolve_max_tokens(
             "at least for the output: shorten the prompt, or raise max_model_len.",
             param="prompt",
         )
+    holds = f"{num_slots} for each of {params.num_sequences} beams" if params.use_beam_search else str(num_slots)
     # The last token of a sequence is never computed, so it needs no slot.
     cache_room = num_slots + 1 - num_prompt_tokens
     if cache_room < 1:
         raise InvalidRequestError(
-            f"The prompt has {num_prompt_tokens} tokens, but the KV cache holds {num_slots}: "
+            f"The prompt has {num_prompt_tokens} tokens, but the KV cache holds {holds}: "
             "shorten the prompt, or give the cache more memory.",
             param="prompt",
         )
@@ -54,7 +57,7 @@ def resolve_max_tokens(
     if max_tokens > cache_room:
         raise InvalidRequestError(
             f"The prompt's {num_prompt_tokens} tokens and max_tokens ({params.max_tokens}) need more than "
-            f"the KV cache's {num_slots} slots: lower max_tokens to at most {cache_room}, shorten the "
+            f"the KV cache holds ({holds}): lower max_tokens to at most {cache_room}, shorten the "
             "prompt, or give the cache more memory.",
             param="max_tokens",
         )

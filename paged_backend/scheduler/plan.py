@@ -22,10 +22,11 @@ class SamplingTask:
     """Tokens to draw from the logits after a sequence's last scheduled token.
 
     Attributes:
-        seeds: one per sample to draw (n > 1 only where a request's samples part ways).
+        seeds: one per sample to draw (n > 1 only where a request's samples part ways); none for a beam.
         prompt_token_ids: for penalties.
         token_ids: all known tokens, the prompt's and those drawn after it; lent. (seed, their number) keys the draw.
         suppressed_token_ids: tokens that must not be drawn (EOS and stop tokens before min_tokens).
+        num_candidates: above 0, nothing is drawn: the result holds that many of the most likely tokens instead.
     """
 
     params: SamplingParams
@@ -33,6 +34,12 @@ class SamplingTask:
     prompt_token_ids: Sequence[int]
     token_ids: Sequence[int]
     suppressed_token_ids: tuple[int, ...] = ()
+    num_candidates: int = 0
+
+    @property
+    def num_results(self) -> int:
+        """Tokens that the result holds for it."""
+        return self.num_candidates or len(self.seeds)
 
     @property
     def position(self) -> int:
@@ -105,14 +112,17 @@ class StepResult:
     """What a step drew.
 
     Attributes:
-        token_ids: one for each seed of each sampling task, in the plan's order; NOT_DRAWN for all seeds of a task that
-            left nothing to draw.
+        token_ids: one for each seed of each sampling task, or its candidates, the most likely first, in the plan's
+            order; NOT_DRAWN for all of a task that left nothing to draw, and in place of candidates that there are not.
         described: the same tokens in full, by place in `token_ids`, where logprobs were asked for.
+        scores: like `token_ids`, the candidates' log-probabilities after all that the parameters change; empty where no
+            task asks for candidates.
         transfer_s: seconds that swapping out and in took.
         compute_s: seconds that the rest took; 0 if nobody measured.
     """
 
     token_ids: Sequence[int]
     described: Mapping[int, SampledToken] = field(default_factory=dict)
+    scores: Sequence[float] = ()
     transfer_s: float = 0.0
     compute_s: float = 0.0

@@ -11,9 +11,11 @@ from paged_backend.config import SchedulerConfig
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
+from paged_backend.scheduler.beam_group import BeamGroup, slots_for_each
+from paged_backend.scheduler.beam_search import BeamText
 from paged_backend.scheduler.limits import resolve_max_tokens
 from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
-from paged_backend.scheduler.policy import WaitingQueue, order_key
+from paged_backend.scheduler.policy import order_key, waiting_queue
 from paged_backend.scheduler.preemption import PreemptionCosts
 from paged_backend.scheduler.sequence import Sequence, SequenceStatus, sample_seed
 
@@ -26,13 +28,14 @@ class Scheduler:
     A step is `plan`, then the executor, then `commit` with what it drew (or `fail`, where it raised).
     Everything else (`add`, `abort`, `finish_sequence`) comes between steps. One thread only.
 
-    Running sequences are kept in the policy's order. Each gets at least one token a step, and a longer chunk
-    leaves one for each behind it, so a long prompt never holds up a decode. Where blocks run out, the last
-    running sequence is preempted: it gives its blocks back, keeps its tokens, and waits to be computed again, or
-    for its blocks to come back from host memory, in front of all that came after it. The first can therefore
-    always go on, and every request ends. A waiting sequence is admitted only if all its known tokens and one
-    more fit, in strict order: nobody overtakes. Under the priority policy an urgent arrival waits for blocks
-    like everyone; it goes first when they come free, and it is preempted last.
+    Running sequences are kept in the policy's order (the fair policy's: of arrival). Each gets at least one token a
+    step, and a longer chunk leaves one for each behind it, so a long prompt never holds up a decode. Where blocks run
+    out, the last running sequence is preempted (the fair policy's: the youngest of the tenant that was served most):
+    it gives its blocks back, keeps its tokens, and waits to be computed again, or for its blocks to come back from
+    host memory, in front of all that came after it. One can therefore always go on, and every request ends. A
+    waiting sequence is admitted only if all its known tokens and one more fit, in the queue's strict order: nobody
+    overtakes. Under the priority policy an urgent arrival waits for blocks like everyone; it goes first when they
+    come free, and it is preempted last.
 
     Args:
         config: budget, bounds and policy.
@@ -53,7 +56,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self._eos_token_ids = tuple(sorted(eos_token_ids))
         self._order_key = order_key(config.scheduling_policy)
-        self._waiting = WaitingQueue()
+        self._waiting = waiting_queue(config.scheduling_policy)
         self._running: list[Sequence] = []
         self._requests: dict[str, list[Sequence]] = {}
         self._in_flight: list[Sequence] | None = None
@@ -61,10 +64,8 @@ class Scheduler:
         self._costs = PreemptionCosts(config.preemption_mode)
         self._next_seq_id = 0
         self._next_arrival = 0
-        self.num_preemptions = 0
-        """Preemptions so far."""
-        self.num_swaps = 0
-        """Those of them that swapped blocks out."""
+        self.num_preemptions = self.num_swaps = 0
+        """Preemptions so far, and those of them that swapped blocks out."""
 
     # Questions
 
@@ -84,6 +85,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def num_waiting_tokens(self) -> int:
+        """Known tokens of the sequences in the queue."""
+        return self._waiting.num_tokens
+
+    @property
     def num_requests(self) -> int:
         """Requests that have not ended."""
         return len(self._requests)
@@ -100,12 +106,13 @@ class Scheduler:
         Raises:
             InvalidRequestError: the prompt, the output or n can never fit.
         """
+        width = params.num_sequences if params.use_beam_search else 1
         return resolve_max_tokens(
             num_prompt_tokens,
             params,
             max_num_seqs=self.config.max_num_seqs,
             max_model_len=self.max_model_len,
-            num_slots=self.kv.max_sequence_tokens,
+            num_slots=slots_for_each(num_prompt_tokens, width, self.kv),
         )
 
     # Between steps
@@ -118,18 +125,22 @@ class Scheduler:
         *,
         seed: int,
         priority: int = 0,
+        tenant: str = "",
         salt: str | None = None,
+        text: BeamText | None = None,
     ) -> Sequence:
         """Queues a request.
 
         Args:
             request_id: unique among the requests that have not ended.
             seed: signed 64 bits; sample i draws with seed + i.
-            priority: lower goes first under the priority policy; ignored under fcfs.
+            priority: lower goes first under the priority policy; ignored under the others.
+            tenant: with whom it shares its fair part under the fair policy; ignored under the others.
             salt: prefixes are shared with requests of the same salt only; None is a scope of its own.
+            text: searches the beams of a search for stop strings; None without any.
 
         Returns:
-            The sequence that stands for all n samples until their first token; it becomes sample 0.
+            The sequence that stands for all samples or beams until their first token; it becomes the first of them.
 
         Raises:
             InvalidRequestError: see `check_fits`.
@@ -145,7 +156,8 @@ class Scheduler:
             index=0,
             prompt_token_ids=tuple(prompt_token_ids),
             params=params,
-            seeds=tuple(sample_seed(seed, index) for index in range(params.n)),
+            seeds=() if params.use_beam_search else tuple(sample_seed(seed, i) for i in range(params.num_sequences)),
+            tenant=tenant,
             priority=priority,
             arrival=arrival,
             order=self._order_key(priority, arrival, 0),
@@ -154,8 +166,10 @@ class Scheduler:
             token_ids=token_ids,
             table=self.kv.new_table(token_ids, salt),
         )
+        if params.use_beam_search:
+            sequence.group = BeamGroup(sequence, text, self.kv, self._fork, self._end)
         self._requests[request_id] = [sequence]
-        self._waiting.push(sequence)
+        self._waiting.arrive(sequence, self._running)
         return sequence
 
     def abort(self, request_id: str) -> list[Sequence]:
@@ -188,6 +202,10 @@ class Scheduler:
         spare = self.config.max_num_batched_tokens - len(running)  # each gets one
         assert spare >= 0, "more running sequences than tokens in the budget"
         for sequence in [s for s in running if not s.quiet_below]:
+            if sequence.group is not None:
+                if sequence is sequence.group.sequences[0]:
+                    spare = self._schedule_group(sequence.group, spare)
+                continue
             table = sequence.table
             num_missing = len(sequence.token_ids) - table.num_computed
             while sequence.status is SequenceStatus.RUNNING:
@@ -196,12 +214,13 @@ class Scheduler:
                     sequence.schedule(num_new)
                     spare -= num_new - 1
                     break
-                # The last one gives way, and if that is this one, the list ends here.
-                self._preempt(running.pop())
-                spare += 1
+                # The last one gives way, be it this one; of its tokens, one may be spent again here.
+                spare += self._preempt_last()
         in_flight = running.copy()
         if self.num_preemptions == num_preemptions:
             spare = self._admit(spare, in_flight)
+        else:  # one that gave way may have had more than one token
+            spare = self.config.max_num_batched_tokens - sum([len(sequence.line.token_ids) for sequence in running])
         assert in_flight or not self.has_work, "a step without progress"
         lines = tuple([sequence.line for sequence in in_flight])
         self._in_flight = in_flight
@@ -217,7 +236,8 @@ class Scheduler:
             given back, with finish_reason and stop_reason set. The samples of an n > 1 request part in the step that
             computes its last prompt token: sample 0 is the sequence that `add` returned, the others appear here for
             the first time. A sequence for which nothing could be drawn stays as it was: the caller must end it with
-            `finish_sequence` before the next plan.
+            `finish_sequence` before the next plan. Candidates belong to the beam that they would continue; its group
+            says when the search is over or has failed, and in the latter case the same holds for what is left of it.
         """
         assert self._in_flight is not None and self._plan is not None, "commit without a plan"
         in_flight, self._in_flight = self._in_flight, None
@@ -225,6 +245,7 @@ class Scheduler:
         self._costs.observe(self._plan, result)
         token_ids = result.token_ids
         owners: list[Sequence] = []
+        groups: dict[BeamGroup, dict[Sequence, int]] = {}
         ended = False
         for sequence in in_flight:
             known, line = sequence.token_ids, sequence.line
@@ -239,6 +260,12 @@ class Scheduler:
             end = line.num_computed_tokens + len(line.token_ids)
             self.kv.commit(sequence.table, end)
             line.num_computed_tokens = end
+            if sequence.group is not None:
+                places = groups.setdefault(sequence.group, {})
+                if line.sampling is not None:
+                    places[sequence] = len(owners)
+                    owners.extend([sequence] * line.sampling.num_candidates)
+                continue
             if line.sampling is None:
                 continue
             token_id = token_ids[len(owners)]
@@ -255,6 +282,9 @@ class Scheduler:
                 self._end(sequence)
                 ended = True
         assert len(owners) == len(token_ids), "the result is another plan's"
+        for group, places in groups.items():
+            group.advance(places, result)
+            ended = True
         if ended:
             self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
         return owners
@@ -294,6 +324,9 @@ class Scheduler:
         known = [sequence for group in self._requests.values() for sequence in group]
         assert len(known) == len(live) and {id(sequence) for sequence in known} == live
         assert all(self._requests.values())
+        for group in {sequence.group for sequence in known if sequence.group is not None}:
+            assert set(group.sequences) == set(self._requests[group.sequences[0].request_id])
+            group.check_invariants()
         self.kv.check_invariants()
 
     def _check_line(self, sequence: Sequence) -> None:
@@ -310,6 +343,7 @@ class Scheduler:
         max_num_seqs = self.config.max_num_seqs
         if not len(self._waiting) or len(in_flight) >= max_num_seqs:
             return budget
+        self._waiting.book_outputs(in_flight)
         num_samples = sum([sequence.num_samples for sequence in in_flight])
         while budget > 0 and len(self._waiting):
             sequence = self._waiting.peek()
@@ -318,15 +352,16 @@ class Scheduler:
             table = sequence.table
             prefix = kv.cached_prefix(table)
             # None of the free blocks is spoken for: a prompt still computed in chunks uses the budget up.
-            num_wanted = min(len(sequence.token_ids) + 1, sequence.max_cached_tokens)
-            if kv.missing_to_start(prefix, num_wanted) > kv.num_free_blocks:
+            num_wanted = min(len(table.token_ids) + 1, sequence.max_cached_tokens)
+            if kv.missing_to_start(prefix, num_wanted) + sequence.num_extra_blocks > kv.num_free_blocks:
                 break
             self._waiting.pop()
             is_new = sequence.num_preemptions == 0
             kv.start(table, prefix, count=is_new)
             if is_new:
                 sequence.num_cached_tokens = table.num_computed
-            num_new = min(len(sequence.token_ids) - table.num_computed, budget)
+                self._waiting.book_prompt(sequence)
+            num_new = min(len(table.token_ids) - table.num_computed, budget)
             fits = kv.allocate(table, table.num_computed + num_new)
             assert fits, "admitted without room"
             sequence.admit()
@@ -341,9 +376,9 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         table = sequence.table
-        if self._costs.prefers_swap(table.num_computed, table.num_held) and self.kv.swap_out(table):
-            self.num_swaps += 1
-        else:
+        swapped = self._costs.prefers_swap(table.num_computed, table.num_held) and self.kv.swap_out(table)
+        self.num_swaps += swapped
+        if not swapped:
             self.kv.free(table)
         sequence.status = SequenceStatus.WAITING
         sequence.num_preemptions += 1
@@ -353,31 +388,44 @@ class Scheduler:
     def _part_ways(self, parent: Sequence) -> list[Sequence]:
         """Splits a request, whose prompt is computed, into its samples."""
         seeds = parent.task.seeds
-        family = [parent]
-        for index in range(1, len(seeds)):
-            token_ids = list(parent.prompt_token_ids)
-            child = Sequence(
-                seq_id=self._new_seq_id(),
-                request_id=parent.request_id,
-                index=index,
-                prompt_token_ids=parent.prompt_token_ids,
-                params=parent.params,
-                seeds=seeds[index : index + 1],
-                priority=parent.priority,
-                arrival=parent.arrival,
-                order=self._order_key(parent.priority, parent.arrival, index),
-                max_tokens=parent.max_tokens,
-                eos_token_ids=parent.eos_token_ids,
-                token_ids=token_ids,
-                table=self.kv.fork(parent.table, token_ids),
-            )
-            child.admit()
-            child.num_cached_tokens = parent.num_cached_tokens
-            insort(self._running, child, key=_ORDER)
-            family.append(child)
+        prompt = parent.prompt_token_ids
+        others = [self._fork(parent, i, list(prompt), seeds[i : i + 1]) for i in range(1, len(seeds))]
         parent.task.seeds = seeds[:1]
-        self._requests[parent.request_id] = list(family)
-        return family
+        parent.num_samples = 1
+        return [parent, *others]
+
+    def _fork(self, parent: Sequence, index: int, token_ids: list[int], seeds: tuple[int, ...] = ()) -> Sequence:
+        """A running sequence that shares all of another one's blocks."""
+        order = self._order_key(parent.priority, parent.arrival, index)
+        table = self.kv.fork(parent.table, token_ids)
+        child = parent.sibling(self._new_seq_id(), index, order, seeds, token_ids, table)
+        insort(self._running, child, key=_ORDER)
+        self._requests[child.request_id].append(child)
+        return child
+
+    def _schedule_group(self, group: BeamGroup, spare: int) -> int:
+        """As many tokens of each of a search's sequences, or none where blocks run out; what is left of the budget."""
+        family = group.sequences
+        while family[0].status is SequenceStatus.RUNNING:
+            num_new = min(group.num_missing, 1 + spare // len(family))
+            if all(self.kv.allocate(s.table, s.table.num_computed + num_new) for s in family):
+                for sequence in family:
+                    sequence.schedule(num_new)
+                return spare - (num_new - 1) * len(family)
+            spare += self._preempt_last()
+        return spare
+
+    def _preempt_last(self) -> int:
+        """Preempts the last running sequence, with all of its beam search; how many sequences that were."""
+        last = self._waiting.last(self._running)
+        if last.group is None:
+            self._running.remove(last)
+            self._preempt(last)
+            return 1
+        family = last.group.sequences
+        self._running[:] = [sequence for sequence in self._running if sequence not in family]
+        self._preempt(last.group.fold())
+        return len(family)
 
     def _take_first_tokens(self, family: list[Sequence], token_ids: TokenIds[int]) -> bool:
         """Gives each sample the token that it drew; whether that ended any."""
@@ -389,6 +437,7 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         """Gives the blocks back and forgets the sequence; whoever calls takes it out of its list."""
         sequence.status = SequenceStatus.FINISHED
+        self._waiting.book_outputs((sequence,))
         self.kv.free(sequence.table)
         group = self._requests[sequence.request_id]
         group.remove(sequence)

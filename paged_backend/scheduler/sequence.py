@@ -5,12 +5,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from collections.abc import Sequence as TokenIds
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paged_backend.kv.block_table import BlockTable
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, ScheduledSequence
+
+if TYPE_CHECKING:
+    from paged_backend.scheduler.beam_group import BeamGroup
 
 _SEED_SPAN = 2**64
 _SEED_HALF = 2**63
@@ -34,6 +37,7 @@ class Sequence:
         request_id: the request it belongs to.
         index: which of the request's n samples.
         params: the request's sampling parameters.
+        tenant: whose it is, for the fair policy.
         priority: lower goes first under the priority policy.
         arrival: the request's number in order of arrival.
         prompt_token_ids: shared with the request's other samples, never changed.
@@ -42,14 +46,19 @@ class Sequence:
         eos_token_ids: the model's, sorted.
         num_cached_tokens: prompt tokens that came from the prefix cache on first admission.
         num_preemptions: how often its blocks were taken away.
+        num_samples: samples or beams that it counts as: those that it stands for until they part, then 1.
+        num_extra_blocks: blocks that must be free on admission beside those for its own tokens.
+        group: the beam search that it belongs to, if any.
+        num_booked_tokens: known tokens that its tenant was charged for, or that were not drawn here; the fair policy's.
         table: its blocks.
         task: how its next token is drawn. It holds the seeds, one per sample that the next draw gives (its own, or
-            all n before the samples part), and the EOS and stop tokens while fewer than min_tokens tokens are out.
+            all n before the samples part; none for a beam), and the EOS and stop tokens while fewer than min_tokens
+            tokens are out.
         line: its line in the plans; a new one each time that it is admitted.
         quiet_below: while fewer tokens than this are known, a step takes no more than the last of them, which fills no
             block, and one draw, which ends nothing unless it is one of telling_ids. 0 where `schedule` must look first.
         telling_ids: tokens that may end it wherever they are drawn, and NOT_DRAWN.
-        order: sort key; the smallest is served first and preempted last.
+        order: sort key; the smallest is served first and, but under the fair policy, preempted last.
         sample: what the scheduler's user keeps of it; None at first.
         finish_reason, stop_reason: set when it ends; stop_reason is the stop token id or stop string, if that
             ended it.
@@ -60,11 +69,15 @@ class Sequence:
         "arrival",
         "eos_token_ids",
         "finish_reason",
+        "group",
         "index",
         "line",
         "max_tokens",
+        "num_booked_tokens",
         "num_cached_tokens",
+        "num_extra_blocks",
         "num_preemptions",
+        "num_samples",
         "order",
         "params",
         "priority",
@@ -78,6 +91,7 @@ class Sequence:
         "table",
         "task",
         "telling_ids",
+        "tenant",
         "token_ids",
     )
 
@@ -90,6 +104,7 @@ class Sequence:
         prompt_token_ids: TokenIds[int],
         params: SamplingParams,
         seeds: tuple[int, ...],
+        tenant: str,
         priority: int,
         arrival: int,
         order: tuple[int, ...],
@@ -104,6 +119,7 @@ class Sequence:
         self.prompt_token_ids = prompt_token_ids
         self.token_ids = token_ids
         self.params = params
+        self.tenant = tenant
         self.priority = priority
         self.arrival = arrival
         self.order = order
@@ -116,6 +132,10 @@ class Sequence:
         self.sample: Any = None
         self.num_cached_tokens = 0
         self.num_preemptions = 0
+        self.num_samples = max(1, len(seeds))
+        self.num_extra_blocks = 0
+        self.group: BeamGroup | None = None
+        self.num_booked_tokens = len(token_ids)
         stops = params.stop_token_ids or ()
         self.telling_ids = frozenset((NOT_DRAWN, *stops, *(() if params.ignore_eos else self.eos_token_ids)))
         suppressed = tuple(sorted({*stops, *self.eos_token_ids})) if params.min_tokens else ()
@@ -147,11 +167,6 @@ class Sequence:
         return self.table.num_computed
 
     @property
-    def num_samples(self) -> int:
-        """Samples that it stands for, and counts as: n until the first token, then 1."""
-        return len(self.task.seeds)
-
-    @property
     def max_cached_tokens(self) -> int:
         """Tokens that can come to need K/V: all that it may have, but the last, which is never computed."""
         return len(self.prompt_token_ids) + self.max_tokens - 1
@@ -160,6 +175,38 @@ class Sequence:
     def finished(self) -> bool:
         """Whether it has ended."""
         return self.status is SequenceStatus.FINISHED
+
+    def sibling(
+        self,
+        seq_id: int,
+        index: int,
+        order: tuple[int, ...],
+        seeds: tuple[int, ...],
+        token_ids: list[int],
+        table: BlockTable,
+    ) -> Sequence:
+        """Another sample of the same request, with tokens, and blocks that it may compute with, of its own."""
+        sibling = Sequence(
+            seq_id=seq_id,
+            request_id=self.request_id,
+            index=index,
+            prompt_token_ids=self.prompt_token_ids,
+            params=self.params,
+            seeds=seeds,
+            tenant=self.tenant,
+            priority=self.priority,
+            arrival=self.arrival,
+            order=order,
+            max_tokens=self.max_tokens,
+            eos_token_ids=self.eos_token_ids,
+            token_ids=token_ids,
+            table=table,
+        )
+        sibling.num_cached_tokens = self.num_cached_tokens
+        sibling.group = self.group
+        sibling.task.num_candidates = self.task.num_candidates
+        sibling.admit()
+        return sibling
 
     def append(self, token_id: int) -> bool:
         """Adds a drawn token; True if it ends the sequence, with finish_reason and stop_reason set."""
@@ -191,15 +238,18 @@ class Sequence:
         if self.task.suppressed_token_ids and num_output >= self.params.min_tokens:
             self.task.suppressed_token_ids = ()
             self._num_tokens_to_check = len(self.prompt_token_ids) + self.max_tokens
+        end = self.end_by(token_id, num_output)
+        if end is None:
+            return False
+        self.finish_reason, self.stop_reason = end
+        return True
+
+    def end_by(self, token_id: int, num_output: int) -> tuple[FinishReason, int | None] | None:
+        """Finish and stop reason of a sample that ends with a token, its num_output-th; None where it goes on."""
         if token_id in self.telling_ids and num_output > self.params.min_tokens:
-            self.finish_reason = "stop"
             is_eos = token_id in self.eos_token_ids and not self.params.ignore_eos
-            self.stop_reason = None if is_eos else token_id
-            return True
-        if num_output >= self.max_tokens:
-            self.finish_reason = "length"
-            return True
-        return False
+            return "stop", None if is_eos else token_id
+        return ("length", None) if num_output >= self.max_tokens else None
 
 
 def sample_seed(seed: int, index: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import subprocess
 import sys
 import threading
@@ -239,7 +240,18 @@ def test_what_cannot_be_served_is_refused_at_the_door(
 
 @pytest.mark.parametrize(
     ("arguments", "param"),
-    [({"priority": None}, "priority"), ({"cache_salt": 5}, "cache_salt"), ({"params": {"n": 1}}, "sampling_params")],
+    [
+        ({"priority": None}, "priority"),
+        ({"tenant": 5}, "tenant"),
+        ({"cache_salt": 5}, "cache_salt"),
+        ({"params": {"n": 1}}, "sampling_params"),
+        ({"timeout_s": "1"}, "timeout_s"),
+        ({"timeout_s": True}, "timeout_s"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"timeout_s": -1.0}, "timeout_s"),
+        ({"timeout_s": math.nan}, "timeout_s"),
+        ({"timeout_s": math.inf}, "timeout_s"),
+    ],
 )
 def test_wrong_arguments_never_reach_the_engine(client: EngineClient, arguments: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequestError) as raised:

@@ -78,11 +78,13 @@ def test_the_folder_for_blocks_is_relative_to_the_file_whether_it_is_there_or_no
 
 def test_key_from_the_environment(monkeypatch):
     data = {"name": "x", "server": {"api_key": "from-file"}}
-    assert Deployment.from_dict(data, environ={API_KEY_VARIABLE: "k"}).server.api_key == "k"
+    assert Deployment.from_dict(data, environ={API_KEY_VARIABLE: "k"}).server.api_key == ("k",)
+    assert Deployment.from_dict(data, environ={API_KEY_VARIABLE: " k  l\n"}).server.api_key == ("k", "l")
     monkeypatch.setenv(API_KEY_VARIABLE, "k2")
-    assert Deployment.from_dict(data).server.api_key == "k2"
-    with pytest.raises(ConfigError, match=API_KEY_VARIABLE):
-        Deployment.from_dict(data, environ={API_KEY_VARIABLE: ""})
+    assert Deployment.from_dict(data).server.api_key == ("k2",)
+    for empty in ("", " "):
+        with pytest.raises(ConfigError, match=API_KEY_VARIABLE):
+            Deployment.from_dict(data, environ={API_KEY_VARIABLE: empty})
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,15 @@ def test_key_from_the_environment(monkeypatch):
         ({"name": "x", "server": {"port": 0}}, "server.port must be in 1..65535"),
         ({"name": "x", "server": {"port": "80"}}, "server.port must be an integer"),
         ({"name": "x", "server": {"host": ""}}, "server.host"),
-        ({"name": "x", "server": {"api_key": ""}}, "server.api_key must be a quoted string that is not empty."),
+        (
+            {"name": "x", "server": {"api_key": ""}},
+            "server.api_key must be a quoted string",
+        ),
+        (
+            {"name": "x", "server": {"api_key": ["a", ""]}},
+            "server.api_key must be a quoted string",
+        ),
+        ({"name": "x", "server": {"api_key": ["a", "a"]}}, "server.api_key holds a key twice"),
         ({"name": "x", "server": {"api_key": "a b"}}, "server.api_key"),
         ({"name": "x", "server": {"max_body_bytes": -1}}, "server.max_body_bytes"),
         ({"name": "x", "server": {"drain_timeout_s": -1}}, "server.drain_timeout_s"),

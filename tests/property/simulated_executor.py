@@ -8,6 +8,7 @@ given back while a window still reaches it, is seen at once, and changes tokens 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,53 @@ def run_alone(
             return tuple(output), "length", None
 
 
+def logprob(token: int, digest: int) -> float:
+    """What a token is worth after a context; no distribution, but the search does not know."""
+    return -(1 + hash(("beam", token, digest)) % 1000) / 250
+
+
+def search_alone(
+    prompt: tuple[int, ...], params: SamplingParams, max_tokens: int
+) -> list[tuple[tuple[int, ...], str, int | None]]:
+    """Tokens, finish and stop reason of the n best beams, the best first, by transformers' rules spelled out."""
+    width, penalty = params.num_sequences, params.length_penalty
+    stops = set(params.stop_token_ids or ())
+    ends = stops if params.ignore_eos else stops | {EOS}
+    num_kept = width * max(2, 1 + len(ends))
+    running: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    finished: list[tuple[float, tuple[int, ...], str, int | None]] = []
+    for length in range(1, max_tokens + 1):
+        suppressed = stops | {EOS} if length <= params.min_tokens else set()
+        continued = []
+        for score, tokens in running:
+            digest = 0
+            for token in prompt + tokens:
+                digest = extend_digest(digest, token)
+            values = {t: logprob(t, digest) for t in range(VOCAB_SIZE) if t not in suppressed}
+            continued += [
+                (score + value, (*tokens, token))
+                for token, value in sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))
+            ]
+        continued = sorted(continued, key=lambda pair: -pair[0])[:num_kept]
+        running = []
+        for rank, (score, tokens) in enumerate(continued):
+            ended = tokens[-1] in ends
+            if not ended and length < max_tokens:
+                running.append((score, tokens))
+            elif rank < width:
+                is_eos = tokens[-1] == EOS and not params.ignore_eos
+                stop = tokens[-1] if ended and not is_eos else None
+                finished.append((score / length**penalty, tokens, "stop" if ended else "length", stop))
+        running = running[:width]
+        finished = sorted(finished, key=lambda beam: -beam[0])[:width]
+        if not running or (len(finished) == width and params.early_stopping is True):
+            break
+        best_length = max_tokens if params.early_stopping == "never" and penalty > 0 else length
+        if len(finished) == width and running[0][0] / best_length**penalty <= finished[-1][0]:
+            break
+    return [beam[1:] for beam in finished[: params.n]]
+
+
 class SimulatedExecutor:
     """Runs plans over the simulated cache, and asserts what an executor may rely on.
 
@@ -98,6 +146,7 @@ class SimulatedExecutor:
         self.copy_blocks(plan.block_copies)
         self._write(plan)
         samples: list[int] = []
+        scores: list[float] = []
         for scheduled in plan.sequences:
             known = self.known(scheduled.seq_id)
             start, end = scheduled.num_computed_tokens, scheduled.num_computed_tokens + len(scheduled.token_ids)
@@ -112,11 +161,16 @@ class SimulatedExecutor:
                     assert cell == wanted, f"sequence {scheduled.seq_id} needs {wanted}, its slot holds {cell}"
             caught_up = end == len(known.token_ids)
             assert (scheduled.sampling is not None) == caught_up, "draws exactly when caught up"
-            if scheduled.sampling is not None and scheduled.seq_id == undrawable:
-                samples += [NOT_DRAWN] * len(scheduled.sampling.seeds)
-            elif scheduled.sampling is not None:
-                samples += self._draw(scheduled.sampling, known, digest)
-        return StepResult(samples)
+            task = scheduled.sampling
+            if task is None:
+                continue
+            found: list[tuple[int, float]] = []
+            if scheduled.seq_id != undrawable:
+                found = self._draw(task, known, digest)
+            found += [(NOT_DRAWN, -math.inf)] * (task.num_results - len(found))
+            samples += [token for token, _ in found]
+            scores += [score for _, score in found]
+        return StepResult(samples, scores=scores)
 
     def break_off(self, plan: StepPlan, *, moved: bool = True) -> None:
         """A step that raises half way: copies done, new slots half written, nothing drawn.
@@ -209,14 +263,18 @@ class SimulatedExecutor:
                     written[slot] = scheduled.seq_id
                     self._set(scheduled.block_table, position, group, (known.scope, position, digest, group))
 
-    def _draw(self, task: SamplingTask, known: Known, digest: int) -> list[int]:
+    def _draw(self, task: SamplingTask, known: Known, digest: int) -> list[tuple[int, float]]:
         num_prompt = len(task.prompt_token_ids)
         assert (*task.prompt_token_ids, *task.output_token_ids) == known.token_ids
         assert task.position == len(known.token_ids)
         stops = (EOS, *(task.params.stop_token_ids or ()))
         suppress = task.position - num_prompt < task.params.min_tokens
         assert task.suppressed_token_ids == (tuple(sorted(set(stops))) if suppress else ())
-        return [draw(seed, task.position, digest, task.suppressed_token_ids) for seed in task.seeds]
+        if task.num_candidates:
+            left = [token for token in range(VOCAB_SIZE) if token not in task.suppressed_token_ids]
+            worth = sorted(((logprob(token, digest), token) for token in left), key=lambda pair: (-pair[0], pair[1]))
+            return [(token, value) for value, token in worth[: task.num_candidates]]
+        return [(draw(seed, task.position, digest, task.suppressed_token_ids), 0.0) for seed in task.seeds]
 
     def _block(self, block_table: object, position: int, group: int) -> int:
         assert isinstance(block_table, list)

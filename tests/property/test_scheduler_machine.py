@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, field
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,53 +25,15 @@ from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN
 from paged_backend.scheduler.scheduler import Scheduler
 from paged_backend.scheduler.sequence import Sequence
+from tests.property.known_requests import MAX_MODEL_LEN, TEXTS, Request, Sample
 from tests.property.simulated_executor import (
     EOS,
     VOCAB_SIZE,
     Known,
     SimulatedExecutor,
     run_alone,
+    search_alone,
 )
-
-MAX_MODEL_LEN = 24
-
-# Prompts are prefixes of a few texts, so that many share blocks, and some are alike.
-_TEXTS = tuple(
-    tuple(random.Random(i).randrange(VOCAB_SIZE) for _ in range(4)) * 2
-    + tuple(random.Random(100 + i).randrange(VOCAB_SIZE) for _ in range(MAX_MODEL_LEN))
-    for i in (0, 0, 1)
-)
-
-
-@dataclass
-class Sample:
-    """One sample as the test knows it."""
-
-    request: Request
-    index: int
-    output: list[int] = field(default_factory=list)
-    ended: str | None = None
-
-
-@dataclass
-class Request:
-    """One request as the test knows it."""
-
-    request_id: str
-    prompt: tuple[int, ...]
-    params: SamplingParams
-    seed: int
-    salt: str | None
-    max_tokens: int
-    samples: list[Sample] = field(default_factory=list)
-
-    @property
-    def live(self) -> bool:
-        return any(sample.ended is None for sample in self.samples)
-
-    @property
-    def parted(self) -> bool:
-        return any(sample.output for sample in self.samples)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -82,7 +44,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 5),
         max_num_seqs=st.integers(1, 6),
         spare_budget=st.integers(0, 20),
-        policy=st.sampled_from(["fcfs", "priority"]),
+        policy=st.sampled_from(["fcfs", "priority", "fair"]),
         caching=st.booleans() | st.just(True),
         windows=st.just([0]) | st.lists(st.just(0) | st.integers(2, 12), min_size=1, max_size=3),
         num_host_slots=st.sampled_from([0, 0, 1, 2, 5, 30]),
@@ -133,12 +95,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         kv = self.kv
         return SimulatedExecutor(kv.num_blocks, kv.block_size, self.known, self.windows, self.num_host_slots)
 
+    def beams(self, request: Request) -> tuple[Sequence, ...]:
+        """The sequences of a beam search, which come and go."""
+        return self.scheduler.sequences(request.request_id) if request.searches else ()
+
+    def request_of(self, seq_id: int) -> Request:
+        if seq_id in self.by_seq_id:
+            return self.by_seq_id[seq_id].request
+        (request,) = (r for r in self.live() if any(s.seq_id == seq_id for s in self.beams(r)))
+        return request
+
     def known(self, seq_id: int) -> Known:
+        if seq_id not in self.by_seq_id:
+            request = self.request_of(seq_id)
+            (sequence,) = (s for s in self.beams(request) if s.seq_id == seq_id)
+            return Known(tuple(sequence.token_ids), request.salt)
         sample = self.by_seq_id[seq_id]
         return Known((*sample.request.prompt, *sample.output), sample.request.salt)
 
     @rule(
-        text=st.sampled_from(_TEXTS),
+        text=st.sampled_from(TEXTS),
         length=st.integers(1, MAX_MODEL_LEN),
         n=st.sampled_from([1, 1, 1, 2, 3, 4]),
         max_tokens=st.none() | st.integers(1, 12),
@@ -148,6 +124,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         seed=st.integers(0, 3) | st.just(2**63 - 1),
         salt=st.sampled_from([None, None, "", "tenant"]),
         priority=st.integers(-1, 1),
+        search=st.none()
+        | st.none()
+        | st.tuples(st.sampled_from([0.6, 1, 2, -1]), st.sampled_from([False, True, "never"])),
+        best_of=st.integers(0, 2),
+        tenant=st.sampled_from(["", "a", "b"]),
     )
     def submit(
         self,
@@ -161,26 +142,39 @@ class SchedulerMachine(RuleBasedStateMachine):
         seed: int,
         salt: str | None,
         priority: int,
+        search: tuple[float, Any] | None,
+        best_of: int,
+        tenant: str,
     ) -> None:
         if max_tokens is not None:
             min_tokens = min(min_tokens, max_tokens)
         params = SamplingParams(
             n=n, max_tokens=max_tokens, min_tokens=min_tokens, ignore_eos=ignore_eos, stop_token_ids=stops
         )
+        width = 1
+        if search is not None:
+            width = n + best_of
+            params = replace(
+                params, use_beam_search=True, best_of=width, length_penalty=search[0], early_stopping=search[1]
+            )
         prompt = text[:length]
-        room = min(MAX_MODEL_LEN, self.most_tokens() + 1) - length
+        room = min(MAX_MODEL_LEN, self.most_tokens(width, length) + 1) - length
         wanted = room if max_tokens is None else min(max_tokens, MAX_MODEL_LEN - length)
-        fits = n <= self.config.max_num_seqs and room >= 1 and wanted <= room and min_tokens <= wanted
+        fits = max(n, width) <= self.config.max_num_seqs and room >= 1 and wanted <= room and min_tokens <= wanted
         request_id = f"r{len(self.requests)}"
         try:
-            sequence = self.scheduler.add(request_id, prompt, params, seed=seed, salt=salt, priority=priority)
+            sequence = self.scheduler.add(
+                request_id, prompt, params, seed=seed, salt=salt, priority=priority, tenant=tenant
+            )
         except InvalidRequestError as error:
-            assert not fits and error.param in ("n", "prompt", "max_tokens", "min_tokens")
+            assert not fits and error.param in ("n", "best_of", "prompt", "max_tokens", "min_tokens")
             return
         assert fits
         request = Request(request_id, prompt, params, seed, salt, wanted)
         request.samples = [Sample(request, index) for index in range(n)]
         self.requests[request_id] = request
+        if search is not None:
+            return
         self.by_seq_id[sequence.seq_id] = request.samples[0]
         self.sequences[sequence.seq_id] = sequence
 
@@ -193,12 +187,20 @@ class SchedulerMachine(RuleBasedStateMachine):
             most = max(most, min(whole, -(-seen // size)))
         return most if window else whole
 
-    def most_tokens(self) -> int:
-        """Tokens of the longest sequence that the pool can hold, as far as a model goes."""
+    def most_tokens(self, width: int = 1, num_prompt: int = 0) -> int:
+        """Tokens of the longest sequence that the pool can hold, as far as a model goes, or of each of several beams.
+
+        All that beams are sure to share are their prompt's full blocks, where no window leaves them behind.
+        """
+        shared = num_prompt // self.kv.block_size
         fits = (
             num_tokens
             for num_tokens in range(MAX_MODEL_LEN, -1, -1)
-            if sum(self.most_in_use(window, num_tokens) for window in self.windows) <= self.kv.num_blocks
+            if sum(
+                width * self.most_in_use(window, num_tokens) - (0 if window else (width - 1) * shared)
+                for window in self.windows
+            )
+            <= self.kv.num_blocks
         )
         return next(fits)
 
@@ -218,14 +220,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence, token_id in zip(self.scheduler.commit(result), result.token_ids, strict=True):
             self.book(sequence, token_id)
 
+    def book_search(self, request: Request, sequence: Sequence) -> None:
+        group = sequence.group
+        assert group is not None
+        if group.failed:
+            for sibling in self.scheduler.sequences(request.request_id):
+                self.scheduler.finish_sequence(sibling, "error")
+            for sample in request.samples:
+                sample.ended = sample.ended or "error"
+        elif group.search.over and request.live:
+            found = [(tuple(beam.token_ids), beam.finish_reason, beam.stop_reason) for beam in group.best]
+            assert found == search_alone(request.prompt, request.params, request.max_tokens)
+            for sample, (tokens, reason, _) in zip(request.samples, found, strict=True):
+                sample.output, sample.ended = list(tokens), reason
+
     def book(self, sequence: Sequence, token_id: int) -> None:
+        if sequence.group is not None:
+            return self.book_search(self.requests[sequence.request_id], sequence)
         if token_id == NOT_DRAWN:
             request = self.requests[sequence.request_id]
             for sibling in self.scheduler.sequences(sequence.request_id):
                 self.scheduler.finish_sequence(sibling, "error")
             for sample in request.samples:
                 sample.ended = sample.ended or "error"
-            return
+            return None
         if sequence.seq_id not in self.by_seq_id:
             self.by_seq_id[sequence.seq_id] = self.requests[sequence.request_id].samples[sequence.index]
             self.sequences[sequence.seq_id] = sequence
@@ -240,6 +258,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert sequence.stop_reason == stop_reason
         else:
             assert tuple(sample.output) == tokens[: len(sample.output)] and len(sample.output) < len(tokens)
+        return None
 
     def alone(self, sample: Sample) -> tuple[tuple[int, ...], str, int | None]:
         request = sample.request
@@ -256,8 +275,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.live()), label="request")
         expected = [s for s in request.samples if s.ended is None] if request.parted else request.samples[:1]
+        beams = self.beams(request)
         ended = self.scheduler.abort(request.request_id)
-        assert [sequence.index for sequence in ended] == [sample.index for sample in expected]
+        indexes = [beam.index for beam in beams] or [sample.index for sample in expected]
+        assert [sequence.index for sequence in ended] == indexes
         assert all(sequence.finished and sequence.finish_reason == "abort" for sequence in ended)
         for sample in request.samples:
             sample.ended = sample.ended or "abort"
@@ -282,7 +303,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return self.one_step()
         plan = self.scheduler.plan()
         self.executor.break_off(plan, moved=moved)
-        hit = {self.by_seq_id[s.seq_id].request.request_id for s in plan.sequences}
+        hit = {self.request_of(s.seq_id).request_id for s in plan.sequences}
         dropped = self.scheduler.fail()
         assert {sequence.request_id for sequence in dropped} == hit
         assert all(sequence.finish_reason == "error" for sequence in dropped)
@@ -360,7 +381,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         size, num_groups = self.kv.block_size, len(self.windows)
         filled: set[tuple[int, int]] = set()
         held: set[int] = set()
-        for sequence in self.sequences.values():
+        beams = [sequence for request in self.live() for sequence in self.beams(request)]
+        for sequence in (*self.sequences.values(), *beams):
             held.update(sequence.table.block_ids)
             for position in range(sequence.num_computed_tokens):
                 blocks = sequence.table.block_ids[position // size * num_groups :][:num_groups]
@@ -402,6 +424,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in self.requests.values():
             for sample in request.samples:
                 assert sample.ended is not None
+                if request.searches:
+                    continue
                 tokens, _, _ = self.alone(sample)
                 if sample.ended in ("stop", "length"):
                     assert tuple(sample.output) == tokens[: len(sample.output)]

@@ -22,6 +22,7 @@ def new_sequence(max_tokens: int = 10, **params: Any) -> Sequence:
         prompt_token_ids=(7, 8),
         params=SamplingParams(**params),
         seeds=(1,),
+        tenant="",
         priority=0,
         arrival=0,
         order=(0, 0),

@@ -185,6 +185,41 @@ void read_logprobs(SamplingCall& call, nb::handle num_logprobs) {
     }
 }
 
+// Rows and their samples: a row has one for each of its seeds, or as many as it takes of its most likely tokens.
+void read_samples(SamplingCall& call, nb::handle seeds, nb::handle temperatures, nb::handle num_best) {
+    const size_t num_rows = call.rows.size();
+    const Items seed_items = column(seeds, "seeds", num_rows, false);
+    const Items temperature_items = column(temperatures, "temperatures", num_rows, false);
+    const Items best_items = column(num_best, "num_best", num_rows, true);
+    call.seeds.reserve(num_rows);
+    bool takes_best = false;
+    for (size_t i = 0; i < num_rows; ++i) {
+        SamplingRow& row = call.rows[i];
+        row.temperature = number(temperature_items[i], "temperatures");
+        require(row.temperature >= 0.0 && std::isfinite(row.temperature), "temperatures", "be 0 or more, and finite.");
+        const Items own(seed_items[i], "seeds");
+        row.first_sample = static_cast<int64_t>(call.seeds.size());
+        if (best_items.size() != 0) row.num_best = integer(best_items[i], "num_best");
+        require(row.num_best >= 0 && row.num_best <= call.vocab_size, "num_best", "be 0 to the vocabulary's size.");
+        takes_best |= row.num_best > 0;
+        if (row.num_best > 0) {
+            row.temperature = 0.0;
+            call.seeds.resize(call.seeds.size() + static_cast<size_t>(row.num_best));
+        } else {
+            require(own.size() > 0, "seeds", "hold at least one for each row that draws.");
+            for (size_t j = 0; j < own.size(); ++j) call.seeds.push_back(word(own[j], "seeds"));
+        }
+        row.num_samples = static_cast<int64_t>(call.seeds.size()) - row.first_sample;
+    }
+    if (takes_best) call.scores.assign(call.seeds.size(), -std::numeric_limits<float>::infinity());
+}
+
+nb::list list_of_numbers(const std::vector<float>& values) {
+    nb::list list;
+    for (const float value : values) list.append(value);
+    return list;
+}
+
 nb::list list_of_integers(const std::vector<int64_t>& values) {
     nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(values.size())));
     if (!list.is_valid()) throw nb::python_error();
@@ -209,7 +244,7 @@ nb::dict dict_of_top(const SamplingCall& call) {
 
 nb::tuple sample_batch(Runtime& runtime, const Logits& logits, nb::handle seeds, nb::handle temperatures,
                        nb::handle positions, nb::handle top_k, nb::handle top_p, nb::handle min_p,
-                       nb::handle num_logprobs, nb::handle changes) {
+                       nb::handle num_logprobs, nb::handle num_best, nb::handle changes) {
     SamplingCall call;
     const size_t num_rows = logits.shape(0);
     call.logits = logits.data();
@@ -220,19 +255,7 @@ nb::tuple sample_batch(Runtime& runtime, const Logits& logits, nb::handle seeds,
     require(logits.stride(1) == 1 || call.vocab_size == 1, "logits", "be contiguous within a row.");
 
     call.rows.resize(num_rows);
-    const Items seed_items = column(seeds, "seeds", num_rows, false);
-    const Items temperature_items = column(temperatures, "temperatures", num_rows, false);
-    call.seeds.reserve(num_rows);
-    for (size_t i = 0; i < num_rows; ++i) {
-        SamplingRow& row = call.rows[i];
-        row.temperature = number(temperature_items[i], "temperatures");
-        require(row.temperature >= 0.0 && std::isfinite(row.temperature), "temperatures", "be 0 or more, and finite.");
-        const Items own(seed_items[i], "seeds");
-        require(own.size() > 0, "seeds", "hold at least one for each row.");
-        row.first_sample = static_cast<int64_t>(call.seeds.size());
-        row.num_samples = static_cast<int64_t>(own.size());
-        for (size_t j = 0; j < own.size(); ++j) call.seeds.push_back(word(own[j], "seeds"));
-    }
+    read_samples(call, seeds, temperatures, num_best);
     read_draws(call, positions, top_k, top_p, min_p);
     read_logprobs(call, num_logprobs);
     require(PyDict_Check(changes.ptr()), "changes", "be a dict.");
@@ -250,9 +273,8 @@ nb::tuple sample_batch(Runtime& runtime, const Logits& logits, nb::handle seeds,
         const std::lock_guard<std::mutex> turn(runtime.turn());
         sample(runtime, call);
     }
-    nb::list logprobs;
-    for (const float logprob : call.logprobs) logprobs.append(logprob);
-    return nb::make_tuple(list_of_integers(call.tokens), logprobs, list_of_integers(call.ranks), dict_of_top(call));
+    return nb::make_tuple(list_of_integers(call.tokens), list_of_numbers(call.logprobs), list_of_integers(call.ranks),
+                          dict_of_top(call), list_of_numbers(call.scores));
 }
 
 }  // namespace
@@ -261,7 +283,7 @@ void bind_sampling(nb::module_& module) {
     // None is refused by name, like all else that is not a list.
     module.def("sample", &sample_batch, "runtime"_a, "logits"_a, "seeds"_a.none(), "temperatures"_a.none(),
                "positions"_a.none(), "top_k"_a.none(), "top_p"_a.none(), "min_p"_a.none(), "num_logprobs"_a.none(),
-               "changes"_a.none(),
+               "num_best"_a.none(), "changes"_a.none(),
                "The fields of a SampledBatch for those of a SamplingBatch. Raises ValueError, before anything is drawn, "
                "for a wrong one.");
     module.def("uniform", &uniform, "seed"_a, "position"_a, "A number in [0, 1) that is a function of both.");

@@ -22,15 +22,15 @@ class Layout {
   public:
     explicit Layout(const SamplingCall& call) {
         const int64_t blocks = sampling_blocks(call.vocab_size);
-        bool draws = false, changes = false, describes = false;
+        bool draws = false, changes = false, lists = false;
         int64_t most_allowed = 0;
         for (const SamplingRow& row : call.rows) {
             draws |= row.temperature > 0.0;
-            describes |= row.num_logprobs >= 0;
+            lists |= row.num_logprobs >= 0 || row.num_best > 0;
             changes |= row.changes != nullptr;
             if (row.changes) most_allowed = std::max(most_allowed, static_cast<int64_t>(row.changes->allowed.size()));
         }
-        const int64_t num_tokens = draws || changes || describes ? call.vocab_size : 0;
+        const int64_t num_tokens = draws || changes || lists ? call.vocab_size : 0;
         take<float>(fine_, blocks * sampling_columns);
         take<float>(coarse_, round_up(blocks, sampling_columns));
         take<double>(sums_, blocks + 1);
@@ -38,7 +38,7 @@ class Layout {
         take<float>(changed_, changes ? num_tokens : 0);
         take<int32_t>(tokens_, num_tokens + sampling_block);
         take<float>(values_, std::max(num_tokens, most_allowed) + sampling_block);
-        take<LikelyToken>(likely_, describes ? num_tokens : 0);
+        take<LikelyToken>(likely_, lists ? num_tokens : 0);
     }
 
     int64_t bytes() const { return bytes_; }
@@ -64,6 +64,14 @@ class Layout {
     int64_t bytes_ = 0;
 };
 
+// A logit's log-probability.
+struct LogProbability {
+    double peak;
+    double log_sum;  // of the weights, which are multiples of the peak's
+
+    float operator()(float logit) const { return static_cast<float>(static_cast<double>(logit) - peak - log_sum); }
+};
+
 class RowSampler {
   public:
     RowSampler(const SamplingKernels& kernels, SamplingCall& call, const SamplingScratch& scratch)
@@ -73,11 +81,20 @@ class RowSampler {
         const SamplingRow& params = call_.rows[static_cast<size_t>(index)];
         const float* raw = call_.logits + index * call_.row_stride;
         int64_t* tokens = call_.tokens.data() + params.first_sample;
+        const bool takes_best = params.num_best > 0;
         const bool draws = params.temperature > 0.0;
         const bool describes = params.num_logprobs >= 0;
-        const ColumnMaxima* maxima = draws || describes ? &scratch_.maxima : nullptr;
+        const ColumnMaxima* maxima = takes_best || draws || describes ? &scratch_.maxima : nullptr;
 
         const Peak raw_peak = kernels_.largest(raw, call_.vocab_size, maxima);
+        if (takes_best) {
+            if (!raw_peak.are_numbers) return leave_out(params);
+            const RowOfLogits row{raw, call_.vocab_size, raw_peak.logit};
+            if (!take_best(row, params)) return leave_out(params);
+            if (!describes) return;
+            if (params.changes != nullptr) kernels_.largest(raw, call_.vocab_size, maxima);
+            return describe(row, params, index);
+        }
         Peak peak = raw_peak;
         const float* logits = raw;
         if (params.changes != nullptr && raw_peak.are_numbers) {
@@ -143,18 +160,58 @@ class RowSampler {
         return first + last;  // where rounding lets the sum fall short: the last that has a weight
     }
 
-    // Log-probability and rank of the drawn tokens, and the most likely ones, of the logits as they came.
-    void describe(const RowOfLogits& row, const SamplingRow& params, int64_t index) const {
+    // The most likely tokens by log-probabilities that are changed first; whether there is one.
+    bool take_best(const RowOfLogits& raw, const SamplingRow& params) const {
+        constexpr float none = -std::numeric_limits<float>::infinity();
+        const LogProbability logprob_of = log_probability(raw);
+        RowOfLogits row = raw;
+        if (params.changes != nullptr) {
+            std::transform(raw.logits, raw.logits + raw.vocab_size, scratch_.changed, logprob_of);
+            change_logits(*params.changes, scratch_.changed, raw.vocab_size, scratch_.tokens, scratch_.values);
+            const Peak peak = kernels_.largest(scratch_.changed, raw.vocab_size, &scratch_.maxima);
+            if (!peak.are_numbers) return false;
+            row = {scratch_.changed, raw.vocab_size, peak.logit};
+        }
+        const LikelyToken* best = most_likely(row, params.num_best);
+        for (int64_t i = 0; i < params.num_best; ++i) {
+            const float score = params.changes != nullptr ? best[i].logprob : logprob_of(best[i].logprob);
+            const auto at = static_cast<size_t>(params.first_sample + i);
+            call_.tokens[at] = score == none ? -1 : best[i].token;
+            call_.scores[at] = score;
+        }
+        return true;
+    }
+
+    // The `count` tokens of a row with the largest logits, these in the place of log-probabilities: the largest first,
+    // of equals the one with the smaller id.
+    const LikelyToken* most_likely(const RowOfLogits& row, int64_t count) const {
+        const float least = kth_largest(kernels_, row, count, scratch_);
+        const int64_t found = kernels_.collect(row.logits, row.vocab_size, scratch_.maxima, least, row.peak,
+                                               scratch_.tokens, scratch_.values);
+        LikelyToken* likely = scratch_.likely;
+        for (int64_t i = 0; i < found; ++i) likely[i] = {scratch_.tokens[i], scratch_.values[i]};
+        const auto comes_first = [](const LikelyToken& a, const LikelyToken& b) {
+            return a.logprob > b.logprob || (a.logprob == b.logprob && a.token < b.token);
+        };
+        std::partial_sort(likely, likely + count, likely + found, comes_first);
+        return likely;
+    }
+
+    // Of a row's logits; scratch_.maxima must be theirs.
+    LogProbability log_probability(const RowOfLogits& row) const {
         const Softmax softmax = make_softmax(row.peak, -std::numeric_limits<float>::infinity(), 1.0);
         kernels_.block_sums(row.logits, row.vocab_size, scratch_.maxima, softmax, scratch_.sums);
         double total = 0.0;
         for (int64_t block = 0; block < sampling_blocks(row.vocab_size); ++block) total += scratch_.sums[block];
-        const double log_sum = std::log(total);
-        const auto logprob_of = [&](float logit) {
-            return static_cast<float>(static_cast<double>(logit) - static_cast<double>(row.peak) - log_sum);
-        };
+        return {static_cast<double>(row.peak), std::log(total)};
+    }
+
+    // Log-probability and rank of the row's tokens, and the most likely ones, of the logits as they came.
+    void describe(const RowOfLogits& row, const SamplingRow& params, int64_t index) const {
+        const LogProbability logprob_of = log_probability(row);
         for (int64_t i = params.first_sample; i < params.first_sample + params.num_samples; ++i) {
             const auto at = static_cast<size_t>(i);
+            if (call_.tokens[at] < 0) continue;
             const float logit = row.logits[call_.tokens[at]];
             call_.logprobs[at] = logprob_of(logit);
             const bool as_before = i > params.first_sample && call_.tokens[at] == call_.tokens[at - 1];
@@ -163,19 +220,8 @@ class RowSampler {
         }
         std::vector<LikelyToken>& top = call_.top[static_cast<size_t>(index)];
         if (top.empty()) return;
-        const auto num_top = static_cast<int64_t>(top.size());
-        const float least = kth_largest(kernels_, row, num_top, scratch_);
-        const int64_t count = kernels_.collect(row.logits, row.vocab_size, scratch_.maxima, least, row.peak,
-                                               scratch_.tokens, scratch_.values);
-        LikelyToken* likely = scratch_.likely;  // holds logits until they are log-probabilities
-        for (int64_t i = 0; i < count; ++i) likely[i] = {scratch_.tokens[i], scratch_.values[i]};
-        const auto comes_first = [](const LikelyToken& a, const LikelyToken& b) {
-            return a.logprob > b.logprob || (a.logprob == b.logprob && a.token < b.token);
-        };
-        std::partial_sort(likely, likely + num_top, likely + count, comes_first);
-        for (int64_t i = 0; i < num_top; ++i) {
-            top[static_cast<size_t>(i)] = {likely[i].token, logprob_of(likely[i].logprob)};
-        }
+        const LikelyToken* likely = most_likely(row, static_cast<int64_t>(top.size()));
+        for (size_t i = 0; i < top.size(); ++i) top[i] = {likely[i].token, logprob_of(likely[i].logprob)};
     }
 
     const SamplingKernels& kernels_;

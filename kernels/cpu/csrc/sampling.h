@@ -87,6 +87,7 @@ struct SamplingRow {
     int64_t first_sample = 0;       // its samples follow each other in seeds and in the results
     int64_t num_samples = 0;
     int64_t num_logprobs = -1;      // -1: no description
+    int64_t num_best = 0;           // above 0: its samples are that many of the most likely tokens, and nothing is drawn
     const LogitChanges* changes = nullptr;
 };
 
@@ -101,12 +102,13 @@ struct SamplingCall {
     int64_t vocab_size = 0;
     int64_t row_stride = 0;
     std::vector<SamplingRow> rows;
-    std::vector<uint64_t> seeds;    // one for each sample
+    std::vector<uint64_t> seeds;    // one for each sample; without meaning where nothing is drawn
 
     std::vector<int64_t> tokens;    // [samples]; -1 where there is none
     std::vector<float> logprobs;    // [samples], or empty where no row asks for descriptions
     std::vector<int64_t> ranks;     // like logprobs
     std::vector<std::vector<LikelyToken>> top;  // [rows], each as long as the row asks; or empty
+    std::vector<float> scores;      // [samples], -inf where there is no token; or empty where every row draws
 };
 
 // The caller holds runtime.turn(), and has checked everything (bind_sampling.cpp).

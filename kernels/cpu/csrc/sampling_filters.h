@@ -15,7 +15,7 @@ struct SamplingScratch {
     float* changed;    // [vocab_size], where a row's logits are changed
     int32_t* tokens;   // [vocab_size + sampling_block]
     float* values;     // [vocab_size + sampling_block]
-    LikelyToken* likely;  // [vocab_size], where a row asks for descriptions
+    LikelyToken* likely;  // [vocab_size], where a row asks for its most likely tokens
 };
 
 // A row to draw from; maxima are those of its logits.

@@ -72,7 +72,7 @@ class App:
     async def _refuse_for_now(self, send: Send) -> None:
         exchange = CURRENT_EXCHANGE.get()
         assert exchange is not None
-        exchange.refuse(QueueFullError("full", retry_after_s=2))
+        exchange.refuse(QueueFullError("full", retry_after_s=2, reason="max_num_queued_reqs"))
         await self._answer(send, 500, b"must not be seen")
 
     async def _validation(self, send: Send) -> None:
@@ -86,13 +86,13 @@ class App:
         raise ValueError("secret")
 
 
-def edge(app: App, api_key: str | None = None) -> EdgeMiddleware:
+def edge(app: App, *api_keys: str) -> EdgeMiddleware:
     return EdgeMiddleware(
         app,
         owns=lambda path: path in NATIVE or path.startswith("/v1/"),
         native=NATIVE,
         max_body_bytes=LIMIT,
-        api_key=lambda: api_key,
+        api_keys=lambda: api_keys,
     )
 
 
@@ -107,7 +107,7 @@ def run(
             await asyncio.sleep(leave_after_s)
             connection.leave()
 
-        tasks = [asyncio.ensure_future(connection.run(edge(app, api_key)))]
+        tasks = [asyncio.ensure_future(connection.run(edge(app, *([api_key] if api_key else []))))]
         if leave_after_s is not None:
             tasks.append(asyncio.ensure_future(leave()))
         await asyncio.gather(*tasks)

@@ -17,7 +17,7 @@ MESSAGE = {"role": "user", "content": "x"}
 
 
 def submit(client: FakeClient, **fields: Any) -> dict[str, Any]:
-    asyncio.run(native.submit(client, GenerateRequest(**fields)))  # type: ignore[arg-type]
+    asyncio.run(native.submit(client, GenerateRequest(**fields), "me"))  # type: ignore[arg-type]
     return client.submissions[0]
 
 
@@ -74,7 +74,7 @@ def test_refusals(fields: dict[str, Any], param: str) -> None:
         fields = {"messages": [ChatMessage.model_construct(**message) for message in fields["messages"]]}
     request = GenerateRequest.model_construct(**{**GenerateRequest().model_dump(), **fields})
     with pytest.raises(InvalidRequestError) as caught:
-        asyncio.run(native.submit(client, request))  # type: ignore[arg-type]
+        asyncio.run(native.submit(client, request, None))  # type: ignore[arg-type]
     assert caught.value.param == param and not client.submissions
 
 

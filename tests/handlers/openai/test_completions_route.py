@@ -71,7 +71,7 @@ def test_fields_reach_the_engine(call, client):
         "logprobs": 3,
     }
     body = {**fields, "prompt": "x", "stop": "END", "logit_bias": {"50": -100, "7": 2.5}}
-    more = {"request_id": "mine", "cache_salt": "salt"}
+    more = {"request_id": "mine", "cache_salt": "salt", "timeout_s": 2.5}
     reply = call(PATH, {**body, **more})
     assert reply.status == 200 and reply.json["id"] == "cmpl-mine"
     submission = client.submissions[0]
@@ -81,6 +81,7 @@ def test_fields_reach_the_engine(call, client):
     assert submission["params"].stop == ("END",)
     assert dict(submission["params"].logit_bias) == {50: -100, 7: 2.5}
     assert submission["cache_salt"] == "salt" and submission["priority"] == 0
+    assert submission["timeout_s"] == 2.5 and submission["tenant"] is None
 
 
 def test_defaults(call, client):
@@ -95,6 +96,7 @@ def test_defaults_spelled_out_are_fine(call):
         "prompt": "x",
         "best_of": 1,
         "n": 1,
+        "early_stopping": False,
         "stop": None,
         "logit_bias": None,
         "suffix": None,
@@ -237,7 +239,8 @@ def test_length_limit_speaks_vllms_words(call):
         ({"logprobs": -1}, "logprobs"),
         ({"logprobs": True}, "body.logprobs"),
         ({"echo": True, "logprobs": 1}, "logprobs"),
-        ({"best_of": 2}, "best_of"),
+        ({"n": 2, "best_of": 1}, "best_of"),
+        ({"best_of": 2, "stream": True}, "stream"),
         ({"suffix": "end"}, "suffix"),
         ({"stream": "yes"}, "body.stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -250,14 +253,16 @@ def test_length_limit_speaks_vllms_words(call):
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": 101}, "truncate_prompt_tokens"),
         ({"truncation_side": "middle"}, "truncation_side"),
-        ({"use_beam_search": True}, "use_beam_search"),
+        ({"use_beam_search": True, "stream": True}, "stream"),
+        ({"use_beam_search": True, "temperature": 0.7}, "temperature"),
+        ({"use_beam_search": True, "early_stopping": "always"}, "early_stopping"),
+        ({"early_stopping": True}, "early_stopping"),
         ({"length_penalty": 2.0}, "length_penalty"),
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"prompt_embeds": "x"}, "prompt_embeds"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"bad_words": ["x"]}, "bad_words"),
-        ({"timeout_s": 1}, "timeout_s"),
         ({"stream_interval": 2}, "stream_interval"),
         ({"messages": []}, "messages"),
     ],
@@ -280,7 +285,7 @@ def test_unknown_field_names_its_neighbour(call):
     ("error", "status", "param"),
     [
         (InvalidRequestError("token 9 is outside the vocabulary", param="prompt"), 400, "prompt"),
-        (QueueFullError("full", retry_after_s=0.2), 429, None),
+        (QueueFullError("full", retry_after_s=0.2, reason="max_num_queued_reqs"), 429, None),
     ],
 )
 def test_several_prompts_are_accepted_together_or_not_at_all(call, client, error, status, param):

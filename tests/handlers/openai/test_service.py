@@ -10,6 +10,7 @@ import pytest
 
 from paged_backend import __version__
 from paged_backend.errors import (
+    DeadlineError,
     EngineUnavailableError,
     InvalidRequestError,
     NotFoundError,
@@ -25,7 +26,7 @@ BODY = {"prompt": "x"}
 
 @pytest.fixture
 def locked(client):
-    return OpenAIService(client, model_names=("tiny",), api_key="s3cret")
+    return OpenAIService(client, model_names=("tiny",), api_keys=("s3cret", "other"))
 
 
 def test_models(call):
@@ -200,17 +201,25 @@ def test_a_missing_body_says_how_to_send_one(call):
         assert "Content-Type: application/json" in call(COMPLETIONS, body).error["message"]
 
 
-def test_right_key_and_its_salt(call, client, locked):
+def test_each_key_is_a_tenant(call, client, locked):
     headers = {"authorization": "Bearer s3cret"}
     assert call(COMPLETIONS, BODY, headers=headers, service=locked).status == 200
     assert call("/health", service=locked).status == 200
-    salt = client.submissions[0]["cache_salt"]
-    assert salt and "s3cret" not in salt
-    other = OpenAIService(client, model_names=("tiny",), api_key="other")
-    call(COMPLETIONS, BODY, headers={"authorization": "bearer other"}, service=other)
-    assert client.submissions[1]["cache_salt"] not in (None, salt)
+    call(COMPLETIONS, BODY, headers={"authorization": "bearer other"}, service=locked)
     call(COMPLETIONS, {**BODY, "cache_salt": "mine"}, headers=headers, service=locked)
-    assert client.submissions[2]["cache_salt"] == "mine"
+    first, second, third = client.submissions
+    assert first["tenant"] and "s3cret" not in first["tenant"]
+    assert second["tenant"] not in (None, first["tenant"])
+    assert (third["tenant"], third["cache_salt"]) == (first["tenant"], "mine")
+    # Another server, or the same one restarted, knows it under the same name.
+    again = OpenAIService(client, model_names=("tiny",), api_keys=("s3cret",))
+    call(COMPLETIONS, BODY, headers=headers, service=again)
+    assert client.submissions[3]["tenant"] == first["tenant"]
+
+
+def test_an_open_server_knows_no_tenants(call, client):
+    call(COMPLETIONS, BODY, headers={"authorization": "Bearer whatever"})
+    assert client.submissions[0]["tenant"] is None
 
 
 @pytest.mark.parametrize(
@@ -218,8 +227,14 @@ def test_right_key_and_its_salt(call, client, locked):
     [
         (InvalidRequestError("no", param="n"), 400, "BadRequestError", {}),
         (NotFoundError("no", param="n"), 404, "NotFoundError", {}),
-        (QueueFullError("full", retry_after_s=1.2), 429, "TooManyRequestsError", {"Retry-After": "2"}),
-        (QueueFullError("full", retry_after_s=0), 429, "TooManyRequestsError", {"Retry-After": "1"}),
+        (QueueFullError("full", retry_after_s=1.2, reason="x"), 429, "TooManyRequestsError", {"Retry-After": "2"}),
+        (QueueFullError("full", retry_after_s=0, reason="x"), 429, "TooManyRequestsError", {"Retry-After": "1"}),
+        (
+            DeadlineError("late", retry_after_s=3, reason="timeout_s", param="timeout_s"),
+            429,
+            "TooManyRequestsError",
+            {"Retry-After": "3"},
+        ),
         (EngineUnavailableError("draining"), 503, "ServiceUnavailableError", {}),
         (RequestFailedError("secret detail"), 500, "InternalServerError", {}),
         (RuntimeError("secret detail"), 500, "InternalServerError", {}),
@@ -285,7 +300,7 @@ def test_acceptance_is_told_once_when_all_prompts_are_in(service, client, path, 
 
 def test_a_refused_request_is_never_called_accepted(service, client):
     seen = []
-    client.submit_errors = {1: QueueFullError("full", retry_after_s=1.0)}
+    client.submit_errors = {1: QueueFullError("full", retry_after_s=1.0, reason="max_num_queued_reqs")}
     for body, status in (({"prompt": ["x", "y"]}, 429), ({"prompt": "x" * 200}, 400), ({}, 400)):
         request = HttpRequest(COMPLETIONS, body=body, on_accepted=lambda: seen.append(True))
         assert asyncio.run(service.handle(request)).status == status

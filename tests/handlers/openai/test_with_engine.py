@@ -21,7 +21,10 @@ ENDLESS = {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[EngineClient]:
-    client = EngineClient.start(EngineConfig.from_args(max_num_seqs=8, max_num_queued_reqs=2))
+    shared = [f"common {path} {num_fields}" for path in (COMPLETIONS, CHAT) for num_fields in (0, 2)]
+    client = EngineClient.start(
+        EngineConfig.from_args(max_num_seqs=8, max_num_queued_reqs=2, shared_cache_salts=shared)
+    )
     yield client
     client.shutdown()
 
@@ -135,3 +138,61 @@ def test_health_and_metrics(call):
     assert call("/health").status == 200
     text = call("/metrics").body.decode()
     assert 'vllm:request_success_total{engine="0",finished_reason="abort",model_name="paged-tiny"}' in text
+
+
+TENANTS = {"authorization": "Bearer one"}, {"authorization": "Bearer two"}
+
+
+def cached_tokens(reply):
+    """What a whole or streamed response says of its prompt, by each of the ways in which it says so."""
+    if "text/event-stream" not in reply.headers["Content-Type"]:
+        return [reply.json["usage"]["prompt_tokens_details"]["cached_tokens"]]
+    usages = [chunk["usage"] for chunk in reply.chunks if chunk.get("usage")]
+    assert usages and reply.chunks[-1]["choices"] == []
+    return [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages]
+
+
+@pytest.mark.parametrize("stream", [{}, {"stream": True, "stream_options": {"include_usage": True}}])
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_tenants_with_the_same_prompt_share_nothing(call, engine, path, stream):
+    locked = OpenAIService(engine, model_names=("paged-tiny",), api_keys=("one", "two"))
+    text = f"{len(stream)}{path} has a prompt that nobody else has sent to this engine: once upon a time there was."
+    prompt = {"prompt": text} if path == COMPLETIONS else {"messages": [{"role": "user", "content": text}]}
+    body = {**prompt, **stream, "max_tokens": 4, "temperature": 0}
+
+    def ask(headers, **fields):
+        hits = engine.stats().prefix_cache_hits
+        found = cached_tokens(call(path, {**body, **fields}, headers=headers, service=locked))
+        assert set(found) == {engine.stats().prefix_cache_hits - hits}
+        return found[0]
+
+    assert [ask(headers) for headers in TENANTS] == [0, 0]
+    first, second = (ask(headers) for headers in TENANTS)
+    assert first == second > 0
+    assert [ask(headers, cache_salt="agreed") for headers in TENANTS] == [0, 0]
+    assert [ask(headers, cache_salt=f"common {path} {len(stream)}") for headers in TENANTS] == [0, first]
+
+
+def test_usage_in_every_chunk_tells_the_cached_tokens(call):
+    body = {**GREEDY, "prompt": "Twice the same prompt, so that it is found the second time, whatever comes.", "n": 2}
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    call(COMPLETIONS, body)
+    found = cached_tokens(call(COMPLETIONS, {**body, **options}))
+    assert len(found) > 12 and set(found) == {max(found)} and max(found) > 0
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_that_passes_and_one_that_cannot_be_met(call, engine, path, stream):
+    prompt = {"prompt": "Once"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "Once"}]}
+    body = {**prompt, "max_tokens": 1500, "stream": stream}
+    reply = call(path, {**body, "timeout_s": 0.5, "stop": ["never said by anyone"], "ignore_eos": True})
+    assert reply.status == 200
+    choice = reply.chunks[-1]["choices"][0] if stream else reply.json["choices"][0]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("abort", "timeout")
+    wait_until_idle(engine)
+    reply = call(path, {**body, "timeout_s": 0.001, "ignore_eos": True})
+    assert reply.status == 429 and reply.error["param"] == "timeout_s"
+    assert int(reply.headers["Retry-After"]) >= 1 and "cannot be met" in reply.error["message"]
+    assert call(path, {**body, "timeout_s": 0}).error["param"] == "timeout_s"
+    assert call(path, {**body, "timeout_s": "1"}).error["param"] == "body.timeout_s"

@@ -1,0 +1,125 @@
+"""Who is sent away at the door, why, and for how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from paged_backend.config import SchedulerConfig
+from paged_backend.engine.admission import Admission
+from paged_backend.engine.pace import Pace
+from paged_backend.engine.request import EngineRequest
+from paged_backend.engine.stats import EngineStats
+from paged_backend.errors import DeadlineError, QueueFullError
+from paged_backend.sampling_params import SamplingParams
+
+STEP_S = 0.1
+
+
+def measured() -> Pace:
+    """Steps of 0.1 s, and a request out of the queue every half second."""
+    pace = Pace()
+    for _ in range(300):
+        pace.note_step(4, STEP_S)
+        pace.note_queue(1, 0.5)
+    return pace
+
+
+def check(
+    stats: EngineStats,
+    *,
+    pace: Pace | None = None,
+    prompt: int = 4,
+    timeout_s: float | None = None,
+    params: dict[str, Any] | None = None,
+    **config: Any,
+) -> None:
+    scheduler = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=16, **config)
+    sampling = SamplingParams(max_tokens=50, **(params or {}))
+    deadline_s = None if timeout_s is None else 100.0 + timeout_s
+    request = EngineRequest("r", [5] * prompt, sampling, arrival_s=100.0, deadline_s=deadline_s)
+    Admission(scheduler, measured() if pace is None else pace).check(request, 50, stats)
+
+
+def test_requests_that_may_wait() -> None:
+    bound = {"max_num_queued_reqs": 2}
+    check(EngineStats(num_running=4, num_waiting=1), **bound)
+    check(EngineStats(num_running=1, num_waiting=4), **bound)  # three of them can run
+    with pytest.raises(QueueFullError, match=r"4 running, 2 waiting, and at most 2 \(max_num_queued_reqs\)") as raised:
+        check(EngineStats(num_running=4, num_waiting=2), **bound)
+    assert (raised.value.reason, raised.value.param) == ("max_num_queued_reqs", None)
+    check(EngineStats(num_running=4, num_waiting=10**6), max_num_queued_reqs=None)
+
+
+def test_tokens_that_may_wait() -> None:
+    bound = {"max_num_queued_tokens": 100}
+    check(EngineStats(num_running=4, num_waiting=3, num_waiting_tokens=90), prompt=10, **bound)
+    with pytest.raises(QueueFullError, match=r"90 tokens wait, the prompt has 11, .* 100 \(max_num") as raised:
+        check(EngineStats(num_running=4, num_waiting=3, num_waiting_tokens=90), prompt=11, **bound)
+    assert raised.value.reason == "max_num_queued_tokens"
+    # Otherwise it could never be served: with nobody before it, it does not wait.
+    check(EngineStats(num_running=4), prompt=500, **bound)
+
+
+@pytest.mark.parametrize(("num_waiting", "retry_after_s"), [(12, 1.0), (15, 2.0), (20, 4.5)])
+def test_retry_after_is_what_the_queue_takes_to_have_room(num_waiting: int, retry_after_s: float) -> None:
+    with pytest.raises(QueueFullError) as raised:
+        check(EngineStats(num_running=4, num_waiting=num_waiting), max_num_queued_reqs=12)
+    assert raised.value.retry_after_s == pytest.approx(retry_after_s)
+
+
+def test_retry_after_counts_tokens_in_requests() -> None:
+    # 60 tokens too many are six requests of ten: three seconds.
+    stats = EngineStats(num_running=4, num_waiting=10, num_waiting_tokens=100)
+    with pytest.raises(QueueFullError) as raised:
+        check(stats, prompt=20, max_num_queued_tokens=60)
+    assert raised.value.retry_after_s == pytest.approx(3.0)
+
+
+def test_before_anything_is_measured() -> None:
+    with pytest.raises(QueueFullError) as raised:
+        check(EngineStats(num_running=4), max_num_queued_reqs=0, pace=Pace())
+    assert raised.value.retry_after_s == 1.0
+    check(EngineStats(num_running=4, num_waiting=1000), timeout_s=0.001, pace=Pace())
+
+
+def test_a_deadline_counts_the_queue_in_order_of_arrival() -> None:
+    # Behind 9 others, at half a second each, and two steps for a prompt of 32.
+    stats = EngineStats(num_running=4, num_waiting=9)
+    check(stats, prompt=32, timeout_s=5.3)
+    with pytest.raises(DeadlineError, match=r"timeout_s \(3\) cannot be met.* 5 s in the queue, behind 9") as raised:
+        check(stats, prompt=32, timeout_s=3.0)
+    assert (raised.value.reason, raised.value.param) == ("timeout_s", "timeout_s")
+    assert raised.value.retry_after_s == pytest.approx(2.2)
+
+
+@pytest.mark.parametrize("policy", ["priority", "fair"])
+def test_a_deadline_where_the_order_may_change(policy: str) -> None:
+    stats = EngineStats(num_running=4, num_waiting=9)
+    check(stats, timeout_s=0.7, scheduling_policy=policy)  # it may be the next
+    with pytest.raises(DeadlineError):
+        check(stats, timeout_s=0.5, scheduling_policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("params", "num_output_tokens"),
+    [
+        ({}, 1),
+        ({"min_tokens": 20}, 20),
+        ({"ignore_eos": True}, 50),
+        ({"ignore_eos": True, "stop": ["x"]}, 1),
+        ({"ignore_eos": True, "stop_token_ids": [7], "min_tokens": 5}, 5),
+    ],
+)
+def test_a_deadline_counts_only_tokens_that_must_come(params: dict[str, Any], num_output_tokens: int) -> None:
+    check(EngineStats(), params=params, timeout_s=STEP_S * num_output_tokens + 0.01)
+    with pytest.raises(DeadlineError, match="0 s in the queue"):
+        check(EngineStats(), params=params, timeout_s=STEP_S * num_output_tokens - 0.01)
+
+
+def test_a_deadline_counts_on_as_many_hits_as_there_were() -> None:
+    warm = EngineStats(prefix_cache_queries=1000, prefix_cache_hits=900)
+    check(warm, prompt=160, timeout_s=0.15)
+    with pytest.raises(DeadlineError):
+        check(EngineStats(prefix_cache_queries=1000), prompt=160, timeout_s=0.9)

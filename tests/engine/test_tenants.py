@@ -1,0 +1,71 @@
+"""Whose prefixes are shared with whom: told by counters, never by time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from paged_backend.config import EngineConfig
+from paged_backend.engine.client import EngineClient
+from paged_backend.sampling_params import SamplingParams
+from tests.engine.fake_executor import FakeExecutor
+
+PROMPT = list(range(3, 43))  # ten blocks of the fake executor; the last token is always computed
+FOUND = 36
+
+Ask = Callable[..., int]
+
+
+@pytest.fixture
+def client() -> Iterator[EngineClient]:
+    config = EngineConfig.from_args(shared_cache_salts=["system-prompt", "x"], scheduling_policy="fair")
+    client = EngineClient(config, cast(Any, FakeExecutor()), tokenizer=None)
+    yield client
+    client.shutdown()
+
+
+@pytest.fixture
+def ask(client: EngineClient) -> Ask:
+    """Sends the prompt; returns how many of its tokens were found, as the request and as the engine tell it."""
+
+    def ask(tenant: str | None = None, cache_salt: str | None = None) -> int:
+        before = client.stats()
+        params = SamplingParams(max_tokens=2, seed=0)
+        output = client.submit(PROMPT, params, tenant=tenant, cache_salt=cache_salt).collect()
+        after = client.stats()
+        assert after.prefix_cache_queries - before.prefix_cache_queries == len(PROMPT)
+        assert after.prefix_cache_hits - before.prefix_cache_hits == output.num_cached_tokens
+        return output.num_cached_tokens
+
+    return ask
+
+
+def test_two_tenants_share_nothing(client: EngineClient, ask: Ask) -> None:
+    assert [ask("a"), ask("b"), ask()] == [0, 0, 0]
+    assert [ask("a"), ask("b"), ask()] == [FOUND] * 3
+    text = client.metrics_text()
+    labels = '{engine="0",model_name="paged-tiny"}'
+    assert f"vllm:prefix_cache_queries_total{labels} {6.0 * len(PROMPT)}" in text
+    assert f"vllm:prefix_cache_hits_total{labels} {3.0 * FOUND}" in text
+    assert f"vllm:prompt_tokens_cached_total{labels} {3.0 * FOUND}" in text
+
+
+def test_a_salt_divides_a_tenant_and_joins_no_others(ask: Ask) -> None:
+    assert [ask("a", "s"), ask("b", "s"), ask("a"), ask(None, "s")] == [0, 0, 0, 0]
+    assert [ask("a", "s"), ask("b", "s"), ask("a", "t")] == [FOUND, FOUND, 0]
+
+
+def test_a_salt_that_the_operator_shares_joins_tenants(ask: Ask) -> None:
+    assert [ask("a", "system-prompt"), ask("b", "system-prompt"), ask(None, "system-prompt")] == [0, FOUND, FOUND]
+    # Not those who do not ask for it, and not under another shared salt.
+    assert [ask("a"), ask("b"), ask("b", "x")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["a", '", "', "null", "", '["a", null]', "[null, null]"])
+def test_no_name_leads_into_anothers_scope(ask: Ask, name: str) -> None:
+    for tenant, salt in [(None, None), ("a", None), ("a", "b"), (None, "system-prompt")]:
+        ask(tenant, salt)
+    found = [ask(name, "z"), ask(None, name)]
+    assert found == [0, 0]

@@ -1,0 +1,53 @@
+"""What the scheduler's random lives know of the requests that they made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from paged_backend.sampling_params import SamplingParams
+from tests.property.simulated_executor import VOCAB_SIZE
+
+MAX_MODEL_LEN = 24
+
+# Prompts are prefixes of a few texts, so that many share blocks, and some are alike.
+TEXTS = tuple(
+    tuple(Random(i).randrange(VOCAB_SIZE) for _ in range(4)) * 2
+    + tuple(Random(100 + i).randrange(VOCAB_SIZE) for _ in range(MAX_MODEL_LEN))
+    for i in (0, 0, 1)
+)
+
+
+@dataclass
+class Sample:
+    """One sample as the test knows it."""
+
+    request: Request
+    index: int
+    output: list[int] = field(default_factory=list)
+    ended: str | None = None
+
+
+@dataclass
+class Request:
+    """One request as the test knows it."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    salt: str | None
+    max_tokens: int
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def live(self) -> bool:
+        return any(sample.ended is None for sample in self.samples)
+
+    @property
+    def parted(self) -> bool:
+        return any(sample.output for sample in self.samples)
+
+    @property
+    def searches(self) -> bool:
+        return self.params.use_beam_search
