@@ -41,6 +41,7 @@ class EngineLoop:
         self._changed = threading.Condition()
         # A request to add, the id of one to abort, or who waits for a map of the blocks.
         self._inbox: deque[EngineRequest | str | Future[KVMap]] = deque()
+        self._taken: list[EngineRequest | str | Future[KVMap]] = []  # out of it; the thread's alone
         self._streams: dict[str, RequestStream] = {}
         self._num_inbox_requests = 0
         self._num_inbox_tokens = 0
@@ -169,10 +170,11 @@ class EngineLoop:
             self._busy = False
             self._stats = self._core.last_stats
             self._num_inbox_requests = self._num_inbox_tokens = 0
-            unanswered = [item for item in self._inbox if isinstance(item, Future)]
+            items = [*self._taken, *self._inbox]
             self._inbox.clear()
-        for answer in unanswered:
-            answer.set_exception(EngineUnavailableError(reason))
+        for item in items:
+            if isinstance(item, Future) and not item.done():
+                item.set_exception(EngineUnavailableError(reason))
         self._deliver(ended)
         for request_id in list(self._streams):  # never added
             self._deliver_error(request_id, EngineUnavailableError(reason))
@@ -188,7 +190,7 @@ class EngineLoop:
                 return False
             if not self._inbox:
                 return True
-            inbox = list(self._inbox)
+            inbox = self._taken = list(self._inbox)
             self._inbox.clear()
         ended: list[RequestState] = []
         not_added: list[str] = []
