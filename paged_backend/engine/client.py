@@ -126,9 +126,13 @@ class EngineClient:
             raise
         return stream
 
-    def abort(self, request_id: str) -> None:
-        """Ends a request with finish_reason "abort"; unknown and ended ones are no error."""
-        self._loop.abort(request_id)
+    def abort(self, request_id: str, *, tenant: str | None = None) -> None:
+        """Ends a request with finish_reason "abort"; unknown and ended ones are no error.
+
+        Args:
+            tenant: who asks: only a request of its own is ended, another's is unknown to it. None may end all.
+        """
+        self._loop.abort(request_id, tenant=tenant)
 
     def _abort_stream(self, stream: RequestStream) -> None:
         self._loop.abort(stream.request_id, stream)

@@ -77,15 +77,16 @@ class EngineLoop:
             self._num_inbox_tokens += len(request.prompt_token_ids)
             self._send(request)
 
-    def abort(self, request_id: str, stream: RequestStream | None = None) -> None:
+    def abort(self, request_id: str, stream: RequestStream | None = None, *, tenant: str | None = None) -> None:
         """Ends a request; one that is unknown or over already is no error.
 
         Args:
             stream: end it only if it is this one's: an id may be used again once its request is over.
+            tenant: end it only if it is this one's.
         """
         with self._changed:
             live = self._streams.get(request_id)
-            if live is not None and stream in (None, live):
+            if live is not None and stream in (None, live) and tenant in (None, live.tenant):
                 self._send(request_id)
 
     def stats(self) -> EngineStats:
