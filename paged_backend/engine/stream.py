@@ -45,6 +45,7 @@ class RequestStream:
         abort: Callable[[RequestStream], None],
     ) -> None:
         self.request_id = request.request_id
+        self.tenant = request.tenant
         self.prompt = prompt
         self.prompt_token_ids = request.prompt_token_ids
         self.n = request.params.n

@@ -21,7 +21,7 @@ def measured() -> Pace:
     """Steps of 0.1 s, and a request out of the queue every half second."""
     pace = Pace()
     for _ in range(300):
-        pace.note_step(4, STEP_S)
+        pace.note_step(4, STEP_S, 100.0)
         pace.note_queue(1, 0.5)
     return pace
 
@@ -116,6 +116,27 @@ def test_a_deadline_counts_only_tokens_that_must_come(params: dict[str, Any], nu
     check(EngineStats(), params=params, timeout_s=STEP_S * num_output_tokens + 0.01)
     with pytest.raises(DeadlineError, match="0 s in the queue"):
         check(EngineStats(), params=params, timeout_s=STEP_S * num_output_tokens - 0.01)
+
+
+def test_an_idle_engine_does_not_refuse_for_ever() -> None:
+    pace = measured()
+    pace.note_step(4, 30.0, 95.0)
+    late = {"pace": pace, "timeout_s": 0.2}
+    with pytest.raises(DeadlineError):
+        check(EngineStats(), **late)
+    pace.stepped_s = 94.9
+    check(EngineStats(), **late)
+    for stats in (EngineStats(num_running=1), EngineStats(num_waiting=1)):  # these will measure anew
+        with pytest.raises(DeadlineError):
+            check(stats, **late)
+
+
+def test_retry_after_a_deadline_has_a_bound() -> None:
+    pace = Pace()
+    pace.note_step(4, 1000.0, 100.0)
+    with pytest.raises(DeadlineError) as raised:
+        check(EngineStats(), pace=pace, timeout_s=1.0)
+    assert raised.value.retry_after_s == 600.0
 
 
 def test_a_deadline_counts_on_as_many_hits_as_there_were() -> None:

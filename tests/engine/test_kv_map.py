@@ -119,3 +119,41 @@ def test_who_asks_while_the_engine_dies_is_told(monkeypatch: pytest.MonkeyPatch)
     assert errors
     with pytest.raises(EngineUnavailableError):
         stream.collect()
+
+
+def test_an_engine_that_dies_of_a_map_answers_all_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = FakeExecutor()
+    computing, go_on, refused = threading.Event(), threading.Event(), []
+
+    def before_run(plan: StepPlan) -> None:
+        computing.set()
+        assert go_on.wait(TIMEOUT_S)
+
+    def ask() -> None:
+        with pytest.raises(EngineUnavailableError, match="has died"):
+            map_of(client)
+        refused.append(True)
+
+    executor.before_run = before_run
+    client = new_client(executor)
+    stream = client.submit([3, 4], SamplingParams(max_tokens=5))
+    assert computing.wait(TIMEOUT_S)
+    askers = [threading.Thread(target=ask, daemon=True) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    wait_for_inbox(client, 2)
+    monkeypatch.setattr(client._core._kv, "block_states", lambda: 1 / 0)
+    go_on.set()
+    for asker in askers:
+        asker.join(TIMEOUT_S)
+    assert refused == [True, True]
+    with pytest.raises(EngineUnavailableError, match="has died"):
+        stream.collect()
+    client.shutdown()
+
+
+def wait_for_inbox(client: EngineClient, num_items: int) -> None:
+    end_s = time.monotonic() + TIMEOUT_S
+    while len(client._loop._inbox) < num_items:
+        assert time.monotonic() < end_s
+        time.sleep(0.001)

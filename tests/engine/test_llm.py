@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paged_backend import LLM, ConfigError, InvalidRequestError, ModelLoadError, SamplingParams
+from paged_backend import LLM, BeamSearchParams, ConfigError, InvalidRequestError, ModelLoadError, SamplingParams
 from paged_backend.kernels.cpu import _cpu
 from tests.tiny_models import make_tiny_model
 
@@ -152,3 +152,10 @@ def test_wrong_arguments_name_the_remedy(folder: Path, tmp_path: Path) -> None:
         LLM(model=str(folder), max_model_len=10**6)
     with pytest.raises(ModelLoadError, match=r"config\.json"):
         LLM(model=str(tmp_path))
+
+
+def test_a_search_that_is_cut_off_has_found_nothing(folder: Path) -> None:
+    with LLM(model=str(folder), num_threads=1, default_timeout_s=1e-9) as llm:
+        (found,) = llm.beam_search([[5, 6]], BeamSearchParams(beam_width=2, max_tokens=10))
+    ends = [(beam.tokens, beam.cum_logprob, beam.finish_reason, beam.stop_reason) for beam in found.sequences]
+    assert ends == [([5, 6], 0.0, "abort", "timeout")] * 2

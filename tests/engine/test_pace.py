@@ -14,7 +14,7 @@ from paged_backend.engine.pace import LONGEST_S, Pace
 def paced(step_s: float, token_s: float, tokens: list[int]) -> Pace:
     pace = Pace()
     for num_tokens in tokens:
-        pace.note_step(num_tokens, step_s + token_s * num_tokens)
+        pace.note_step(num_tokens, step_s + token_s * num_tokens, 0.0)
     return pace
 
 
@@ -30,7 +30,7 @@ def test_steps_on_a_line_are_told_exactly(seed: int) -> None:
 def test_the_latest_steps_count_most() -> None:
     pace = paced(1.0, 0.0, [8, 9] * 200)
     for num_tokens in [8, 9] * 500:
-        pace.note_step(num_tokens, 0.02)
+        pace.note_step(num_tokens, 0.02, 0.0)
     assert pace.compute_s(1, 1, num_running=1, budget=16) == pytest.approx(0.02, rel=0.01)
 
 
@@ -45,11 +45,19 @@ def test_nothing_measured_says_nothing() -> None:
     assert pace.compute_s(10_000, 10_000, num_running=8, budget=16) == 0.0
 
 
+@pytest.mark.parametrize("begun", [{"_n": 1.0}, {"_x": 8.0}])
+def test_in_the_middle_of_the_first_note_says_nothing(begun: dict[str, float]) -> None:
+    pace = Pace()
+    for name, value in begun.items():
+        setattr(pace, name, value)
+    assert pace.compute_s(10, 10, num_running=1, budget=16) == 0.0
+
+
 @given(st.lists(st.tuples(st.integers(1, 4096), st.floats(1e-7, 1e3)), max_size=60))
 def test_no_estimate_is_below_nothing(steps: list[tuple[int, float]]) -> None:
     pace = Pace()
     for num_tokens, seconds in steps:
-        pace.note_step(num_tokens, seconds)
+        pace.note_step(num_tokens, seconds, 0.0)
     short, long = (pace.compute_s(n, n, num_running=3, budget=100) for n in (10, 1000))
     assert 0.0 <= short <= long
 

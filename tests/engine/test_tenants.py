@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from tests.engine.fake_executor import FakeExecutor
 
 PROMPT = list(range(3, 43))  # ten blocks of the fake executor; the last token is always computed
 FOUND = 36
+TIMEOUT_S = 20
 
 Ask = Callable[..., int]
 
@@ -69,3 +71,13 @@ def test_no_name_leads_into_anothers_scope(ask: Ask, name: str) -> None:
         ask(tenant, salt)
     found = [ask(name, "z"), ask(None, name)]
     assert found == [0, 0]
+
+
+@pytest.mark.parametrize(("who", "end"), [("b", "length"), ("a", "abort"), (None, "abort")])
+def test_a_tenant_aborts_its_own_requests_alone(client: EngineClient, who: str | None, end: str) -> None:
+    go_on = threading.Event()
+    cast(FakeExecutor, client._core._executor).before_run = lambda plan: cast(None, go_on.wait(TIMEOUT_S))
+    stream = client.submit(PROMPT, SamplingParams(max_tokens=20, seed=0), tenant="a", request_id="r")
+    client.abort("r", tenant=who)
+    go_on.set()
+    assert stream.collect().outputs[0].finish_reason == end

@@ -124,6 +124,7 @@ def test_the_most_is_the_default_where_none_is_set(start: Start) -> None:
         ({"default_timeout_s": 0}, "default_timeout_s must be a number of seconds above 0, got 0"),
         ({"max_timeout_s": "1"}, "max_timeout_s must be a number of seconds above 0, got '1'"),
         ({"default_timeout_s": float("nan")}, "default_timeout_s"),
+        ({"max_timeout_s": 10**400}, "max_timeout_s must be a number of seconds"),
         ({"default_timeout_s": 3, "max_timeout_s": 2}, r"default_timeout_s \(3\) must not exceed max_timeout_s \(2\)"),
         ({"max_num_queued_tokens": -1}, "max_num_queued_tokens must be at least 0"),
         ({"shared_cache_salts": [""]}, "shared_cache_salts must be a string that is not empty"),
