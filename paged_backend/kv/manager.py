@@ -278,7 +278,7 @@ class KVCacheManager:
         for block in reversed(table.block_ids):
             if block != NO_BLOCK and self.pool.drop(block):
                 if self._copies:
-                    self._copies.pop(block, None)
+                    self._drop_copy(block)
                 if self.offload is not None:
                     self.offload.host.cancel_load(block)
                 if block not in self._copy_sources:
@@ -413,6 +413,14 @@ class KVCacheManager:
             block_ids[i] = NO_BLOCK
             if self.pool.drop(block):
                 self._retire(block)
+
+    def _drop_copy(self, copy: int) -> None:
+        """Forgets a copy that nobody wants any more, and keeps its source from the free queue no longer."""
+        source = self._copies.pop(copy, None)
+        if source is not None and source not in self._copies.values():
+            self._copy_sources.remove(source)
+            if self.pool.ref_counts[source] == 0:
+                self._retire(source)
 
     def _allocate_block(self) -> int:
         block = self.pool.allocate()

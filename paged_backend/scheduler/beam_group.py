@@ -74,8 +74,11 @@ class BeamGroup:
         lead = self.sequences[0]
         if len(lead.table.token_ids) < len(lead.token_ids):
             lead.table.token_ids = lead.token_ids
-            others = enumerate(self.search.beams[1:], start=1)
-            self.sequences += [self._fork_for(beam, lead, index) for index, beam in others]
+            others = zip(self.search.beams[1:], self._free_indexes({lead.index}), strict=False)
+            for beam, index in others:
+                sequence = self._fork_for(beam, lead, index)
+                sequence.num_booked_tokens = len(sequence.token_ids)  # drawn and charged before the search gave way
+                self.sequences.append(sequence)
             self._count_samples()
             return
         self._advance_search(places, result)
@@ -159,8 +162,7 @@ class BeamGroup:
         for place, parent in enumerate(self.sequences):
             if place not in heirs:
                 self._end(parent)
-        taken = {self.sequences[place].index for place in heirs}
-        free = iter(sorted(set(range(self.search.width)) - taken))
+        free = iter(self._free_indexes({self.sequences[place].index for place in heirs}))
         sequences = []
         for beam in beams:
             sequence = self.sequences[beam.parent]
@@ -170,6 +172,9 @@ class BeamGroup:
         for beam in heirs.values():
             _append(self.sequences[beam.parent], beam)
         self.sequences = sequences
+
+    def _free_indexes(self, taken: set[int]) -> list[int]:
+        return sorted(set(range(self.search.width)) - taken)
 
     def _fork_for(self, beam: Beam, parent: Sequence, index: int) -> Sequence:
         child = self._fork(parent, index, [*parent.prompt_token_ids, *beam.token_ids[:-1]])

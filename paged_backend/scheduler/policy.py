@@ -219,7 +219,7 @@ class FairQueue:
         """Charges what sequences have drawn since they were last looked at."""
         for sequence in sequences:
             num_new = len(sequence.token_ids) - sequence.num_booked_tokens
-            if num_new > 0:  # a beam search that gave way goes back to its prompt, and is not charged again
+            if num_new:
                 self._tenant(sequence).counter += OUTPUT_COST * num_new
                 sequence.num_booked_tokens += num_new
 

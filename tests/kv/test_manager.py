@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from paged_backend.kv.block_table import BlockTable
 from paged_backend.kv.manager import KVCacheManager
 
@@ -219,6 +221,20 @@ def test_a_copy_to_a_freed_block_is_dropped() -> None:
     assert kv.take_copies() == ()
     kv.commit(other, 1)
     assert grow(kv, child, 4) and kv.take_copies() == ()
+    kv.check_invariants()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_the_source_of_copies_that_nobody_wants_is_free_at_once(order: tuple[int, ...]) -> None:
+    """Whoever is left in the plan has all that those held who gave way to it."""
+    kv = KVCacheManager(4, SIZE)
+    parent = compute(kv, [1, 2])
+    family = [parent, kv.fork(parent, [1, 2]), kv.fork(parent, [1, 2])]
+    for table in family:
+        assert grow(kv, table, 3)
+    for place in order:
+        kv.free(family[place])
+    assert kv.num_free_blocks == 4 and kv.take_copies() == ()
     kv.check_invariants()
 
 

@@ -70,7 +70,7 @@ def run_alone(
 
 def logprob(token: int, digest: int) -> float:
     """What a token is worth after a context; no distribution, but the search does not know."""
-    return -(1 + hash(("beam", token, digest)) % 1000) / 250
+    return -(1 + hash((VOCAB_SIZE, token, digest)) % 1000) / 250
 
 
 def search_alone(
