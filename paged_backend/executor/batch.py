@@ -60,7 +60,7 @@ class BatchInputs:
             blocks = positions // self._block_size
             last_blocks = blocks[query_start[1:] - 1]
             ends = computed + num_new
-        self._update_tables(plan, last_blocks)
+        self._update_tables(plan, computed // self._block_size, last_blocks)
         slots = (self._tables[:, owners, blocks] - blocks) * self._block_size + positions
         return StepInputs(
             token_ids=torch.from_numpy(np.array(known, np.int64)),
@@ -72,13 +72,13 @@ class BatchInputs:
             logits_rows=_logits_rows(lines, query_start, num_tokens),
         )
 
-    def _update_tables(self, plan: StepPlan, last_blocks: _Ints) -> None:
-        """Brings the tables up to date; row s must have column last_blocks[s]."""
+    def _update_tables(self, plan: StepPlan, first_blocks: _Ints, last_blocks: _Ints) -> None:
+        """Brings the tables up to date for a step that writes columns first_blocks[s] to last_blocks[s] of row s."""
         lines = plan.sequences
         if lines != self._lines:
             self._rearrange(lines)
-        if plan.block_copies:
-            self._num_blocks[:] = 0
+        if plan.block_copies:  # each stands in the place of the first block that its sequence writes to
+            np.minimum(self._num_blocks, first_blocks, out=self._num_blocks)
         stale = (last_blocks >= self._num_blocks).nonzero()[0].tolist()
         if not stale:
             return

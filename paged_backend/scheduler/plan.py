@@ -60,8 +60,9 @@ class ScheduledSequence:
         token_ids: tokens to compute, at least one; decode is the case of one.
         num_computed_tokens: tokens whose K/V are in the cache already: the position of token_ids[0].
         block_table: block ids that hold positions 0 .. num_computed_tokens + len(token_ids) - 1, laid out like
-            `BlockTable.block_ids`. From step to step it only grows, but where the plan's block_copies put a copy in a
-            block's place, and where NO_BLOCK takes the place of a block that no window reaches any more.
+            `BlockTable.block_ids`. From step to step it only grows, but where the plan's block_copies put a copy in the
+            place of the block that token_ids[0] goes to, and where NO_BLOCK takes the place of a block that no window
+            reaches any more.
         sampling: None where more of the prompt is still to come.
     """
 

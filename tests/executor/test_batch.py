@@ -85,9 +85,10 @@ def test_kept_tables_are_those_made_afresh(seed: int) -> None:
             line.sampling = TASK if rng.random() < 0.9 else None
             table = line.block_table
             assert isinstance(table, list)
-            if table and rng.random() < 0.05:
-                copies.append((table[-1], next(free)))
-                table[-1] = copies[-1][1]
+            written = line.num_computed_tokens // block_size
+            if written < len(table) and rng.random() < 0.05:
+                copies.append((table[written], next(free)))
+                table[written] = copies[-1][1]
             needed = -(-(line.num_computed_tokens + num_new) // block_size) + rng.choice([0, 0, 2])
             table.extend(next(free) for _ in range(needed - len(table)))
         inputs = kept.build(StepPlan(tuple(lines), tuple(copies)))
