@@ -83,6 +83,6 @@ class Executor:
         self._runner = None
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Computes one step. A sequence whose logits are not numbers gets an empty tuple of samples."""
+        """Computes one step. What could not be drawn is NOT_DRAWN."""
         assert self._runner is not None, "run after close"
         return self._runner.run(plan)
