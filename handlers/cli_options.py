@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from paged_backend.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
+from paged_backend.config import CacheConfig, ChatConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
 from paged_backend.errors import ConfigError
 from paged_backend.handlers.deployment import Deployment, yaml_problem
 from paged_backend.sampling_params import SamplingParams
 
-_ENGINE_PARTS = (ModelConfig, CacheConfig, SchedulerConfig, ExecutorConfig)
+_ENGINE_PARTS = (ModelConfig, CacheConfig, SchedulerConfig, ExecutorConfig, ChatConfig)
 _IN_FRONT = ("model",)
 _SAMPLING_NAMES = (
     "max_tokens",
