@@ -93,6 +93,7 @@ class Preemption:
         self.num_swaps += swapped
         if not swapped:
             self._kv.free(table)
+        self._roster.waiting.stop(sequence)
         sequence.status = SequenceStatus.WAITING
         sequence.num_preemptions += 1
         self.num_preemptions += 1

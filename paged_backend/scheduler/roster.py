@@ -96,6 +96,7 @@ class Roster:
     def run(self, sequence: Sequence) -> None:
         """Puts a sequence, taken out of the queue and admitted, among the running ones."""
         insort(self.running, sequence, key=_ORDER)
+        self.waiting.start(sequence)
 
     def part_ways(self, parent: Sequence) -> list[Sequence]:
         """Splits a running request, whose prompt is computed, into its samples."""
@@ -115,8 +116,9 @@ class Roster:
 
     def end(self, sequence: Sequence) -> None:
         """Gives the blocks back and forgets the sequence; whoever calls takes it out of its list."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self.waiting.stop(sequence)
         sequence.status = SequenceStatus.FINISHED
-        self.waiting.book_outputs((sequence,))
         self._kv.free(sequence.table)
         siblings = self._requests[sequence.request_id]
         siblings.remove(sequence)
@@ -139,6 +141,7 @@ class Roster:
         known = [sequence for siblings in self._requests.values() for sequence in siblings]
         assert len(known) == len(live) and {id(sequence) for sequence in known} == live
         assert all(self._requests.values())
+        self.waiting.check_invariants(self.running)
         for group in {sequence.group for sequence in known if sequence.group is not None}:
             assert set(group.sequences) == set(self._requests[group.sequences[0].request_id])
             group.check_invariants()

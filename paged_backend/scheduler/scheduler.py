@@ -183,7 +183,9 @@ class Scheduler:
         num_preemptions = self.num_preemptions
         spare = self.config.max_num_batched_tokens - len(running)  # each gets one
         assert spare >= 0, "more running sequences than tokens in the budget"
-        for sequence in [s for s in running if not s.quiet_below]:
+        changing = [sequence for sequence in running if not sequence.quiet_below]
+        self._roster.waiting.follow(changing)
+        for sequence in changing:
             if sequence.group is not None:
                 if sequence is sequence.group.sequences[0]:
                     spare = self._schedule_group(sequence.group, spare)
@@ -224,6 +226,7 @@ class Scheduler:
         assert self._in_flight is not None and self._plan is not None, "commit without a plan"
         in_flight, self._in_flight = self._in_flight, None
         self.kv.settle_transfers(done=True)
+        self._roster.waiting.end_step()
         self._preemption.costs.observe(self._plan, result)
         token_ids = result.token_ids
         owners: list[Sequence] = []
@@ -315,7 +318,6 @@ class Scheduler:
         max_num_seqs = self.config.max_num_seqs
         if not len(waiting) or len(in_flight) >= max_num_seqs:
             return budget
-        waiting.book_outputs(in_flight)
         num_samples = sum([sequence.num_samples for sequence in in_flight])
         while budget > 0 and len(waiting):
             sequence = waiting.peek()
@@ -338,8 +340,7 @@ class Scheduler:
             assert fits, "admitted without room"
             sequence.admit()
             sequence.schedule(num_new)
-            if table.num_computed // kv.block_size > table.num_indexed:
-                sequence.quiet_below = 0  # blocks come back from host memory, and `commit` must index them
+            sequence.quiet_below = 0  # `commit` indexes what comes back from host memory, and `follow` is to see it
             self._roster.run(sequence)
             in_flight.append(sequence)
             budget -= num_new
