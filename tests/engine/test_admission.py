@@ -31,6 +31,7 @@ def check(
     *,
     pace: Pace | None = None,
     prompt: int = 4,
+    count: int = 1,
     timeout_s: float | None = None,
     params: dict[str, Any] | None = None,
     **config: Any,
@@ -39,7 +40,7 @@ def check(
     sampling = SamplingParams(max_tokens=50, **(params or {}))
     deadline_s = None if timeout_s is None else 100.0 + timeout_s
     request = EngineRequest("r", [5] * prompt, sampling, arrival_s=100.0, deadline_s=deadline_s)
-    Admission(scheduler, measured() if pace is None else pace).check(request, 50, stats)
+    Admission(scheduler, measured() if pace is None else pace).check([(request, 50)] * count, stats)
 
 
 def test_requests_that_may_wait() -> None:
