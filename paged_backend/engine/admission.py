@@ -17,8 +17,8 @@ _TRUSTED_S = 5.0
 """How long an idle engine trusts what it has measured."""
 
 _REMEDIES = {
-    "timeout_s": "Allow more time, or ask for less",
-    "default_timeout_s": "Send a timeout_s of your own, or ask for less",
+    "timeout_s": "Allow more time or ask for less",
+    "default_timeout_s": "Send a timeout_s of your own or ask for less",
     "max_timeout_s": "This server allows no more time: ask for less",
 }
 
