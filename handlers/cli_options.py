@@ -184,8 +184,10 @@ def _option(field: dataclasses.Field[Any], hint: Any, text: str, *, hidden: bool
 
 
 def _plain_type(hint: Any) -> Any:
-    """The type that the command line parses: a sequence of strings is an option that may be repeated."""
+    """The type that the command line parses: a sequence of strings is a repeated option, and a mapping is JSON."""
     candidates = [hint, *typing.get_args(hint)]
+    if any(typing.get_origin(candidate) is Mapping for candidate in candidates):
+        return str
     if any(typing.get_origin(candidate) in (tuple, list) or _is_sequence(candidate) for candidate in candidates):
         return list[str]
     for kind in (bool, int, float, str):

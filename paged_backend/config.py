@@ -219,11 +219,11 @@ class ChatConfig:
             nothing bounds its time and memory: for clients that you trust only.
         enable_auto_tool_choice: let the model decide whether it calls a tool. Off, `tools` need a `tool_choice` of
             "required", "none", or a function's name.
-        tool_call_parser: how the model writes tool calls: "hermes" (Qwen too), "llama3_json" or "mistral". None means as
-            its chat template does, where that is clear.
+        tool_call_parser: how the model writes tool calls: "hermes" (Qwen too), "llama3_json" or "mistral". None means
+            as its chat template does, where that is clear.
         exclude_tools_when_tool_choice_none: leave `tools` out of the prompt where `tool_choice` is "none".
-        reasoning_parser: how the model marks its reasoning: "qwen3", "deepseek_r1" (which begins with it, marker or none),
-            "mistral", or "none", which leaves it in the content. None means as its chat template does.
+        reasoning_parser: how the model marks its reasoning: "qwen3", "deepseek_r1" (it begins with it, marker or
+            none), "mistral", or "none", which leaves it in the content. None means as its chat template does.
     """
 
     chat_template: str | None = None

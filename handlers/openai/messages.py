@@ -56,11 +56,13 @@ def _parse_message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
                 f"{place}.tool_calls: only the assistant calls tools.", param=f"{place}.tool_calls"
             )
         parsed["tool_calls"] = _tool_calls(calls, f"{place}.tool_calls")
-    if not calls or message.get("content") is not None:
-        parsed["content"] = _content(message, place)
     for name in (*_TEXT_FIELDS, *_REASONING_FIELDS):
         if message.get(name) is not None:
             parsed[name] = _text(message[name], f"{place}.{name}")
+    if message.get("content") is None and (calls or not parsed.keys().isdisjoint(_REASONING_FIELDS)):
+        parsed["content"] = ""  # a reply may be calls alone, but templates write what is there
+    else:
+        parsed["content"] = _content(message, place)
     return parsed
 
 
@@ -130,9 +132,7 @@ def _arguments(value: Any, place: str) -> dict[str, Any]:
         try:
             value = json.loads(value) if value.strip() else {}
         except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(
-                f"{place} must be JSON, an object in a string: {error}.", param=place
-            ) from None
+            raise InvalidRequestError(f"{place} must be JSON, an object in a string: {error}.", param=place) from None
     if not isinstance(value, dict):
         raise InvalidRequestError(f"{place} must be JSON, an object in a string.", param=place)
     check_depth(value, place)

@@ -14,6 +14,7 @@ from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 INLINE_CHARACTERS = 4_000
 """Longer texts are encoded in a thread: it takes milliseconds, in which every stream would stand still."""
 
+
 def count_prompts(value: Any) -> int:
     """How many prompts a completion's `prompt` seems to hold, told from its first element alone."""
     several = isinstance(value, list) and bool(value) and isinstance(value[0], (str, list))

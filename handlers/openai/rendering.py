@@ -13,6 +13,7 @@ from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.engine_port import EnginePort, TokenizerPort
 from paged_backend.handlers.openai.prompts import INLINE_CHARACTERS, check_hope, require_tokenizer
 from paged_backend.handlers.openai.protocol.base import check_text
+from paged_backend.handlers.openai.protocol.chat import TemplateFields
 from paged_backend.handlers.openai.tools import check_depth
 
 _MESSAGE_CHARACTERS = 40
@@ -59,6 +60,24 @@ class Rendering:
     tools: Sequence[Mapping[str, Any]] = ()
     documents: Sequence[Mapping[str, str]] | None = None
     reasoning_effort: str | None = None
+
+    @classmethod
+    def of(cls, request: TemplateFields, tools: Sequence[Mapping[str, Any]] = ()) -> Rendering:
+        """What a body asks for.
+
+        Args:
+            tools: those that the prompt shows.
+        """
+        return cls(
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            add_special_tokens=request.add_special_tokens is True,
+            chat_template=request.chat_template,
+            chat_template_kwargs=request.chat_template_kwargs,
+            tools=tools,
+            documents=request.documents,
+            reasoning_effort=request.reasoning_effort,
+        )
 
     def check(self, engine: EnginePort) -> None:
         """Checks what does not depend on the messages.
@@ -156,10 +175,11 @@ async def render_messages(
             documents=rendering.documents,
             **variables,
         )
+        check_text(text, "messages")
         if must_fit:
             check_hope(text, tokenizer, engine.max_model_len, "messages")
         return RenderedChat(text, tokenizer.encode(text, rendering.add_special_tokens))
 
-    num_characters = sum(_MESSAGE_CHARACTERS + len(message.get("content") or "") for message in messages)
+    num_characters = sum(_MESSAGE_CHARACTERS + len(message["content"]) for message in messages)
     has_more = rendering.tools or rendering.documents or rendering.chat_template or rendering.chat_template_kwargs
     return await asyncio.to_thread(render) if has_more or num_characters > INLINE_CHARACTERS else render()

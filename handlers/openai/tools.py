@@ -49,7 +49,11 @@ class ToolUse:
             return _parameters(next(tool for tool in self.tools if tool["function"]["name"] == self.name))
         definitions: dict[str, Any] = {}
         calls = [_call_schema(tool, definitions) for tool in self.tools]
-        schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": calls[0] if len(calls) == 1 else {"anyOf": calls}}
+        schema: dict[str, Any] = {
+            "type": "array",
+            "minItems": 1,
+            "items": calls[0] if len(calls) == 1 else {"anyOf": calls},
+        }
         if single:
             schema["maxItems"] = 1
         if definitions:
@@ -91,18 +95,19 @@ def parse_tools(tools: Any, tool_choice: Any) -> ToolUse:
 
 
 def _named_function(tool_choice: Any, names: Sequence[str]) -> str:
-    kind = tool_choice.get("type") if isinstance(tool_choice, dict) else None
-    if kind not in (None, "function"):
-        raise InvalidRequestError(
-            f"tool_choice of type {kind!r} is not supported by this server: name a function, or use required.",
-            param="tool_choice.type",
-        )
-    function = tool_choice.get("function") if isinstance(tool_choice, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str) or kind is None or len(tool_choice) != 2 or len(function) != 1:
-        raise InvalidRequestError(
-            'tool_choice must look like {"type": "function", "function": {"name": "..."}}.', param="body.tool_choice"
-        )
+    match tool_choice:
+        case {"type": "function", "function": {"name": str(name), **others}, **rest} if not others and not rest:
+            pass
+        case {"type": str(kind)} if kind != "function":
+            raise InvalidRequestError(
+                f"tool_choice of type {kind!r} is not supported by this server: name a function, or use required.",
+                param="tool_choice.type",
+            )
+        case _:
+            raise InvalidRequestError(
+                'tool_choice must look like {"type": "function", "function": {"name": "..."}}.',
+                param="body.tool_choice",
+            )
     if name not in names:
         raise InvalidRequestError(
             f"tool_choice names the function {name!r}, which is not among the tools: {', '.join(names)}.",
@@ -112,7 +117,7 @@ def _named_function(tool_choice: Any, names: Sequence[str]) -> str:
 
 
 def _parse_tool(tool: Any, place: str) -> dict[str, Any]:
-    """One tool as templates are written for: without what is empty, and without `strict`, which is not for the model."""
+    """One tool as templates expect it: without what is empty, and without `strict`, which is not for the model."""
     if not isinstance(tool, dict):
         raise InvalidRequestError(f"{place} must be an object.", param=f"body.{place}")
     kind = tool.get("type")

@@ -62,18 +62,13 @@ class Tokenizer:
             tokenizer.chat_template = _read_template(chat_template)
         return cls(cast("PreTrainedTokenizerFast", tokenizer))
 
-    @property
-    def chat_template(self) -> str | None:
-        """The chat template's source, or None where the model has none."""
-        return self.template_source(has_tools=False)
-
     def template_source(self, *, has_tools: bool) -> str | None:
-        """The template that renders a conversation; some models have one of its own for tools."""
-        template = self._tokenizer.chat_template
+        """The chat template's source, or None where the model has none; some have one of its own for tools."""
+        template: str | dict[str, str] | None = self._tokenizer.chat_template
         if not isinstance(template, dict):
             return template
         name = "tool_use" if has_tools and "tool_use" in template else "default"
-        return str(template[name]) if name in template else None
+        return template.get(name)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -129,7 +124,7 @@ class Tokenizer:
                 continue_final_message=continue_final_message,
                 **kwargs,
             )
-        except _TEMPLATE_ERRORS + (jinja2.TemplateError,) as error:
+        except (*_TEMPLATE_ERRORS, jinja2.TemplateError) as error:
             raise InvalidRequestError(
                 f"The chat template cannot render these messages: {error or type(error).__name__}",
                 param="messages" if chat_template is None else "chat_template",

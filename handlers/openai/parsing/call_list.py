@@ -44,7 +44,7 @@ class ListedCalls(CallMachine):
 
 
 class RequiredCalls(ListedCalls):
-    """A message that a grammar has made an array of calls. One that was cut short keeps its last call as far as it goes."""
+    """A message that a grammar has made an array of calls. One that was cut short keeps its last call as it is."""
 
     def __init__(self, new_call_id: NewCallId) -> None:
         super().__init__(new_call_id)

@@ -1,4 +1,4 @@
-"""Mistral's styles: [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...], and [TOOL_CALLS]name[ARGS]{...} of later models."""
+"""Mistral's styles: [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...], and later [TOOL_CALLS]name[ARGS]{...}."""
 
 from __future__ import annotations
 

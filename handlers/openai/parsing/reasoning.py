@@ -14,7 +14,7 @@ class ReasoningMarkers:
     """How a family of models marks its reasoning.
 
     Attributes:
-        begins_open: text belongs to the reasoning from the beginning on, marker or none, unless the prompt has closed it.
+        begins_open: a text begins with reasoning, marker or none, unless the prompt has closed it.
     """
 
     begin: str
@@ -92,21 +92,20 @@ class ReasoningCount:
     """
 
     def __init__(self, begin_id: int, end_id: int, is_open: bool | None) -> None:
-        self.num_tokens = 0
         self._begin_id = begin_id
         self._end_id = end_id
         self._is_open = is_open is True
         self._is_over = is_open is False
 
-    def add(self, token_ids: Sequence[int]) -> None:
-        """Counts what a sample gained."""
-        if self._is_over:
-            return
-        for token_id in token_ids:
+    def add(self, token_ids: Sequence[int]) -> int:
+        """How many of a sample's next tokens are reasoning."""
+        num_tokens = 0
+        for token_id in () if self._is_over else token_ids:
             if token_id == self._end_id:
                 self._is_over = True
-                return
+                break
             if token_id == self._begin_id:
                 self._is_open = True
             elif self._is_open:
-                self.num_tokens += 1
+                num_tokens += 1
+        return num_tokens

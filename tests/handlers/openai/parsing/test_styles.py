@@ -32,7 +32,12 @@ ARGUMENTS = '{"a": [1, {"b": "}</tool_call>"}]}'
         ("hermes", '<tool_call>{"name": "f", "arguments": "3"}', '<tool_call>{"name": "f", "arguments": "3"}', []),
         ("hermes", '<tool_call>{"name": 1, "arguments": {}}', '<tool_call>{"name": 1, "arguments": {}}', []),
         ("hermes", '<tool_call>{"name": "", "arguments": {}}', '<tool_call>{"name": "", "arguments": {}}', []),
-        ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1', '<tool_call>{"name": "f", "arguments": {"a": 1', []),
+        (
+            "hermes",
+            '<tool_call>{"name": "f", "arguments": {"a": 1',
+            '<tool_call>{"name": "f", "arguments": {"a": 1',
+            [],
+        ),
         ("hermes", "<tool_call>{'name': 'f'}</tool_call>", "<tool_call>{'name': 'f'}</tool_call>", []),
         ("hermes", f"<tool_call>{HERMES}", "<tool_call>", [("f", ARGUMENTS)]),
         (
