@@ -15,7 +15,7 @@ from paged_backend.handlers.bento.native_types import (
 )
 from paged_backend.handlers.openai.errors import stream_error_body
 from paged_backend.handlers.openai.prompts import check_length, encode_messages, encode_prompts, parse_messages
-from paged_backend.handlers.openai.protocol import check_streamable
+from paged_backend.handlers.openai.protocol.generation import check_streamable
 from paged_backend.outputs import RequestDelta, RequestOutput, TokenLogprobs
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing_extensions import Self
 from paged_backend.config import unknown_name_message
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.bento.edge import CURRENT_EXCHANGE
-from paged_backend.handlers.openai.protocol import MAX_LOGPROBS, check_logprobs, check_scheduling, check_text
+from paged_backend.handlers.openai.protocol.base import check_text
+from paged_backend.handlers.openai.protocol.generation import MAX_LOGPROBS, check_logprobs, check_scheduling
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 

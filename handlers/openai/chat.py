@@ -10,13 +10,9 @@ from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.generation import ResponseHead, ServingContext, submit_all
 from paged_backend.handlers.openai.logprobs import chat_logprobs
 from paged_backend.handlers.openai.prompts import encode_messages, parse_messages, room_for, truncate
-from paged_backend.handlers.openai.protocol import (
-    MAX_LOGPROBS,
-    ChatRequest,
-    check_generation,
-    parse_body,
-    sampling_params,
-)
+from paged_backend.handlers.openai.protocol.base import parse_body
+from paged_backend.handlers.openai.protocol.chat import ChatRequest
+from paged_backend.handlers.openai.protocol.generation import MAX_LOGPROBS, check_generation, sampling_params
 from paged_backend.handlers.openai.streaming import UsageTally, collect_all, stream_response
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 from paged_backend.outputs import CompletionDelta, CompletionOutput

@@ -16,12 +16,9 @@ from paged_backend.handlers.openai.prompts import (
     room_for,
     truncate,
 )
-from paged_backend.handlers.openai.protocol import (
-    CompletionRequest,
-    check_generation,
-    parse_body,
-    sampling_params,
-)
+from paged_backend.handlers.openai.protocol.base import parse_body
+from paged_backend.handlers.openai.protocol.completions import CompletionRequest
+from paged_backend.handlers.openai.protocol.generation import check_generation, sampling_params
 from paged_backend.handlers.openai.streaming import UsageTally, collect_all, stream_response
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 from paged_backend.outputs import CompletionDelta, CompletionOutput

@@ -10,7 +10,7 @@ from typing import Any
 
 from paged_backend.errors import InvalidRequestError, NotFoundError
 from paged_backend.handlers.openai.engine_port import EnginePort, StreamPort
-from paged_backend.handlers.openai.protocol import GenerationRequest
+from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 from paged_backend.handlers.openai.streaming import abort_all
 from paged_backend.handlers.openai.wire import encode_json
 from paged_backend.sampling_params import SamplingParams

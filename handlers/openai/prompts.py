@@ -8,7 +8,8 @@ from typing import Any
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.engine_port import EnginePort, TokenizerPort
-from paged_backend.handlers.openai.protocol import GenerationRequest, check_text
+from paged_backend.handlers.openai.protocol.base import check_text
+from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 
 _INLINE_CHARACTERS = 4_000
 """Longer texts are encoded in a thread: it takes milliseconds, in which every stream would stand still."""

@@ -16,7 +16,8 @@ from paged_backend.handlers.openai.prompts import (
     parse_prompts,
     require_tokenizer,
 )
-from paged_backend.handlers.openai.protocol import DetokenizeRequest, TokenizeRequest, parse_body
+from paged_backend.handlers.openai.protocol.base import parse_body
+from paged_backend.handlers.openai.protocol.tokenization import DetokenizeRequest, TokenizeRequest
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 
 

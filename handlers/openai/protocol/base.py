@@ -1,0 +1,113 @@
+"""What every body has in common: exact types, known names, and one wording of what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from paged_backend.config import unknown_name_message
+from paged_backend.errors import InvalidRequestError
+
+
+class RequestBody(BaseModel):
+    """A JSON body. Types are exact ("16" is no integer), and unknown fields are errors."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
+    """Published fields that we do not have, each with the values (beside null) that ask for nothing."""
+
+
+class StreamOptions(RequestBody):
+    """What a stream sends beside its tokens."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+_HARMLESS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "session_id",
+        "store",
+        "user",
+    }
+)
+"""Published fields that change nothing about the answer: labels and hints. They are ignored."""
+
+_Body = TypeVar("_Body", bound=RequestBody)
+
+
+def parse_body(kind: type[_Body], body: Mapping[str, Any]) -> _Body:
+    """Checks a body's fields and types.
+
+    Null means "not given" everywhere.
+
+    Raises:
+        InvalidRequestError: a field is unknown, not supported, missing, or of a wrong type (`param` is then
+            "body.FIELD").
+    """
+    unsupported = kind.unsupported
+    given = {}
+    for name, value in body.items():
+        if value is None or name in _HARMLESS:
+            continue
+        if name in unsupported:
+            if not any(_same(value, nothing) for nothing in unsupported[name]):
+                raise InvalidRequestError(f"{name} is not supported by this server: leave it out.", param=name)
+            continue
+        given[name] = value
+    _check_names(kind, body, (*kind.model_fields, *_HARMLESS, *unsupported))
+    options = given.get("stream_options")
+    if isinstance(options, dict) and "stream_options" in kind.model_fields:
+        given["stream_options"] = {name: value for name, value in options.items() if value is not None}
+        _check_names(StreamOptions, options, tuple(StreamOptions.model_fields), prefix="stream_options.")
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise _translate(error) from None
+
+
+def check_text(value: str | None, param: str) -> None:
+    """Refuses a lone surrogate: JSON can spell one, and no tokenizer can read it.
+
+    Raises:
+        InvalidRequestError: there is one.
+    """
+    if value is None or value.isascii():
+        return
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{param} holds half a character (the surrogate U+{ord(value[error.start]):04X} alone).",
+            param=param,
+        ) from None
+
+
+def _same(value: Any, nothing: Any) -> bool:
+    """Equality in which true is not 1: JSON's types matter."""
+    return value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
+
+
+def _check_names(kind: type[RequestBody], body: Mapping[str, Any], known: tuple[str, ...], *, prefix: str = "") -> None:
+    for name in body:
+        if name not in known:
+            raise InvalidRequestError(unknown_name_message("request field", str(name), known), param=f"{prefix}{name}")
+
+
+def _translate(error: ValidationError) -> InvalidRequestError:
+    """Pydantic's complaint in our words: one sentence per field, the first field as `param`."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    places = [".".join(str(part) for part in detail["loc"]) for detail in details]
+    shown = [f"{place}: {detail['msg']}" for place, detail in zip(places, details, strict=True)][:3]
+    return InvalidRequestError("; ".join(shown) + ".", param=f"body.{places[0]}")

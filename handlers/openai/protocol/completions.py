@@ -1,0 +1,18 @@
+"""Body of /v1/completions."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from paged_backend.handlers.openai.protocol.generation import GenerationRequest
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of /v1/completions. `prompt` is checked where it is encoded."""
+
+    prompt: Any
+    echo: bool = False
+    logprobs: int | None = None
+
+    unsupported = MappingProxyType({**GenerationRequest.unsupported, "prompt_embeds": (), "suffix": ("",)})
