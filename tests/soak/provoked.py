@@ -80,11 +80,11 @@ class Provoked:
 def table(rows: dict[str, Provoked]) -> list[str]:
     """Lines for a person: a row for each name, and their sum."""
     names = [f.name for f in fields(Provoked)]
-    rows = {**rows, "all": sum(rows.values(), Provoked())}
-    width = max(map(len, rows))
-    lines = [" " * width + "".join(f"{name:>14}" for name in names)]
-    lines += [
-        f"{title:{width}}" + "".join(f"{getattr(provoked, name):>14,}" for name in names)
-        for title, provoked in rows.items()
+    cells = [["", *names]]
+    for title, provoked in {**rows, "all": sum(rows.values(), Provoked())}.items():
+        cells.append([title, *[f"{getattr(provoked, name):,}" for name in names]])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        f"{row[0]:{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in cells
     ]
-    return lines

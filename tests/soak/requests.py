@@ -18,9 +18,9 @@ WIDEST = 4
 
 _NUM_PREFIXES = 6
 _WORDS = (
-    "a small fox looked at the moon and asked why it was cold , but nobody knew . once upon time there lived an old king "
-    "who had 12 blankets 345 cats one book of 6789 pages what is block table it says where keys values lie then she ran "
-    'home happy sad quickly "wait" said mia to olga near river harbour because tomorrow never came again !'
+    "a small fox looked at the moon and asked why it was cold , but nobody knew . once upon time there lived an old "
+    "king who had 12 blankets 345 cats one book of 6789 pages what is block table it says where keys values lie then "
+    'she ran home happy sad quickly "wait" said mia to olga near river harbour because tomorrow never came again !'
 ).split()
 _STOPS = ("q", "z", "ow", " it", " an", "th", ". ", "!", "\n", " sai")
 
@@ -34,7 +34,7 @@ class SoakRequest:
     params: SamplingParams
 
 
-def random_request(seed: int, number: int, tokenizer: Tokenizer) -> SoakRequest:
+def random_request(seed: int, number: int, tokenizer: Tokenizer, vocab_size: int) -> SoakRequest:
     """The request of this number, of those that a seed stands for."""
     rng = Random(f"{seed}: request {number}")
     kind = rng.choices(("greedy", "drawn", "search"), (25, 65, 10))[0]
@@ -51,8 +51,8 @@ def random_request(seed: int, number: int, tokenizer: Tokenizer) -> SoakRequest:
     else:
         params |= {"temperature": 0.0} if kind == "greedy" else _draw(rng)
         params |= _samples(rng)
-    params |= _constraints(rng, tokenizer.vocab_size)
-    params |= _end(rng, tokenizer.vocab_size, params["max_tokens"])
+    params |= _constraints(rng, vocab_size)
+    params |= _end(rng, vocab_size, params["max_tokens"])
     return SoakRequest(number, prompt, SamplingParams(**params))
 
 

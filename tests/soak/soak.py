@@ -34,7 +34,8 @@ class Expected:
 
 def run_alone(subject: Subject, seed: int, count: int) -> Expected:
     """Makes requests, and runs each in an engine that has seen nothing: its prompt in one step, on one thread."""
-    requests = [random_request(seed, number, subject.tokenizer) for number in range(count + count // 3)]
+    numbers = range(count + count // 3)
+    requests = [random_request(seed, number, subject.tokenizer, subject.vocab_size) for number in numbers]
     watched, others = requests[:count], requests[count:]
     outputs = []
     for request in watched:

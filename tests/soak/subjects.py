@@ -10,7 +10,7 @@ from typing import Any
 from paged_backend.config import BUNDLED_MODEL
 from paged_backend.engine.core import EngineCore
 from paged_backend.engine.tokenizer import Tokenizer
-from paged_backend.models.folder import resolve_folder
+from paged_backend.models.folder import read_json, resolve_folder
 from tests.engine_driver import new_core
 from tests.tiny_models import make_tiny_model
 
@@ -57,11 +57,13 @@ class Subject:
     """A model on disk, from which engines are started.
 
     Attributes:
+        vocab_size: of the model; a tokenizer may know more.
         arguments: the engine's, wherever it runs.
     """
 
     folder: Path
     tokenizer: Tokenizer
+    vocab_size: int
     arguments: Mapping[str, Any]
 
     @classmethod
@@ -72,7 +74,8 @@ class Subject:
         else:
             longest = "n_positions" if recipe.family == "gpt2" else "max_position_embeddings"
             make_tiny_model(recipe.family, folder, tokenizer=True, **{longest: MAX_MODEL_LEN}, **recipe.overrides)
-        return cls(folder, Tokenizer.load(folder), recipe.arguments)
+        vocab_size = read_json(folder / "config.json")["vocab_size"]
+        return cls(folder, Tokenizer.load(folder), vocab_size, recipe.arguments)
 
     def start(self, **arguments: Any) -> EngineCore:
         """An engine that has seen nothing."""

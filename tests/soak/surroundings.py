@@ -44,7 +44,7 @@ class Surrounding:
             yield "chunks"
         if self.preemption:
             yield "swapped" if self.preemption == "swap" else "recomputed"
-        if self.tier != "none" and self.preemption:
+        if self.tier != "none":
             yield "offload_hits"
         if self.tier == "disk":
             yield "disk_bytes"
@@ -72,23 +72,32 @@ class Surrounding:
             roomy = subject.start(**{**arguments, "kv_offloading_dir": None, "preemption_mode": "recompute"})
             needed = roomy._kv.blocks_for
             arguments["num_gpu_blocks_override"] = max(
-                int(needed(MAX_MODEL_LEN) * rng.uniform(1.2, 2.0)), WIDEST * needed(LONGEST_SEARCH)
+                int(needed(MAX_MODEL_LEN) * rng.uniform(1.0, 1.5)), WIDEST * needed(LONGEST_SEARCH)
             )
             roomy.close()
         return subject.start(**arguments)
 
 
-def _tiny_pools() -> Iterator[Surrounding]:
-    """Every way of preemption with every budget and number of threads."""
+def surroundings(place: int) -> Iterator[Surrounding]:
+    """For the model of this place in the list: each way of preemption with each budget, and room for all.
+
+    Threads and tiers alternate with budgets and models, so that some model meets every combination.
+    """
+    budgets = (16, 64, 256, 2048)
     tiers = {"recompute": ("none", "host", "disk"), "swap": ("host", "disk")}
     for preemption, choices in tiers.items():
-        for i, (budget, num_threads) in enumerate((b, t) for b in (16, 64, 256, 2048) for t in (1, 2)):
-            yield Surrounding(preemption, budget, num_threads, choices[i % len(choices)])
+        for number, budget in enumerate(budgets, start=place):
+            yield Surrounding(preemption, budget, 1 + number % 2, choices[number // 2 % len(choices)])
+    yield Surrounding(None, budgets[place % len(budgets)], 2 - place % 2, ("none", "disk")[place // 2 % 2])
 
 
-SURROUNDINGS: tuple[Surrounding, ...] = (
-    *_tiny_pools(),
-    Surrounding(None, 64, 2, "none"),
-    Surrounding(None, 2048, 1, "disk"),
+REDUCED: tuple[tuple[str, Surrounding], ...] = (
+    ("llama-float32", Surrounding("recompute", 16, 2, "none")),
+    ("llama-float32", Surrounding("swap", 256, 1, "disk")),
+    ("llama-float32", Surrounding(None, 2048, 2, "none")),
+    ("qwen2-mixed-windows", Surrounding("recompute", 2048, 1, "disk")),
+    ("qwen2-mixed-windows", Surrounding("swap", 64, 2, "host")),
+    ("llama-int8", Surrounding("recompute", 64, 2, "host")),
+    ("llama-int8", Surrounding("swap", 16, 1, "disk")),
 )
-"""Of the full size."""
+"""Models and surroundings for a quick look."""
