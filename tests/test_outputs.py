@@ -6,7 +6,7 @@ import pytest
 
 from paged_backend.outputs import CompletionDelta, CompletionOutput, Logprob
 
-LOGPROBS = [-0.1, -0.2, -0.3, -0.7, -1e-9, -0.6]
+LOGPROBS = [-2.73, -0.97, -0.22, -0.84, -2.58, -1.35]
 ONE_BY_ONE = 0.0
 for logprob in LOGPROBS:
     ONE_BY_ONE += logprob

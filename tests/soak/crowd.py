@@ -27,7 +27,7 @@ class Crowd:
         self._rng = rng
         self._provoked = provoked
         self._streams: dict[str, RequestStream] = {}
-        self._leaving: dict[str, int] = {}  # in which step
+        self._leaving: dict[str, int] = {}  # the engine's names of requests: in which step
         provoked.watch(core)
 
     def run(self, watched: Sequence[SoakRequest], others: Sequence[SoakRequest] = ()) -> list[RequestOutput]:
@@ -42,11 +42,11 @@ class Crowd:
                 break
             if rng.random() < 0.25:
                 for _ in range(min(len(coming), rng.randint(1, 8))):
-                    self._add(request := coming.pop())
+                    key = self._add(request := coming.pop())
                     if request.number in leave_early:
-                        self._leaving[str(request.number)] = step + int(2 ** rng.uniform(0, 7))
-            for request_id in [request_id for request_id, when in self._leaving.items() if when == step]:
-                ended = core.abort(request_id)
+                        self._leaving[key] = step + int(2 ** rng.uniform(0, 7))
+            for key in [key for key, when in self._leaving.items() if when == step]:
+                ended = core.abort(key)
                 self._provoked.aborts += len(ended)
                 self._deliver(ended)
             self._deliver(core.step())
@@ -58,7 +58,7 @@ class Crowd:
         self._leaving.clear()
         return outputs
 
-    def _add(self, request: SoakRequest) -> None:
+    def _add(self, request: SoakRequest) -> str:
         rng, request_id = self._rng, str(request.number)
         accepted = EngineRequest(
             request_id,
@@ -71,6 +71,7 @@ class Crowd:
         self._core.check_fits(accepted)
         self._streams[request_id] = RequestStream(accepted, None, self._tokenizer, lambda stream: None)
         self._core.add(accepted)
+        return accepted.key
 
     def _deliver(self, states: Iterable[RequestState]) -> None:
         """As the engine's thread does."""
