@@ -25,6 +25,7 @@ class ChatRequest(GenerationRequest, TemplateFields):
     """Body of /v1/chat/completions. `messages` and `tools` are checked where they are read."""
 
     messages: Any
+    echo: bool = False
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
@@ -37,7 +38,6 @@ class ChatRequest(GenerationRequest, TemplateFields):
         {
             **GenerationRequest.unsupported,
             "audio": (),
-            "echo": (False,),
             "function_call": ("none",),
             "functions": ([],),
             "media_io_kwargs": ({},),
