@@ -65,7 +65,7 @@ class AnswerStyle:
 
     Attributes:
         calls: makes a machine for calls; None where the request has no tools, or must not call them.
-        reasoning: markers of the reasoning; None where the answer has to be a call, or the model has none.
+        reasoning: markers of the reasoning that comes first; None where the model has none.
         keeps_special_tokens: whether the markers are special tokens, which the text must not leave out.
     """
 
@@ -85,16 +85,18 @@ class AnswerStyle:
         """
         name = config.tool_call_parser or tool_call_parser_of(source)
         new_call_id: NewCallId = _mistral_call_id if name == "mistral" else _call_id
-        if tool_use.choice == "named":
-            assert tool_use.name is not None
-            return cls(partial(NamedCall, new_call_id, tool_use.name), None, False)
-        if tool_use.choice == "required":
-            return cls(partial(RequiredCalls, new_call_id), None, False)
         reasoning_name = config.reasoning_parser or reasoning_parser_of(source) or "none"
         reasoning = REASONING_PARSERS.get(reasoning_name)
         markers = [] if reasoning is None else [reasoning.begin, reasoning.end]
+        keeps = _are_special(markers, tokenizer)
+        if tool_use.is_forced:
+            if marker_ids(reasoning, tokenizer) is None:
+                reasoning, keeps = None, False  # a grammar knows its end by its token only
+            if tool_use.name is not None:
+                return cls(partial(NamedCall, new_call_id, tool_use.name), reasoning, keeps)
+            return cls(partial(RequiredCalls, new_call_id), reasoning, keeps)
         if tool_use.choice == "none":
-            return cls(None, reasoning, _are_special(markers, tokenizer))
+            return cls(None, reasoning, keeps)
         if not config.enable_auto_tool_choice:
             raise InvalidRequestError(
                 'tool_choice "auto", which is the default with tools, needs a server with enable_auto_tool_choice; '
@@ -108,7 +110,7 @@ class AnswerStyle:
                 param="tool_choice",
             )
         machine = TOOL_CALL_PARSERS[name]
-        return cls(partial(machine, new_call_id), reasoning, _are_special([*machine.markers, *markers], tokenizer))
+        return cls(partial(machine, new_call_id), reasoning, keeps or _are_special(machine.markers, tokenizer))
 
 
 def marker_ids(markers: ReasoningMarkers | None, tokenizer: TokenizerPort) -> tuple[int, int] | None:

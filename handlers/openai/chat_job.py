@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.answers import AnswerReader, AnswerStyle, marker_ids
+from paged_backend.handlers.openai.constraints import forced_answer
 from paged_backend.handlers.openai.engine_port import StreamPort
 from paged_backend.handlers.openai.generation import ServingContext, submit_all
 from paged_backend.handlers.openai.messages import parse_messages
@@ -89,9 +90,10 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
         message = str(error).replace("max_tokens", max_tokens_field, 1)
         raise InvalidRequestError(message, param=max_tokens_field) from error
     tool_use = parse_tools(request.tools, request.tool_choice)
-    if tool_use.is_forced:
+    if tool_use.is_forced and params.structured_outputs is not None:
         raise InvalidRequestError(
-            "tool_choice: this server cannot hold a model to calls yet: use auto or none.", param="tool_choice"
+            f"tool_choice makes the answer a call, and {params.structured_outputs.param} something else: leave one out.",
+            param="tool_choice",
         )
     messages = parse_messages(request.messages, max_messages=limit)
     config, tokenizer = engine.config.chat, require_tokenizer(engine, "messages")
@@ -106,11 +108,16 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
         params = dataclasses.replace(params, skip_special_tokens=False)
     continued = messages[-1]["content"] if request.continue_final_message else None
     markers = style.reasoning
+    is_open = None if markers is None else markers.is_open(rendered.text, continued)
+    ids = marker_ids(markers, tokenizer)
+    if tool_use.is_forced:
+        schema = tool_use.schema(single=not request.parallel_tool_calls)
+        params = dataclasses.replace(params, structured_outputs=forced_answer(schema, ids, is_open))
     reader = AnswerReader(
         new_calls=style.calls,
         markers=markers,
-        is_open=None if markers is None else markers.is_open(rendered.text, continued),
-        marker_ids=marker_ids(markers, tokenizer),
+        is_open=is_open,
+        marker_ids=ids,
         include_reasoning=request.include_reasoning,
         single_call=not request.parallel_tool_calls,
         names_call=tool_use.choice == "named",

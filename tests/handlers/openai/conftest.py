@@ -63,7 +63,8 @@ class FakeStream:
 
     async def __aiter__(self) -> AsyncIterator[RequestDelta]:
         client, params = self._client, self._params
-        texts = [f"{client.text}{index}"[: params.max_tokens] for index in range(params.n)]
+        numbers = [str(index) if client.numbers_samples else "" for index in range(params.n)]
+        texts = [f"{client.text}{number}"[: params.max_tokens] for number in numbers]
         for step in range(max(map(len, texts))):
             if step == client.hang_after:
                 await self._aborted.wait()
@@ -105,7 +106,7 @@ class FakeClient:
     """A scripted engine; what was submitted is in `submissions`.
 
     Attributes:
-        text: what every sample says, followed by its index.
+        text: what every sample says, followed by its index where numbers_samples is on.
         fail_after, hang_after: the step at which every request raises `failure`, or waits to be aborted.
         submit_errors: raised by the submissions of these numbers (0 is the first).
     """
@@ -114,6 +115,7 @@ class FakeClient:
     tokenizer: FakeTokenizer | None = field(default_factory=FakeTokenizer)
     max_model_len: int = 100
     text: str = "Hi"
+    numbers_samples: bool = True
     num_cached_tokens: int = 0
     fail_after: int | None = None
     failure: Exception = field(default_factory=lambda: RuntimeError("secret detail"))
