@@ -92,7 +92,8 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
     tool_use = parse_tools(request.tools, request.tool_choice)
     if tool_use.is_forced and params.structured_outputs is not None:
         raise InvalidRequestError(
-            f"tool_choice makes the answer a call, and {params.structured_outputs.param} something else: leave one out.",
+            f"tool_choice makes the answer a call, and {params.structured_outputs.param} makes it something else: "
+            "leave one out.",
             param="tool_choice",
         )
     messages = parse_messages(request.messages, max_messages=limit)
