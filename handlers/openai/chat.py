@@ -135,7 +135,7 @@ def _choice(job: ChatJob, sample: CompletionOutput, tally: UsageTally) -> dict[s
         tally.num_reasoning_tokens = (tally.num_reasoning_tokens or 0) + count.add(sample.token_ids)
     content = job.echo + (message.content or "") or None
     said: dict[str, Any] = {"role": job.role, "content": content, "refusal": None}
-    if job.reader.markers is not None:
+    if job.reader.reasoning is not None:
         said["reasoning"] = message.reasoning
     if message.tool_calls:
         said["tool_calls"] = [

@@ -10,17 +10,17 @@ import dataclasses
 from dataclasses import dataclass
 
 from paged_backend.errors import InvalidRequestError
-from paged_backend.handlers.openai.answers import AnswerReader, AnswerStyle, marker_ids
-from paged_backend.handlers.openai.constraints import forced_answer
+from paged_backend.handlers.openai.answers import AnswerReader, AnswerStyle
 from paged_backend.handlers.openai.engine_port import StreamPort
 from paged_backend.handlers.openai.generation import ServingContext, submit_all
 from paged_backend.handlers.openai.messages import parse_messages
 from paged_backend.handlers.openai.prompts import require_tokenizer, room_for, truncate
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
 from paged_backend.handlers.openai.protocol.generation import MAX_LOGPROBS, check_generation, sampling_params
+from paged_backend.handlers.openai.reasoning import AnswerReasoning, with_thinking_budget
 from paged_backend.handlers.openai.rendering import Rendering, render_messages
-from paged_backend.handlers.openai.tools import parse_tools
-from paged_backend.sampling_params import SamplingParams
+from paged_backend.handlers.openai.tools import ToolUse, parse_tools
+from paged_backend.sampling_params import SamplingParams, StructuredOutputsParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +90,8 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
         message = str(error).replace("max_tokens", max_tokens_field, 1)
         raise InvalidRequestError(message, param=max_tokens_field) from error
     tool_use = parse_tools(request.tools, request.tool_choice)
-    if tool_use.is_forced and params.structured_outputs is not None:
-        raise InvalidRequestError(
-            f"tool_choice makes the answer a call, and {params.structured_outputs.param} makes it something else: "
-            "leave one out.",
-            param="tool_choice",
-        )
+    if tool_use.is_forced:
+        params = _forced(params, tool_use, single=not request.parallel_tool_calls)
     messages = parse_messages(request.messages, max_messages=limit)
     config, tokenizer = engine.config.chat, require_tokenizer(engine, "messages")
     hides_tools = tool_use.choice == "none" and config.exclude_tools_when_tool_choice_none
@@ -107,18 +103,19 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
     params = dataclasses.replace(params, max_tokens=room)
     if style.keeps_special_tokens:
         params = dataclasses.replace(params, skip_special_tokens=False)
-    continued = messages[-1]["content"] if request.continue_final_message else None
-    markers = style.reasoning
-    is_open = None if markers is None else markers.is_open(rendered.text, continued)
-    ids = marker_ids(markers, tokenizer)
-    if tool_use.is_forced:
-        schema = tool_use.schema(single=not request.parallel_tool_calls)
-        params = dataclasses.replace(params, structured_outputs=forced_answer(schema, ids, is_open))
+    reasoning = None
+    if style.markers is not None:
+        continued = messages[-1]["content"] if request.continue_final_message else None
+        reasoning = AnswerReasoning.of(style.markers, tokenizer, rendered.text, continued)
+    if params.structured_outputs is not None and reasoning is not None:
+        # A grammar knows the reasoning's end by its token only; without one, there is none before its text.
+        reasoning = None if reasoning.token_ids is None else reasoning
+        params = params if reasoning is None else reasoning.constrained(params)
+    if request.thinking_token_budget not in (None, -1):
+        params = with_thinking_budget(params, request.thinking_token_budget, reasoning)
     reader = AnswerReader(
         new_calls=style.calls,
-        markers=markers,
-        is_open=is_open,
-        marker_ids=ids,
+        reasoning=reasoning,
         include_reasoning=request.include_reasoning,
         single_call=not request.parallel_tool_calls,
         names_call=tool_use.choice == "named",
@@ -143,3 +140,15 @@ def _num_top(request: ChatRequest) -> int | None:
     if num_top and not request.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
     return num_top if request.logprobs else None
+
+
+def _forced(params: SamplingParams, tool_use: ToolUse, *, single: bool) -> SamplingParams:
+    """Parameters that make the answer the calls that `tool_choice` asks for."""
+    other = params.structured_outputs
+    if other is not None:
+        raise InvalidRequestError(
+            f"tool_choice makes the answer a call, and {other.param} makes it something else: leave one out.",
+            param="tool_choice",
+        )
+    schema = StructuredOutputsParams(json=tool_use.schema(single=single), param="tools")
+    return dataclasses.replace(params, structured_outputs=schema)
