@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from paged_backend.kv.block_pool import BlockPool
-from paged_backend.kv.block_table import BlockTable
+from paged_backend.kv.block_table import ALL_TOKENS, BlockTable
 from paged_backend.kv.host_tier import NO_TRANSFERS, Transfers
 from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
 from paged_backend.kv.offload import OffloadManager, OffloadStats
@@ -19,9 +19,6 @@ from paged_backend.kv.prefix_search import PrefixSearch
 BlockState = Literal["free", "cached", "owned"]
 
 _NO_OFFLOAD = OffloadStats()
-
-_UNBOUNDED = 2**40
-"""Tokens that no sequence has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,7 @@ class KVCacheManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.groups = (LayerGroup(0, block_size, 1),) if groups is None else tuple(groups)
-        self.max_sequence_tokens: int = bisect_right(range(_UNBOUNDED), num_blocks, key=self.blocks_for) - 1
+        self.max_sequence_tokens: int = bisect_right(range(ALL_TOKENS), num_blocks, key=self.blocks_for) - 1
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
         self._search = PrefixSearch(self.groups, block_size)
