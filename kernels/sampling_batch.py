@@ -81,7 +81,7 @@ class SamplingBatch:
 
 @dataclass(slots=True)
 class SampledBatch:
-    """What was drawn: N tokens, row after row, one for each seed of a row, or num_best of them, or those that are given.
+    """What was drawn: N tokens, row after row: one for each seed of a row, num_best of them, or those that are given.
 
     Attributes:
         token_ids: [N]; -1 for all of a row whose logits are not numbers (NaN, +inf or nothing above -inf), or whose
@@ -126,7 +126,9 @@ def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
     draws = any(batch.temperatures)
     for name in _COLUMNS:
         length = len(getattr(batch, name))
-        may_be_empty = name in ("num_logprobs", "num_best", "given") or (not draws and name not in ("seeds", "temperatures"))
+        may_be_empty = name in ("num_logprobs", "num_best", "given") or (
+            not draws and name not in ("seeds", "temperatures")
+        )
         if length != num_rows and (length or not may_be_empty):
             raise KernelError(f"{name} must have {num_rows} entries, one for each row, got {length}.")
     _require("seeds", "hold lists or tuples", all(isinstance(seeds, (list, tuple)) for seeds in batch.seeds))

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 from paged_backend.kv.host_tier import SwappedBlocks
 from paged_backend.kv.layer_group import NO_BLOCK
-from paged_backend.kv.prefix_index import BlockKey
+from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, pack_tokens
+
+
+ALL_TOKENS = 2**40
+"""More than a sequence has."""
 
 
 class BlockTable:
@@ -30,6 +34,8 @@ class BlockTable:
         num_indexed: leading blocks that were offered to the index.
         active: whether the table may hold blocks (between `start` and `free`).
         swapped: its blocks in host memory, between a preemption that swapped them out and the next `start`.
+        num_findable: leading tokens that it may find computed already; its owner sets it. It does not count for what
+            was swapped out.
     """
 
     __slots__ = (
@@ -37,6 +43,7 @@ class BlockTable:
         "block_ids",
         "digests",
         "num_computed",
+        "num_findable",
         "num_indexed",
         "num_writable",
         "packed",
@@ -56,6 +63,7 @@ class BlockTable:
         self.num_indexed = 0
         self.active = False
         self.swapped: SwappedBlocks | None = None
+        self.num_findable = ALL_TOKENS
 
     @property
     def num_held(self) -> int:
@@ -65,3 +73,11 @@ class BlockTable:
     def key(self, i: int, suffix: bytes = b"") -> BlockKey:
         """What the i-th block of the group with this suffix is found by, once it is full; its digest must be known."""
         return BlockKey(self.digests[i] + suffix, self.digests[i - 1] if i else self.root, self.packed[i])
+
+    def hash_blocks(self, index: PrefixIndex, size: int) -> None:
+        """Hashes the full blocks, of so many known tokens each, that have no digest yet."""
+        for i in range(len(self.digests), len(self.token_ids) // size):
+            packed = pack_tokens(self.token_ids[i * size : (i + 1) * size])
+            parent = self.digests[i - 1] if i else self.root
+            self.packed.append(packed)
+            self.digests.append(index.digest(parent, packed))

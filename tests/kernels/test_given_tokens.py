@@ -1,4 +1,4 @@
-"""Tokens that are given, only to be described: the reference and C++ on each instruction set, against torch in float64."""
+"""Tokens that are given, to be described: the reference and C++ on each instruction set, against torch in float64."""
 
 from __future__ import annotations
 
