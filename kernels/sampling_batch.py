@@ -67,7 +67,7 @@ class SamplingBatch:
         given: for each row, tokens that are its result, to be described; nothing is drawn, and nothing changed. None
             where the row draws, or num_best is above 0. Empty where no row has any.
         changes: by row, for those rows whose logits are changed first.
-        token_masks: int32 [M, W], contiguous, on the CPU, of at least ceil(V / 32) words: token t has bit t % 32 of word
+        token_masks: int32 [M, W], contiguous, on the CPU, W at least ceil(V / 32): token t has bit t % 32 of word
             t / 32, the lowest first. None where no row names one.
     """
 

@@ -22,8 +22,8 @@ class StructuredOutputsParams:
         choice: texts, one of which is the output.
         grammar: a context-free grammar, in Lark's form (`start: ...`) or in GBNF (`root ::= ...`).
         json_object: any JSON object.
-        structural_tag: free text with constrained parts, as JSON text: {"structures": [{"begin": "<f>", "schema": {...},
-            "end": "</f>"}, ...], "triggers": ["<f"]}. Where a trigger appears, one of its structures follows.
+        structural_tag: free text with constrained parts, as JSON text: {"structures": [{"begin": "<f>", "schema":
+            {...}, "end": "</f>"}, ...], "triggers": ["<f"]}. Where a trigger appears, one of its structures follows.
         disable_any_whitespace: JSON has no whitespace between its tokens; else it may have any.
         disable_additional_properties: objects have no properties but those that the schema names, where it does not
             say anything else itself.

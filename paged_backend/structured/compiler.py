@@ -6,40 +6,45 @@ import logging
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
+from typing import Protocol
 
 from paged_backend.errors import InvalidRequestError, PagedBackendError, RequestFailedError
 from paged_backend.structured.matcher import Matcher
+from paged_backend.structured.prover import Prover
 from paged_backend.structured.source import GrammarSource
+from paged_backend.structured.vocabulary import LIMITS
 
 logger = logging.getLogger(__name__)
 
 _NUM_THREADS = 2
+_STACK_BYTES = 64 << 20
+"""Of each: several times as much as a grammar was tried out on."""
 _MAX_ENTRIES = 64
-_TIME_LIMIT_S = 5.0
+_TIME_LIMIT_S = 3.0
+
+
+class GrammarVocabulary(Protocol):
+    """What compiles: `Vocabulary`."""
+
+    def compile(self, source: GrammarSource, prover: Prover) -> Matcher: ...
 
 
 class GrammarCompiler:
     """Grammars of one vocabulary, compiled once each while they are among the latest that were asked for.
 
-    A grammar that takes too long is refused. Its thread cannot be stopped: another takes its place, and it ends when
-    it is done. Refusals are kept like grammars: asking again costs nothing.
+    Refusals are kept like grammars: asking again costs nothing.
 
     Args:
-        compile_source: from a source to a matcher at its beginning; raises InvalidRequestError.
+        vocabulary: the model's tokens.
         max_entries: grammars that are kept.
         time_limit_s: seconds that compiling one may take.
     """
 
     def __init__(
-        self,
-        compile_source: Callable[[GrammarSource], Matcher],
-        *,
-        max_entries: int = _MAX_ENTRIES,
-        time_limit_s: float = _TIME_LIMIT_S,
+        self, vocabulary: GrammarVocabulary, *, max_entries: int = _MAX_ENTRIES, time_limit_s: float = _TIME_LIMIT_S
     ) -> None:
-        self._compile_source = compile_source
+        self._vocabulary = vocabulary
         self._max_entries = max_entries
         self._time_limit_s = time_limit_s
         self._lock = threading.Lock()
@@ -47,10 +52,9 @@ class GrammarCompiler:
         self._jobs: queue.SimpleQueue[tuple[GrammarSource, Future[Matcher]] | None] = queue.SimpleQueue()
         self._num_threads = 0
         self._num_unfinished = 0
-        self._closed = False
 
     def compile(self, source: GrammarSource) -> Future[Matcher]:
-        """The grammar's matcher at its beginning, to be forked, never moved; or InvalidRequestError. Never waits."""
+        """The grammar's matcher at its beginning, to be forked, never moved; or what `refusal` tells. Never waits."""
         with self._lock:
             entry = self._entries.get(source)
             if entry is not None:
@@ -58,7 +62,7 @@ class GrammarCompiler:
                 return entry
             entry = self._entries[source] = Future()
             if len(self._entries) > self._max_entries:
-                self._entries.popitem(last=False)  # one still being compiled ends for who waits for it
+                self._entries.popitem(last=False)  # who waits for it has it still
             self._num_unfinished += 1
             self._jobs.put((source, entry))
             if self._num_threads < min(_NUM_THREADS, self._num_unfinished):
@@ -66,64 +70,45 @@ class GrammarCompiler:
         return entry
 
     def forget(self, source: GrammarSource) -> None:
-        """The next one who asks for it gets it compiled anew; matchers that there are go on."""
+        """Whoever asks for it next gets it compiled anew; matchers that there are go on."""
         with self._lock:
             self._entries.pop(source, None)
 
     def close(self) -> None:
         """Ends the threads once they have nothing to do. `compile` must not be called any more."""
-        with self._lock:
-            self._closed = True
-            for _ in range(self._num_threads):
-                self._jobs.put(None)
+        for _ in range(self._num_threads):
+            self._jobs.put(None)
 
     def _start_thread(self) -> None:
         self._num_threads += 1
-        threading.Thread(target=self._work, name="paged-grammar", daemon=True).start()
+        thread = threading.Thread(target=self._work, name="paged-grammar", daemon=True)
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
 
     def _work(self) -> None:
+        prover = Prover(LIMITS, self._time_limit_s)
         while (job := self._jobs.get()) is not None:
-            if not self._run(*job):
-                return
-
-    def _run(self, source: GrammarSource, entry: Future[Matcher]) -> bool:
-        """Compiles one; False where that took so long that another thread has taken this one's place."""
-        timer = threading.Timer(self._time_limit_s, self._give_up, (source, entry))
-        timer.daemon = True
-        timer.start()
-        try:
-            matcher = self._compile_source(source)
-        except Exception as error:
-            if not isinstance(error, PagedBackendError):
+            source, entry = job
+            try:
+                matcher = self._vocabulary.compile(source, prover)
+            except PagedBackendError as error:
+                entry.set_exception(error)
+            except BaseException:  # a panic of llguidance is no Exception
                 logger.exception("a grammar could not be compiled")
                 self.forget(source)
-                error = RequestFailedError("The engine failed on this request: try it again.")
-            return self._settle(entry, lambda: entry.set_exception(error))
-        finally:
-            timer.cancel()
-        return self._settle(entry, lambda: entry.set_result(matcher))
-
-    def _give_up(self, source: GrammarSource, entry: Future[Matcher]) -> None:
-        error = source.refused(f"takes more than {self._time_limit_s:g} s to compile: simplify it.")
-        if self._settle(entry, lambda: entry.set_exception(error)):
+                entry.set_exception(RequestFailedError("The engine failed on this request: try it again."))
+            else:
+                entry.set_result(matcher)
             with self._lock:
-                self._num_threads -= 1
-                if not self._closed:
-                    self._start_thread()
-
-    def _settle(self, entry: Future[Matcher], settle: Callable[[], None]) -> bool:
-        """Whether it was the first to do so."""
-        try:
-            settle()
-        except InvalidStateError:
-            return False
-        with self._lock:
-            self._num_unfinished -= 1
-        return True
+                self._num_unfinished -= 1
+        prover.close()
 
 
 def refusal(entry: Future[Matcher]) -> PagedBackendError | None:
-    """Why a grammar that is done was refused; None if it was not. A new one each time: it is raised elsewhere."""
+    """Why a grammar that is done was refused; None if it was not. A new one each time, as it is raised elsewhere."""
     error = entry.exception()
     if isinstance(error, InvalidRequestError):
         return InvalidRequestError(str(error), param=error.param)

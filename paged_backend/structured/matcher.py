@@ -59,5 +59,8 @@ class Matcher:
 
     @property
     def error(self) -> str:
-        """Why it cannot go on (mostly: the grammar is too complex); empty where it can."""
+        """What it has failed of, mostly of a grammar that is too complex; empty where it has not, or where the grammar
+        itself leaves no way to go on."""
+        if not self._matcher.is_error() or self._matcher.stop_reason().startswith("NoExtension"):
+            return ""
         return self._matcher.get_error().partition("\n")[0]

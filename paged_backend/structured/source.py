@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llguidance import LLMatcher, StructTag, grammar_from
+from llguidance import LLMatcher, StructTag
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.sampling_params import StructuredOutputsParams
@@ -55,8 +55,8 @@ class GrammarSource:
         """The error that says so of this constraint."""
         return InvalidRequestError(f"{self.param}: the {_NOUNS[self.kind]} {reason}", param=self.param)
 
-    def grammar(self, is_special: Callable[[str], bool]) -> str:
-        """The grammar in llguidance's own form.
+    def form_and_text(self, is_special: Callable[[str], bool]) -> tuple[str, str]:
+        """The grammar as `llguidance.grammar_from` takes it: its form and its text.
 
         Args:
             is_special: whether a text is one of the tokenizer's special tokens.
@@ -66,12 +66,12 @@ class GrammarSource:
         """
         try:
             if self.kind == "json":
-                return LLMatcher.grammar_from_json_schema(self.text, overrides=self._json_options())
+                return "llguidance", LLMatcher.grammar_from_json_schema(self.text, overrides=self._json_options())
             if self.kind == "structural_tag":
-                return self._tags(is_special)
-            return grammar_from(self.kind, self.text)  # type: ignore[arg-type]
+                return "llguidance", self._tags(is_special)
+            return self.kind, self.text
         except (ValueError, RecursionError, KeyError, IndexError, TypeError) as error:
-            raise self.refused(f"cannot be used: {_one_line(error)}") from None
+            raise self.refused(f"cannot be used: {one_line(error)}.") from None
 
     def _json_options(self) -> Any:
         """All that a schema's own "x-guidance" could change, so that it changes nothing: a keyword that is not
@@ -142,7 +142,7 @@ def _schema_text(schema: str | Mapping[str, Any], params: StructuredOutputsParam
     except (ValueError, TypeError, RecursionError) as error:
         if isinstance(error, InvalidRequestError):
             raise
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else _one_line(error)
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
         raise InvalidRequestError(
             f"{params.param}: the JSON schema cannot be used: {reason}.", param=params.param
         ) from None
@@ -160,6 +160,6 @@ def _closed(schema: Any) -> Any:
     return closed
 
 
-def _one_line(error: Exception) -> str:
-    """An error's message, short enough to be shown."""
-    return (str(error) or type(error).__name__).strip().partition("\n")[0].rstrip(".")[:300]
+def one_line(error: object) -> str:
+    """A message of one line, without its full stop, short enough to be shown."""
+    return " ".join((str(error) or type(error).__name__).split()).rstrip(".")[:300]

@@ -28,7 +28,7 @@ class TokenMasks:
 
     @property
     def words(self) -> _Words:
-        """int32 [max_rows, ceil(vocab_size / 32)]; token t's bit is bit t % 32 of word t / 32, 1 where it may be drawn."""
+        """int32 [max_rows, ceil(vocab_size / 32)]: bit t % 32 of word t / 32 is 1 where token t may be drawn."""
         if self._words is None:
             self._words = np.zeros((self._max_rows, self._num_words), np.int32)
         return self._words

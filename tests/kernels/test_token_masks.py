@@ -96,12 +96,8 @@ def test_the_most_likely_tokens_of_a_mask(sample: Sample) -> None:
 def test_wrong_masks(sample: Sample) -> None:
     logits = torch.zeros(2, 40)
     good = pack([{1}], 40)
-    for wrong in (
-        good.long(),
-        good[0],
-        torch.zeros(1, 1, dtype=torch.int32),
-        torch.zeros(2, 4, dtype=torch.int32)[:, ::2],
-    ):
+    narrow, strided = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(2, 4, dtype=torch.int32)[:, ::2]
+    for wrong in (good.long(), good[0], narrow, strided):
         with pytest.raises(KernelError, match="token_masks"):
             sample(logits, make_batch(2, token_masks=wrong))
     for place in (1, -2, 2**40):

@@ -25,6 +25,8 @@ _NODE = {
     "additionalProperties": False,
 }
 
+_NUMBER = {"type": "integer"}
+_SWITCH = {"type": "boolean"}
 _POINT = _object({"x": {"type": "integer"}, "y": {"type": "integer"}}, "x", "y", additionalProperties=False)
 
 CASES: tuple[KeywordCase, ...] = (
@@ -71,12 +73,8 @@ CASES: tuple[KeywordCase, ...] = (
     # Arrays
     KeywordCase("items", {"type": "array", "items": {"type": "integer"}}, ([], [1, 2]), (["a"], [1, None])),
     KeywordCase("items", {"type": "array", "items": False}, ([],), ([1],)),
-    KeywordCase(
-        "minItems", {"type": "array", "items": {"type": "boolean"}, "minItems": 2}, ([True, False],), ([], [True])
-    ),
-    KeywordCase(
-        "maxItems", {"type": "array", "items": {"type": "boolean"}, "maxItems": 1}, ([], [True]), ([True] * 2,)
-    ),
+    KeywordCase("minItems", {"type": "array", "items": _SWITCH, "minItems": 2}, ([True, False],), ([], [True])),
+    KeywordCase("maxItems", {"type": "array", "items": _SWITCH, "maxItems": 1}, ([], [True]), ([True] * 2,)),
     KeywordCase(
         "prefixItems",
         {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "minItems": 2, "items": False},
@@ -89,9 +87,7 @@ CASES: tuple[KeywordCase, ...] = (
         ([1], [1, None]),
         ([2], [1, 1]),
     ),
-    KeywordCase(
-        "uniqueItems", {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, ([1, 2],), ([1, 1],)
-    ),
+    KeywordCase("uniqueItems", {"type": "array", "items": _NUMBER, "uniqueItems": True}, ([1, 2],), ([1, 1],)),
     KeywordCase(
         "contains", {"type": "array", "items": {"type": "integer"}, "contains": {"const": 3}}, ([1, 3],), ([], [1])
     ),
@@ -146,9 +142,7 @@ CASES: tuple[KeywordCase, ...] = (
         ({"a": 1},),
     ),
     # Combinations
-    KeywordCase(
-        "anyOf", {"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 2}]}, (5, "ab"), ("abc", None)
-    ),
+    KeywordCase("anyOf", {"anyOf": [_NUMBER, {"type": "string", "maxLength": 2}]}, (5, "ab"), ("abc", None)),
     KeywordCase("anyOf", {"anyOf": [_POINT, {"type": "null"}]}, ({"x": 1, "y": 2}, None), ({"x": 1}, 0)),
     KeywordCase(
         "oneOf",
