@@ -22,6 +22,7 @@ _STACK_BYTES = 64 << 20
 """Of each: several times as much as a grammar was tried out on."""
 _MAX_ENTRIES = 64
 _TIME_LIMIT_S = 3.0
+_MASK_TIME_LIMIT_S = 0.05
 
 
 class GrammarVocabulary(Protocol):
@@ -69,8 +70,16 @@ class GrammarCompiler:
                 self._start_thread()
         return entry
 
-    def forget(self, source: GrammarSource) -> None:
-        """Whoever asks for it next gets it compiled anew; matchers that there are go on."""
+    def give_up(self, source: GrammarSource, matcher: Matcher) -> None:
+        """Takes note of a grammar that a matcher could not go on with: it is compiled anew for whoever asks for it next,
+        as those before may have filled it up; but one whose masks take too long is refused."""
+        with self._lock:
+            self._entries.pop(source, None)
+            if matcher.is_slow:
+                self._entries[source] = Future()
+                self._entries[source].set_exception(source.refused(f"is too complex: {matcher.error}."))
+
+    def _forget(self, source: GrammarSource) -> None:
         with self._lock:
             self._entries.pop(source, None)
 
@@ -89,7 +98,7 @@ class GrammarCompiler:
             threading.stack_size(before)
 
     def _work(self) -> None:
-        prover = Prover(LIMITS, self._time_limit_s)
+        prover = Prover(LIMITS, self._time_limit_s, _MASK_TIME_LIMIT_S)
         while (job := self._jobs.get()) is not None:
             source, entry = job
             try:
@@ -98,7 +107,7 @@ class GrammarCompiler:
                 entry.set_exception(error)
             except BaseException:  # a panic of llguidance is no Exception
                 logger.exception("a grammar could not be compiled")
-                self.forget(source)
+                self._forget(source)
                 entry.set_exception(RequestFailedError("The engine failed on this request: try it again."))
             else:
                 entry.set_result(matcher)

@@ -20,11 +20,13 @@ class Prover:
     Args:
         limits: of llguidance, by name.
         time_limit_s: seconds that a grammar may take.
+        mask_time_limit_s: seconds of CPU that a mask may take.
     """
 
-    def __init__(self, limits: Mapping[str, int | bool], time_limit_s: float) -> None:
+    def __init__(self, limits: Mapping[str, int | bool], time_limit_s: float, mask_time_limit_s: float) -> None:
         self._limits = dict(limits)
         self._time_limit_s = time_limit_s
+        self._mask_time_limit_s = mask_time_limit_s
         self._process: subprocess.Popen[str] | None = None
 
     def prove(self, source: GrammarSource, form: str, text: str) -> str:
@@ -45,7 +47,13 @@ class Prover:
                 stderr=subprocess.DEVNULL,  # what it says would be of the client's text
                 text=True,
             )
-        request = {"format": form, "text": text, "limits": self._limits, "time_limit_s": self._time_limit_s}
+        request = {
+            "form": form,
+            "text": text,
+            "limits": self._limits,
+            "time_limit_s": self._time_limit_s,
+            "mask_time_limit_s": self._mask_time_limit_s,
+        }
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         try:

@@ -16,14 +16,15 @@ LIMITS: Mapping[str, int | bool] = MappingProxyType(
     {
         "max_grammar_size": 100_000,
         "initial_lexer_fuel": 1_000_000,
-        "step_lexer_fuel": 100_000,
-        "step_max_items": 20_000,
+        "step_lexer_fuel": 20_000,
+        "step_max_items": 10_000,
         "max_lexer_states": 50_000,
         "precompute_large_lexemes": False,
         "verbose_errors": False,
     }
 )
-"""What a grammar may cost, under llguidance's names: a token mostly below 10 ms, and all of them 100 MB."""
+"""What a grammar may cost, under llguidance's names: several times what large schemas need. They bound a token's mask to
+milliseconds as a rule, but not always: hence Prover, and Matcher's own clock."""
 
 
 class Vocabulary:
