@@ -8,7 +8,6 @@ from paged_backend.kv.host_tier import SwappedBlocks
 from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, pack_tokens
 
-
 ALL_TOKENS = 2**40
 """More than a sequence has."""
 
