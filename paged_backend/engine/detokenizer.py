@@ -102,7 +102,7 @@ class IncrementalDetokenizer:
 
 @dataclass(slots=True)
 class UnspacedDetokenizer(IncrementalDetokenizer):
-    """One that writes special tokens which follow each other as they are, without what the tokenizer puts between them."""
+    """One that writes special tokens in a row as they are, without what the tokenizer puts between them."""
 
     _last_id: int = -1
 
