@@ -31,6 +31,9 @@ class PromptScoring:
     def __len__(self) -> int:
         return len(self._num_scored)
 
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self._num_scored
+
     def enter(self, sequence: Sequence) -> None:
         """A new request's sequence, before it waits for its first step."""
         params = sequence.params
