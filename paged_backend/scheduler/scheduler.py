@@ -334,8 +334,8 @@ class Scheduler:
                 break
             table = sequence.table
             prefix = kv.cached_prefix(table)
-            # None of the free blocks is spoken for, but by prompts that are scored: nobody else who runs has tokens left
-            # to compute after this step.
+            # None of the free blocks is spoken for, but by prompts that are scored: nobody else has tokens left to
+            # compute after this step.
             num_free = kv.num_free_blocks - (self._scoring.num_missing_blocks(kv) if self._scoring else 0)
             num_wanted = min(len(table.token_ids) + 1, sequence.max_cached_tokens)
             if kv.missing_to_start(prefix, num_wanted) + sequence.num_extra_blocks > num_free:

@@ -108,6 +108,7 @@ class FakeClient:
     config: EngineConfig = field(default_factory=EngineConfig)
     tokenizer: FakeTokenizer | None = field(default_factory=FakeTokenizer)
     max_model_len: int = 100
+    default_sampling_params: dict[str, float | int] = field(default_factory=dict)
     text: str = "Hi"
     num_cached_tokens: int = 0
     fail_after: int | None = None
