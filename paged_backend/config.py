@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from paged_backend.errors import ConfigError
 
 BUNDLED_MODEL = "paged-tiny"
 """The model argument that means the model that comes with this package."""
+
+DEFAULT_PARAMETERS: Mapping[str, str] = MappingProxyType(
+    {
+        **{name: name for name in ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")},
+        "max_new_tokens": "max_tokens",
+    }
+)
+"""What is taken out of a generation_config.json, and the sampling parameters that this stands for; vLLM's choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +41,14 @@ class ModelConfig:
         served_model_name: names that requests may use; empty means the model argument's last part.
         revision: branch, tag or commit on the hub.
         seed: requests without a seed of their own draw from this one and their arrival number.
+        max_logprobs: most candidates per token that a request may ask for (logprobs, prompt_logprobs); -1 for any
+            number.
+        generation_config: where the sampling parameters come from that a request leaves out: "auto" (the model's
+            generation_config.json), "vllm" (nowhere: vLLM's own defaults), or a folder with such a file.
+        override_generation_config: values that go before those: temperature, top_p, top_k, min_p, repetition_penalty,
+            max_new_tokens. JSON on the command line.
+        logits_processors: what requests may change their logits with: "package.module:name" of functions, or of classes
+            of such, that are importable here. Their code runs in the engine's process. None are allowed by default.
     """
 
     model: str = BUNDLED_MODEL
@@ -42,6 +60,10 @@ class ModelConfig:
     served_model_name: tuple[str, ...] = ()
     revision: str | None = None
     seed: int = 0
+    max_logprobs: int = 20
+    generation_config: str = "auto"
+    override_generation_config: Mapping[str, Any] | str = field(default_factory=dict, hash=False)
+    logits_processors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = self.served_model_name
@@ -65,6 +87,13 @@ class ModelConfig:
         _check_range("max_model_len", self.max_model_len, low=1, optional=True)
         _check_range("seed", self.seed, low=0)
         _check_bool("skip_tokenizer_init", self.skip_tokenizer_init)
+        _check_range("max_logprobs", self.max_logprobs, low=-1)
+        _check_text("generation_config", self.generation_config)
+        object.__setattr__(self, "override_generation_config", _overrides(self.override_generation_config))
+        object.__setattr__(self, "logits_processors", _texts("logits_processors", self.logits_processors))
+        for name in self.logits_processors:
+            if not all(part.replace(".", "_").isidentifier() for part in name.partition(":")[::2]):
+                raise ConfigError(f"logits_processors must hold names like package.module:name, got {name!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +131,7 @@ class CacheConfig:
     shared_cache_salts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        salts: object = self.shared_cache_salts
-        if not isinstance(salts, (str, list, tuple)):
-            raise ConfigError(f"shared_cache_salts must be a list of strings, got {salts!r}.")
-        object.__setattr__(self, "shared_cache_salts", (salts,) if isinstance(salts, str) else tuple(salts))
-        for salt in self.shared_cache_salts:
-            _check_text("shared_cache_salts", salt)
+        object.__setattr__(self, "shared_cache_salts", _texts("shared_cache_salts", self.shared_cache_salts))
         _check_range("block_size", self.block_size, low=1, high=1024)
         _check_range("num_gpu_blocks_override", self.num_gpu_blocks_override, low=1, optional=True)
         _check_range("kv_cache_memory_bytes", self.kv_cache_memory_bytes, low=1, optional=True)
@@ -146,6 +170,8 @@ class SchedulerConfig:
             are over, it ends with what it has. None means as long as it takes.
         max_timeout_s: most that a request's timeout_s may be, and what one without gets where default_timeout_s is
             not set. None means no bound.
+        stream_interval: tokens of a sample that a stream gathers before it gives them out; the first, and those that
+            are left at the end, come at once.
     """
 
     max_num_seqs: int = 128
@@ -156,6 +182,7 @@ class SchedulerConfig:
     max_num_queued_tokens: int | None = None
     default_timeout_s: float | None = None
     max_timeout_s: float | None = None
+    stream_interval: int = 1
 
     @property
     def max_num_held_reqs(self) -> int | None:
@@ -165,6 +192,7 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         _check_range("max_num_seqs", self.max_num_seqs, low=1)
         _check_range("max_num_batched_tokens", self.max_num_batched_tokens, low=1)
+        _check_range("stream_interval", self.stream_interval, low=1)
         _check_range("max_num_queued_reqs", self.max_num_queued_reqs, low=0, optional=True)
         _check_range("max_num_queued_tokens", self.max_num_queued_tokens, low=0, optional=True)
         _check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority", "fair"))
@@ -274,6 +302,32 @@ def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
 def _dtype_named(value: Any) -> Any:
     """The dtype that vLLM's other name for it means; anything else as it is."""
     return {"float": "float32", "half": "float16"}.get(value, value) if isinstance(value, str) else value
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    """A list of texts, or one alone."""
+    if not isinstance(value, (str, list, tuple)):
+        raise ConfigError(f"{name} must be a list of strings, got {value!r}.")
+    texts = (value,) if isinstance(value, str) else tuple(value)
+    for text in texts:
+        _check_text(name, text)
+    return texts
+
+
+def _overrides(value: object) -> dict[str, Any]:
+    """What `override_generation_config` stands for."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"override_generation_config is not valid JSON: {error}.") from None
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"override_generation_config must be a mapping of names to values, got {value!r}.")
+    for name in value:
+        if name not in DEFAULT_PARAMETERS:
+            message = unknown_name_message("value of override_generation_config", str(name), tuple(DEFAULT_PARAMETERS))
+            raise ConfigError(message)
+    return dict(value)
 
 
 def _check_text(name: str, value: object) -> None:

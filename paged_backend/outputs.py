@@ -5,7 +5,7 @@ Deltas are made for every token, and a frozen dataclass takes twice as long to m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +30,9 @@ class Logprob:
 
 TokenLogprobs = Mapping[int, Logprob]
 """Candidates at one position by token id; the sampled token is always among them."""
+
+PromptLogprobs = Sequence[TokenLogprobs | None]
+"""Of each token of a prompt; None of the first, which nothing comes before."""
 
 
 @dataclass(slots=True)
@@ -64,6 +67,8 @@ class RequestDelta:
         finished: True on exactly one delta of every accepted request, its last.
         num_cached_tokens: prompt tokens that came from the prefix cache.
         num_unchosen_tokens: of best_of samples that are not among the outputs.
+        prompt_logprobs: one entry per token of the prompt, None for its first; on the request's first delta, where they
+            were asked for.
     """
 
     request_id: str
@@ -72,6 +77,7 @@ class RequestDelta:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_unchosen_tokens: int = 0
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 @dataclass(slots=True)
@@ -97,9 +103,11 @@ class CompletionOutput:
         if delta.logprobs is not None:
             self.logprobs = self.logprobs or []
             self.logprobs.extend(delta.logprobs)
-            self.cumulative_logprob = (self.cumulative_logprob or 0.0) + sum(
-                candidates[token].logprob for token, candidates in zip(delta.token_ids, delta.logprobs, strict=True)
-            )
+            # One after the other: the sum's bits must not depend on how many tokens a delta brings.
+            total = self.cumulative_logprob or 0.0
+            for token, candidates in zip(delta.token_ids, delta.logprobs, strict=True):
+                total += candidates[token].logprob
+            self.cumulative_logprob = total
         if delta.cumulative_logprob is not None:
             self.cumulative_logprob = delta.cumulative_logprob
         self.finish_reason = delta.finish_reason
@@ -137,6 +145,8 @@ class RequestOutput:
     Attributes:
         num_cached_tokens: prompt tokens that came from the prefix cache.
         num_unchosen_tokens: of best_of samples that are not among the outputs.
+        prompt_logprobs: one entry per token of the prompt, None for its first; None where they were not asked for, or
+            the request ended before.
     """
 
     request_id: str
@@ -146,6 +156,7 @@ class RequestOutput:
     finished: bool = False
     num_cached_tokens: int = 0
     num_unchosen_tokens: int = 0
+    prompt_logprobs: PromptLogprobs | None = None
 
     @classmethod
     def empty(cls, request_id: str, prompt: str | None, prompt_token_ids: list[int], n: int) -> RequestOutput:
@@ -158,4 +169,6 @@ class RequestOutput:
             self.outputs[output.index].extend(output)
         self.finished = delta.finished
         self.num_cached_tokens = delta.num_cached_tokens
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
         self.num_unchosen_tokens += delta.num_unchosen_tokens

@@ -8,14 +8,14 @@ from typing import Any
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.generation import ResponseHead, ServingContext, submit_all
-from paged_backend.handlers.openai.logprobs import chat_logprobs
+from paged_backend.handlers.openai.logprobs import chat_logprobs, prompt_logprobs_body
 from paged_backend.handlers.openai.prompts import encode_messages, parse_messages, room_for, truncate
 from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
-from paged_backend.handlers.openai.protocol.generation import MAX_LOGPROBS, check_generation, sampling_params
+from paged_backend.handlers.openai.protocol.generation import bounded_max_tokens, check_generation, sampling_params
 from paged_backend.handlers.openai.streaming import UsageTally, collect_all, stream_response
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
-from paged_backend.outputs import CompletionDelta, CompletionOutput
+from paged_backend.outputs import CompletionDelta, CompletionOutput, PromptLogprobs
 
 _KIND = "chat.completion"
 _CHUNK_KIND = "chat.completion.chunk"
@@ -38,9 +38,10 @@ async def create_chat_completion(context: ServingContext, body: Mapping[str, Any
         # Checked before the prompt is rendered: a wrong value must not cost a long tokenisation.
         params = sampling_params(
             request,
+            engine,
             max_tokens=limit if max_tokens is None else max_tokens,
             logprobs=num_top,
-            detokenize=engine.tokenizer is not None,
+            logprobs_field="top_logprobs",
         )
     except InvalidRequestError as error:
         if error.param != "max_tokens":
@@ -58,7 +59,7 @@ async def create_chat_completion(context: ServingContext, body: Mapping[str, Any
     )
     prompt = truncate(prompt, request, max_model_len=limit, max_tokens=max_tokens)
     room = room_for(prompt, max_tokens, max_model_len=limit, prompt_field="messages", max_tokens_field=max_tokens_field)
-    params = dataclasses.replace(params, max_tokens=room)
+    params = dataclasses.replace(params, max_tokens=bounded_max_tokens(engine, room))
     requests = submit_all(
         context,
         request,
@@ -82,6 +83,9 @@ async def create_chat_completion(context: ServingContext, body: Mapping[str, Any
     tally.add_output(0, output)
     choices = [_choice(request, num_top, sample) for sample in output.outputs]
     response = head.body(_KIND, choices, tally.body())
+    if request.prompt_logprobs is not None:
+        entries, num_wanted = output.prompt_logprobs, request.prompt_logprobs
+        response["prompt_logprobs"] = entries and prompt_logprobs_body(prompt, entries, num_wanted)
     if request.return_token_ids:
         response["prompt_token_ids"] = prompt
     return json_response(response)
@@ -114,6 +118,9 @@ class _ChunkWriter:
             choices.append(choice)
         return choices
 
+    def take_prompt(self, prompt_index: int, logprobs: PromptLogprobs) -> None:
+        """Never: they are not there in a chat's stream."""
+
     def choice(self, prompt_index: int, delta: CompletionDelta) -> dict[str, Any]:
         """One sample's new text."""
         logprobs = None
@@ -121,7 +128,7 @@ class _ChunkWriter:
             logprobs = chat_logprobs(
                 delta.token_ids,
                 delta.logprobs,
-                num_top=self._num_top or 0,
+                num_top=_num_named(self._request, self._num_top),
                 as_token_ids=self._request.return_tokens_as_token_ids,
             )
         choice: dict[str, Any] = {
@@ -147,11 +154,14 @@ def _max_tokens(request: ChatRequest) -> tuple[str, int | None]:
 def _num_top(request: ChatRequest) -> int | None:
     """Candidates per token, or None where no log probabilities are asked for."""
     num_top = request.top_logprobs or 0
-    if not 0 <= num_top <= MAX_LOGPROBS:
-        raise InvalidRequestError(f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {num_top}.", param="top_logprobs")
     if num_top and not request.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
     return num_top if request.logprobs else None
+
+
+def _num_named(request: ChatRequest, num_top: int | None) -> int | None:
+    """Candidates that the response names per token; None for all that there are: those that were asked for by id."""
+    return None if request.logprob_token_ids else num_top
 
 
 def _choice(request: ChatRequest, num_top: int | None, sample: CompletionOutput) -> dict[str, Any]:
@@ -160,7 +170,7 @@ def _choice(request: ChatRequest, num_top: int | None, sample: CompletionOutput)
         logprobs = chat_logprobs(
             sample.token_ids,
             sample.logprobs or (),
-            num_top=num_top,
+            num_top=_num_named(request, num_top),
             as_token_ids=request.return_tokens_as_token_ids,
         )
     choice: dict[str, Any] = {

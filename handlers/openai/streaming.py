@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from paged_backend.handlers.openai.engine_port import StreamPort
 from paged_backend.handlers.openai.errors import stream_error_body
 from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpResponse, encode_json
-from paged_backend.outputs import CompletionDelta, RequestDelta, RequestOutput
+from paged_backend.outputs import CompletionDelta, PromptLogprobs, RequestDelta, RequestOutput
 
 DONE = b"data: [DONE]\n\n"
 
@@ -23,6 +23,9 @@ class ChunkWriter(Protocol):
 
     def first_choices(self, prompt_index: int) -> list[dict[str, Any]]:
         """Choices that precede a prompt's first delta."""
+
+    def take_prompt(self, prompt_index: int, logprobs: PromptLogprobs) -> None:
+        """Learns of a prompt's log-probabilities, before its first choice."""
 
     def choice(self, prompt_index: int, delta: CompletionDelta) -> dict[str, Any]:
         """One sample's progress."""
@@ -156,6 +159,8 @@ async def _event_frames(
         tail = b"]}\n\n"
         if continuous_usage:
             tail = b'],"usage":' + encode_json(tally.body()) + b"}\n\n"
+        if delta.prompt_logprobs is not None:
+            writer.take_prompt(prompt_index, delta.prompt_logprobs)
         choices = [writer.choice(prompt_index, output) for output in delta.outputs]
         if prompt_index not in begun:
             begun.add(prompt_index)

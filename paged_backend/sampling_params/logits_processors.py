@@ -9,7 +9,7 @@ from typing import Any
 from paged_backend.errors import InvalidRequestError
 
 LogitsProcessor = Callable[[Sequence[int], Sequence[int], Any], Any]
-"""(prompt's token ids, those drawn after it, logits: float32 [vocab_size], to be read or changed) -> logits like them."""
+"""(prompt's token ids, those drawn after it, float32 logits [vocab_size], to read or to change) -> logits like them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

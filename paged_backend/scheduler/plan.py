@@ -17,6 +17,14 @@ NOT_DRAWN = -1
 """In the place of a token: logits were not numbers, or the parameters left no token."""
 
 
+_ALL = 2**40
+
+
+def num_described(num_logprobs: int) -> int:
+    """Candidates that `logprobs` or `prompt_logprobs` asks for, where -1 means all; of any size."""
+    return _ALL if num_logprobs == -1 else num_logprobs
+
+
 @dataclass(slots=True, eq=False)
 class SamplingTask:
     """Tokens to draw from the logits after a sequence's last scheduled token.
@@ -28,6 +36,9 @@ class SamplingTask:
         suppressed_token_ids: tokens that must not be drawn (EOS and stop tokens before min_tokens).
         num_candidates: above 0, nothing is drawn: the result holds that many of the most likely tokens instead.
         changes_logits: whether the parameters change logits before a token is drawn, beside what is suppressed.
+        stands_apart: whether its row is looked at by itself: functions of the user's change its logits, or more is to
+            be told of it than the token drawn and the most likely ones.
+        num_logprobs: candidates that the draw describes beside its token, of any size; -1 for no description at all.
     """
 
     params: SamplingParams
@@ -37,6 +48,8 @@ class SamplingTask:
     suppressed_token_ids: tuple[int, ...] = ()
     num_candidates: int = 0
     changes_logits: bool = field(init=False)
+    stands_apart: bool = field(init=False)
+    num_logprobs: int = field(init=False)
 
     def __post_init__(self) -> None:
         params = self.params
@@ -48,6 +61,8 @@ class SamplingTask:
             or params.allowed_token_ids is not None
             or params.bad_words_token_ids
         )
+        self.stands_apart = bool(params.logits_processors or params.logprob_token_ids)
+        self.num_logprobs = -1 if params.logprobs is None or self.stands_apart else num_described(params.logprobs)
 
     @property
     def num_results(self) -> int:
@@ -96,7 +111,7 @@ class ScoringTask:
         offset: the first of them is told of by the logits after the line's token of this index, the next by those after
             the next token.
         token_ids: one at least.
-        num_logprobs: candidates to describe beside each; -1 for all.
+        num_logprobs: candidates to describe beside each, of any size.
     """
 
     request_id: str

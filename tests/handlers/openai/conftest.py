@@ -108,6 +108,7 @@ class FakeClient:
     config: EngineConfig = field(default_factory=EngineConfig)
     tokenizer: FakeTokenizer | None = field(default_factory=FakeTokenizer)
     max_model_len: int = 100
+    default_sampling_params: dict[str, float | int] = field(default_factory=dict)
     text: str = "Hi"
     num_cached_tokens: int = 0
     fail_after: int | None = None
@@ -132,6 +133,10 @@ class FakeClient:
             streams.append(FakeStream(self, request_id, prompt, params))
         self.streams += streams
         return streams
+
+    def submit(self, prompt: Any, params: SamplingParams, *, request_id: Any, **arguments: Any) -> FakeStream:
+        (stream,) = self.submit_all([prompt], params, request_ids=[request_id], **arguments)
+        return stream
 
     def metrics_text(self) -> str:
         return "vllm:num_requests_running 0.0\n"
