@@ -17,6 +17,8 @@ from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.beam_search import Beam
 from paged_backend.scheduler.plan import SampledToken
 from paged_backend.scheduler.sequence import Sequence as SampleSequence
+from paged_backend.structured.matcher import Matcher
+from paged_backend.structured.source import GrammarSource
 
 Gain = tuple[int, "int | None", "str | None", "SampledToken | None", "Finish | None", "PromptFacts"]
 """What a sample gained: (its index, a token, that token's text, that token in full, why the sample ends, what is known
@@ -39,6 +41,7 @@ class EngineRequest:
         arrival_s: `time.monotonic` at submission.
         deadline_s: `time.monotonic` when it must be over; None where it may take as long as it does.
         deadline_by: what set that: the request's timeout_s, or the engine argument that takes its place.
+        grammar: what every output must satisfy; None where it may be anything.
         key: what the engine calls it: no other tenant's request has it.
     """
 
@@ -51,6 +54,7 @@ class EngineRequest:
     arrival_s: float = 0.0
     deadline_s: float | None = None
     deadline_by: DeadlineName = "timeout_s"
+    grammar: GrammarSource | None = None
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +88,7 @@ class RequestState:
         over: whether every sample has ended, or an error ended all of them.
         reason: why the sample that ended last did.
         samples: those that have a token, by index.
+        matcher: at the beginning of its grammar, to be forked, once that is compiled; None where it has none.
     """
 
     __slots__ = (
@@ -92,6 +97,7 @@ class RequestState:
         "_unfinished",
         "error",
         "gains",
+        "matcher",
         "over",
         "prompt",
         "reason",
@@ -105,6 +111,7 @@ class RequestState:
         self.request = request
         self.times = RequestTimes(request.arrival_s)
         self.prompt = PromptFacts()
+        self.matcher: Matcher | None = None
         self.error: PagedBackendError | None = None
         self.over = False
         self.reason: FinishReason = "stop"

@@ -61,6 +61,16 @@ class RequestStream:
         self._num_wanted = 1  # steps that the next delta gathers; the first comes at once
         self._ended = False  # for the reader
 
+    async def begun(self) -> None:
+        """Waits for what it gains first, and leaves it there; raises what ended the request before that."""
+        if self._comes_at_once:
+            return
+        await self._wait_async()
+        first = self._items[0]
+        if isinstance(first, PagedBackendError):
+            self._ended = True
+            raise first
+
     def abort(self) -> None:
         """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time."""
         self._abort(self)

@@ -59,6 +59,11 @@ class Tokenizer:
             )
         return cls(cast("PreTrainedTokenizerFast", tokenizer))
 
+    def to_json(self) -> str:
+        """What a tokenizer.json of it holds."""
+        text: str = self._backend.to_str()
+        return text
+
     @property
     def chat_template(self) -> str | None:
         """The chat template's source, or None where the model has none."""

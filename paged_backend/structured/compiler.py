@@ -71,8 +71,8 @@ class GrammarCompiler:
         return entry
 
     def give_up(self, source: GrammarSource, matcher: Matcher) -> None:
-        """Takes note of a grammar that a matcher could not go on with: it is compiled anew for whoever asks for it next,
-        as those before may have filled it up; but one whose masks take too long is refused."""
+        """Takes note of a grammar that a matcher could not go on with: it is compiled anew for whoever asks for it
+        next, as those before may have filled it up; but one whose masks take too long is refused."""
         with self._lock:
             self._entries.pop(source, None)
             if matcher.is_slow:

@@ -60,9 +60,7 @@ class Matcher:
         matcher.unsafe_compute_mask_ptr(address, num_bytes)
         self.is_slow = time.thread_time() - start_s > SLOW_MASK_S
         # Where nothing but EOS is left, that is for one of three reasons.
-        return not self.is_slow and (
-            not matcher.is_stopped() or (matcher.is_accepting() and not matcher.is_error())
-        )
+        return not self.is_slow and (not matcher.is_stopped() or (matcher.is_accepting() and not matcher.is_error()))
 
     @property
     def is_complete(self) -> bool:

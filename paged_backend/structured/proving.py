@@ -1,9 +1,9 @@
 """Tries grammars out, in a process of its own: one that never ends, or ends the process, has done no harm.
 
 It is run as a script (`prover.py` starts it) and reads a JSON line for each grammar: {"form", "text", "limits",
-"time_limit_s", "mask_time_limit_s"}. It answers with one: {"grammar": text} in llguidance's own form, or {"error": why it
-is refused}. Where it gives no answer it is dead: of SIGALRM when the time was over, of anything else when the grammar was
-too much for it.
+"time_limit_s", "mask_time_limit_s"}. It answers with one: {"grammar": text} in llguidance's own form, or {"error": why
+it is refused}. Where it gives no answer it is dead: of SIGALRM when the time was over, of anything else when the grammar
+was too much for it.
 """
 
 from __future__ import annotations

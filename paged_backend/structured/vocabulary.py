@@ -23,8 +23,8 @@ LIMITS: Mapping[str, int | bool] = MappingProxyType(
         "verbose_errors": False,
     }
 )
-"""What a grammar may cost, under llguidance's names: several times what large schemas need. They bound a token's mask to
-milliseconds as a rule, but not always: hence Prover, and Matcher's own clock."""
+"""What a grammar may cost, under llguidance's names: several times what large schemas need. They bound a token's mask
+to milliseconds as a rule, but not always: hence Prover, and Matcher's own clock."""
 
 
 class Vocabulary:
