@@ -20,7 +20,7 @@ from paged_backend.handlers.openai.prompts import (
 from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.protocol.completions import CompletionRequest
 from paged_backend.handlers.openai.protocol.generation import bounded_max_tokens, check_generation, sampling_params
-from paged_backend.handlers.openai.streaming import UsageTally, collect_all, stream_response
+from paged_backend.handlers.openai.streaming import UsageTally, collect_all, stream_response, until_begun
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 from paged_backend.outputs import CompletionDelta, CompletionOutput, PromptLogprobs, RequestOutput, TokenLogprobs
 
@@ -62,6 +62,8 @@ async def create_completion(context: ServingContext, body: Mapping[str, Any]) ->
     )
     tally = UsageTally([len(ids) for ids in encoded])
     if request.stream:
+        if params.structured_outputs is not None:
+            await until_begun(requests)
         options = request.stream_options
         return stream_response(
             requests,

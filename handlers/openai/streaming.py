@@ -138,6 +138,17 @@ async def collect_all(requests: Sequence[StreamPort]) -> list[RequestOutput]:
         raise
 
 
+async def until_begun(requests: Sequence[StreamPort]) -> None:
+    """Waits until each accepted request has something to stream, so that what refuses one of them before can still be
+    the response's status. If one fails or the caller is cancelled, all are aborted."""
+    try:
+        for request in requests:
+            await request.begun()
+    except BaseException:
+        abort_all(requests)
+        raise
+
+
 def abort_all(requests: Sequence[StreamPort]) -> None:
     """Aborts requests; those that have ended already are left as they are."""
     for request in requests:

@@ -2,8 +2,8 @@
 
 It is run as a script (`prover.py` starts it) and reads a JSON line for each grammar: {"form", "text", "limits",
 "time_limit_s", "mask_time_limit_s"}. It answers with one: {"grammar": text} in llguidance's own form, or {"error": why
-it is refused}. Where it gives no answer it is dead: of SIGALRM when the time was over, of anything else when the grammar
-was too much for it.
+it is refused}. Where it gives no answer it is dead: of SIGALRM when the time was over, of anything else when the
+grammar was too much for it.
 """
 
 from __future__ import annotations
