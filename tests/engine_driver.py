@@ -21,7 +21,7 @@ MAX_STEPS = 20_000
 
 
 def new_core(model: Path | str, tokenizer: Tokenizer | None = None, **engine_args: Any) -> EngineCore:
-    """An engine core without thread, without text unless a tokenizer is given, without grammars unless a compiler is."""
+    """An engine core without thread; without text unless a tokenizer is given, without grammars unless a compiler."""
     compiler = engine_args.pop("compiler", None)
     config = EngineConfig.from_args({"num_threads": 1, **engine_args}, model=str(model))
     executor = Executor(config)

@@ -109,7 +109,8 @@ def test_parameters_that_go_with_it(llm: LLM) -> None:
             if "logprobs" in more:  # of all tokens, whether they were allowed or not
                 assert sample.logprobs is not None
                 assert all(len(of_token) >= 3 for of_token in sample.logprobs)
-                assert sum(of_token[token].rank > 3 for token, of_token in zip(sample.token_ids, sample.logprobs)) > 0
+                described = zip(sample.token_ids, sample.logprobs, strict=True)
+                assert any(of_token[token].rank > 3 for token, of_token in described)
     texts = {sample.text for sample in generate(llm, structured(3, n=4))[0].outputs}
     assert len(texts) > 1
 
@@ -144,13 +145,8 @@ def test_company_changes_nothing(folder: Path, llm: LLM) -> None:
     together = generate(llm, *params)
     assert tokens_of(together) == tokens_of(alone)
     assert [[s.logprobs for s in o.outputs] for o in together] == [[s.logprobs for s in o.outputs] for o in alone]
-    tight = {
-        "max_num_seqs": 16,
-        "seed": 1,
-        "block_size": 4,
-        "num_gpu_blocks_override": 80,
-        "enable_prefix_caching": False,
-    }
+    tight = {"max_num_seqs": 16, "seed": 1, "block_size": 4, "num_gpu_blocks_override": 80}
+    tight["enable_prefix_caching"] = False
     for more in ({"max_num_batched_tokens": 17}, {"preemption_mode": "recompute"}, {"preemption_mode": "swap"}):
         swap = {"kv_offloading_size": 0.01} if more.get("preemption_mode") == "swap" else {}
         with LLM(str(folder), **{**tight, **more, **swap}) as small:
