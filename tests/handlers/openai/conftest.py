@@ -72,6 +72,9 @@ class FakeStream:
             outputs = tuple(self._output(index, text, step) for index, text in enumerate(texts))
             yield self._delta(outputs, step + 1 == len(texts[0]))
 
+    async def begun(self) -> None:
+        await asyncio.sleep(0)
+
     async def collect_async(self) -> RequestOutput:
         output = RequestOutput.empty(self.request_id, None, self._prompt, self._params.n)
         async for delta in self:
