@@ -161,7 +161,7 @@ class ParameterDesk:
             raise _wrong_arguments(name, f"raised {type(error).__name__}") from error
         if not callable(made):
             raise _wrong_arguments(name, "gave nothing that can be called")
-        processor: LogitsProcessor = made
+        processor = cast("LogitsProcessor", made)
         return processor
 
 

@@ -43,7 +43,6 @@ class StreamOptions(RequestBody):
 _HARMLESS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",
