@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 import yaml
 
-from paged_backend.config import BUNDLED_MODEL, EngineConfig, engine_argument_names, unknown_name_message
+from paged_backend.config import (
+    BUNDLED_MODEL,
+    EngineConfig,
+    engine_argument_names,
+    is_template_path,
+    unknown_name_message,
+)
 from paged_backend.errors import ConfigError
 
 API_KEY_VARIABLE = "PAGED_BACKEND_API_KEY"
@@ -23,7 +29,7 @@ separated by spaces."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
 _JAVA_SIZE = re.compile(r"[1-9][0-9]*[kmgKMG]")
-_ENGINE_PATHS = ("model", "tokenizer")
+_ENGINE_PATHS = ("model", "tokenizer", "generation_config")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +321,9 @@ def _with_absolute_folders(engine_args: Mapping[str, Any], base_folder: str | Pa
     folder = resolved.get("kv_offloading_dir")
     if isinstance(folder, str) and folder and base_folder is not None:  # always a folder, there or not
         resolved["kv_offloading_dir"] = str(Path(base_folder, Path(folder).expanduser()).absolute())
+    template = resolved.get("chat_template")
+    if isinstance(template, str) and template and is_template_path(template) and base_folder is not None:
+        resolved["chat_template"] = str(Path(base_folder, Path(template).expanduser()).absolute())
     return resolved
 
 

@@ -6,7 +6,7 @@ import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.tokenizer import Tokenizer
@@ -144,8 +144,7 @@ class ParameterDesk:
         """The function that a request means."""
         name = wanted.qualname if isinstance(wanted, LogitsProcessorConstructor) else wanted
         if not isinstance(name, str):
-            assert callable(wanted)
-            return wanted
+            return cast("LogitsProcessor", wanted)
         if name not in self._processors:
             known = ", ".join(self._processors) or "none"
             raise InvalidRequestError(
@@ -162,7 +161,7 @@ class ParameterDesk:
             raise _wrong_arguments(name, f"raised {type(error).__name__}") from error
         if not callable(made):
             raise _wrong_arguments(name, "gave nothing that can be called")
-        processor: LogitsProcessor = made
+        processor = cast("LogitsProcessor", made)
         return processor
 
 

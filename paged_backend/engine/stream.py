@@ -51,6 +51,7 @@ class RequestStream:
         self.prompt = prompt
         self.prompt_token_ids = request.prompt_token_ids
         self.n = request.params.n
+        self._is_constrained = request.grammar is not None
         self._abort = abort
         self._assembler = DeltaAssembler(request, tokenizer)
         self._items: deque[StreamItem] = deque()
@@ -62,8 +63,11 @@ class RequestStream:
         self._ended = False  # for the reader
 
     async def begun(self) -> None:
-        """Waits for what it gains first, and leaves it there; raises what ended the request before that."""
-        if self._comes_at_once:
+        """Waits until it cannot be refused any more; raises what did so.
+
+        That is at once, but where a grammar has to be compiled: then it waits for what the request gains first.
+        """
+        if not self._is_constrained or self._comes_at_once:
             return
         await self._wait_async()
         first = self._items[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from paged_backend.config import DEFAULT_PARAMETERS, ModelConfig
 from paged_backend.errors import ConfigError, InvalidRequestError, ModelLoadError
@@ -55,7 +55,7 @@ def read_generation_config(config: ModelConfig, folder: Path) -> GenerationConfi
     except (ValueError, InvalidRequestError) as error:
         raise ModelLoadError(f"{path} has a wrong value: {str(error).rstrip('.')}.") from error
     try:
-        sampling |= _sampling(config.override_generation_config)
+        sampling |= _sampling(cast("Mapping[str, Any]", config.override_generation_config))
     except InvalidRequestError as error:
         raise ConfigError(f"override_generation_config has a wrong value: {error}") from error
     return GenerationConfig(sampling, ends)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from paged_backend.errors import InvalidRequestError
 
@@ -46,7 +46,7 @@ def as_processor(value: Any) -> LogitsProcessor | LogitsProcessorConstructor | s
         return value
     if not isinstance(value, str) and not callable(value):
         raise _refusal(f"names, objects with qualname, args and kwargs, or functions, got {value!r}")
-    return value
+    return cast("LogitsProcessor | str", value)
 
 
 def _refusal(what: str) -> InvalidRequestError:

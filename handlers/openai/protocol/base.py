@@ -40,10 +40,9 @@ class StreamOptions(RequestBody):
     continuous_usage_stats: bool = False
 
 
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",
@@ -71,7 +70,7 @@ def parse_body(kind: type[_Body], body: Mapping[str, Any]) -> _Body:
     unsupported = kind.unsupported
     given = {}
     for name, value in body.items():
-        if value is None or name in _HARMLESS:
+        if value is None or name in HARMLESS:
             continue
         if name in unsupported:
             refusal = unsupported[name]
@@ -79,7 +78,7 @@ def parse_body(kind: type[_Body], body: Mapping[str, Any]) -> _Body:
                 raise InvalidRequestError(f"{name} is not supported by this server: {refusal.why}.", param=name)
             continue
         given[name] = value
-    _check_names(kind, body, (*kind.model_fields, *_HARMLESS, *unsupported))
+    _check_names(kind, body, (*kind.model_fields, *HARMLESS, *unsupported))
     options = given.get("stream_options")
     if isinstance(options, dict) and "stream_options" in kind.model_fields:
         given["stream_options"] = {name: value for name, value in options.items() if value is not None}

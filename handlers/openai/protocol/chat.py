@@ -5,39 +5,46 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from paged_backend.handlers.openai.protocol.base import Refusal
+from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 
 
-class ChatRequest(GenerationRequest):
-    """Body of /v1/chat/completions. `messages` are checked where they are rendered."""
+class TemplateFields(RequestBody):
+    """The fields that say how a conversation is written; /tokenize has them too."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, str]] | None = None
+    reasoning_effort: str | None = None
+
+
+class ChatRequest(GenerationRequest, TemplateFields):
+    """Body of /v1/chat/completions. `messages` and `tools` are checked where they are read."""
 
     messages: Any
+    echo: bool = False
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
 
     unsupported = MappingProxyType(
         {
             **GenerationRequest.unsupported,
             "audio": Refusal("this model reads and writes text only"),
-            "chat_template": Refusal("the model's own template is used"),
-            "documents": Refusal("put them into a message", ([],)),
-            "echo": Refusal("the prompt is not repeated in chats", (False,)),
-            "function_call": Refusal("leave it out", ("none",)),
-            "functions": Refusal("leave it out", ([],)),
-            "include_reasoning": Refusal("leave it out", (True,)),
+            "function_call": Refusal("use tool_choice", ("none",)),
+            "functions": Refusal("use tools", ([],)),
             "media_io_kwargs": Refusal("this model reads and writes text only", ({},)),
             "mm_processor_kwargs": Refusal("this model reads and writes text only", ({},)),
             "modalities": Refusal("this model reads and writes text only", (["text"],)),
-            "reasoning_effort": Refusal("leave it out"),
-            "return_prompt_text": Refusal("leave it out", (False,)),
-            "tool_choice": Refusal("leave it out", ("none",)),
-            "tools": Refusal("leave it out", ([],)),
-            "verbosity": Refusal("leave it out", ("medium",)),
+            "return_prompt_text": Refusal("render the messages with /tokenize", (False,)),
+            "verbosity": Refusal("no model here knows of it", ("medium",)),
             "web_search_options": Refusal("nothing here searches the web"),
         }
     )

@@ -123,9 +123,9 @@ def sampling_params(
         )
     if request.logprob_token_ids and logprobs is None:
         raise InvalidRequestError(
-            "logprob_token_ids needs logprobs: true." if logprobs_field == "top_logprobs" else
-            "logprob_token_ids needs logprobs: give 0 or more.", param="logprob_token_ids",
-        )  # fmt: skip
+            "logprob_token_ids says of which tokens, and logprobs that they are wanted: set that, too.",
+            param="logprob_token_ids",
+        )
     params = SamplingParams(
         **{**defaults, **given},
         max_tokens=max_tokens,

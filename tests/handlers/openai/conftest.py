@@ -24,10 +24,15 @@ class FakeTokenizer:
 
     vocab_size = 0x3000
     longest_token_characters: int | None = 1
+    opening = "[assistant]"
 
     def __init__(self, chat_template: str | None = "fake") -> None:
         self.chat_template = chat_template
+        self.messages: list[Mapping[str, Any]] = []
         self.template_arguments: dict[str, Any] = {}
+
+    def template_source(self, *, has_tools: bool) -> str | None:
+        return self.chat_template
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + [ord(character) for character in text]
@@ -35,10 +40,10 @@ class FakeTokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return "".join(("" if skip_special_tokens else "<s>") if token == BOS else chr(token) for token in token_ids)
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], *, tools: Any = None, **arguments: Any) -> str:
-        self.template_arguments = arguments
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
+        self.messages, self.template_arguments = list(messages), arguments
         text = "".join(f"[{message['role']}]{message['content']}" for message in messages)
-        return text + ("[assistant]" if arguments["add_generation_prompt"] else "")
+        return text + (self.opening if arguments["add_generation_prompt"] else "")
 
 
 class FakeStream:
@@ -50,6 +55,7 @@ class FakeStream:
         self._client = client
         self._prompt = prompt
         self._params = params
+        self._told = False
         self._aborted = asyncio.Event()
 
     def abort(self) -> None:
@@ -59,6 +65,10 @@ class FakeStream:
     async def __aiter__(self) -> AsyncIterator[RequestDelta]:
         client, params = self._client, self._params
         texts = [f"{client.text}{index}"[: params.max_tokens] for index in range(params.n)]
+        if params.max_tokens == 0:
+            ends = tuple(CompletionDelta(index, "", (), None, "length") for index in range(params.n))
+            yield self._delta(ends, True)
+            return
         for step in range(max(map(len, texts))):
             if step == client.hang_after:
                 await self._aborted.wait()
@@ -82,7 +92,12 @@ class FakeStream:
         return output
 
     def _delta(self, outputs: tuple[CompletionDelta, ...], finished: bool) -> RequestDelta:
-        return RequestDelta(self.request_id, outputs, finished, len(self._prompt), self._client.num_cached_tokens)
+        delta = RequestDelta(self.request_id, outputs, finished, len(self._prompt), self._client.num_cached_tokens)
+        if self._params.prompt_logprobs is not None and not self._told:
+            self._told = True
+            scores = [{token: Logprob(-2.0, 2, chr(token)), 0x62: Logprob(-1.0, 1, "b")} for token in self._prompt[1:]]
+            delta.prompt_logprobs = [None, *scores]
+        return delta
 
     def _output(self, index: int, text: str, step: int) -> CompletionDelta:
         character = text[step]
