@@ -29,7 +29,7 @@ separated by spaces."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
 _JAVA_SIZE = re.compile(r"[1-9][0-9]*[kmgKMG]")
-_ENGINE_PATHS = ("model", "tokenizer")
+_ENGINE_PATHS = ("model", "tokenizer", "generation_config")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

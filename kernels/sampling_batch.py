@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from paged_backend.errors import KernelError
-from paged_backend.kernels.tensors import check_tensor
+from paged_backend.kernels.tensors import check_tensor, describe
 
 
 class LogitChanges(NamedTuple):
@@ -25,6 +25,7 @@ class LogitChanges(NamedTuple):
         presence_penalty: subtracted once from tokens in the output.
         frequency_penalty: subtracted once for each time that a token is in the output.
         prompt_token_ids, output_token_ids: what the penalties look at; lent for the call.
+        token_mask: a row of the batch's token_masks: tokens whose bit is 0 become -inf, before all else; -1 for none.
     """
 
     allowed_token_ids: Sequence[int] | None = None
@@ -35,6 +36,7 @@ class LogitChanges(NamedTuple):
     frequency_penalty: float = 0.0
     prompt_token_ids: Sequence[int] = ()
     output_token_ids: Sequence[int] = ()
+    token_mask: int = -1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,7 +64,11 @@ class SamplingBatch:
             there are); -1 for no description at all. Empty where no row asks for any.
         num_best: how many of its most likely tokens a row gives, the vocabulary's size at most; 0 where it draws. Empty
             where every row draws.
+        given: for each row, tokens that are its result, to be described; nothing is drawn, and nothing changed. None
+            where the row draws, or num_best is above 0. Empty where no row has any.
         changes: by row, for those rows whose logits are changed first.
+        token_masks: int32 [M, W], contiguous, on the CPU, W at least ceil(V / 32): token t has bit t % 32 of word
+            t / 32, the lowest first. None where no row names one.
     """
 
     seeds: Sequence[Sequence[int]]
@@ -73,12 +79,14 @@ class SamplingBatch:
     min_p: Sequence[float] = ()
     num_logprobs: Sequence[int] = ()
     num_best: Sequence[int] = ()
+    given: Sequence[Sequence[int]] = ()
     changes: Mapping[int, LogitChanges] = field(default_factory=dict)
+    token_masks: Tensor | None = None
 
 
 @dataclass(slots=True)
 class SampledBatch:
-    """What was drawn: N tokens, row after row, one for each seed of a row, or num_best of them.
+    """What was drawn: N tokens, row after row: one for each seed of a row, num_best of them, or those that are given.
 
     Attributes:
         token_ids: [N]; -1 for all of a row whose logits are not numbers (NaN, +inf or nothing above -inf), or whose
@@ -109,6 +117,17 @@ def check_logits(logits: Tensor) -> None:
         raise KernelError("logits must not require gradients.")
 
 
+def check_masks(masks: Tensor | None, vocab_size: int) -> None:
+    """Raises KernelError for token_masks that `Kernels.sample` does not take."""
+    if masks is None:
+        return
+    check_tensor("token_masks", masks)
+    if masks.dtype != torch.int32 or masks.dim() != 2 or not masks.is_contiguous() or masks.device.type != "cpu":
+        raise KernelError(f"token_masks must be contiguous int32 [M, W] on the CPU, got {describe(masks)}.")
+    if masks.shape[1] * 32 < vocab_size:
+        raise KernelError(f"token_masks must have a bit for each of {vocab_size} tokens, got {masks.shape[1]} words.")
+
+
 def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
     """Raises KernelError, naming the argument, for what `Kernels.sample` does not take."""
     check_logits(logits)
@@ -123,13 +142,22 @@ def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
     draws = any(batch.temperatures)
     for name in _COLUMNS:
         length = len(getattr(batch, name))
-        may_be_empty = name in ("num_logprobs", "num_best") or (not draws and name not in ("seeds", "temperatures"))
+        may_be_empty = name in ("num_logprobs", "num_best", "given") or (
+            not draws and name not in ("seeds", "temperatures")
+        )
         if length != num_rows and (length or not may_be_empty):
             raise KernelError(f"{name} must have {num_rows} entries, one for each row, got {length}.")
     _require("seeds", "hold lists or tuples", all(isinstance(seeds, (list, tuple)) for seeds in batch.seeds))
     _require("num_best", "be 0 to the vocabulary's size", all(0 <= count <= vocab_size for count in batch.num_best))
     takes_best = batch.num_best or (0,) * num_rows
-    has_seeds = [bool(seeds) or count > 0 for seeds, count in zip(batch.seeds, takes_best, strict=True)]
+    given = batch.given or ((),) * num_rows
+    _require("given", "hold lists or tuples", all(isinstance(tokens, (list, tuple)) for tokens in given))
+    held = f"hold token ids in 0..{vocab_size - 1}"
+    _require("given", held, all(_is_token_id(token, vocab_size) for tokens in given for token in tokens))
+    either = all(not (tokens and count) for tokens, count in zip(given, takes_best, strict=True))
+    _require("given", "be empty where num_best is above 0", either)
+    draws_nothing = [tokens or count for tokens, count in zip(given, takes_best, strict=True)]
+    has_seeds = [bool(seeds) or bool(other) for seeds, other in zip(batch.seeds, draws_nothing, strict=True)]
     _require("seeds", "hold at least one for each row that draws", all(has_seeds))
     _require("seeds", "hold integers", all(isinstance(seed, int) for seeds in batch.seeds for seed in seeds))
     _require("temperatures", "be 0 or more, and finite", all(0.0 <= t < math.inf for t in batch.temperatures))
@@ -138,10 +166,14 @@ def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
     _require("top_p", "be in (0, 1]", all(0.0 < p <= 1.0 for p in batch.top_p))
     _require("min_p", "be in [0, 1]", all(0.0 <= p <= 1.0 for p in batch.min_p))
     _require("num_logprobs", "be -1 (none) or more", all(count >= -1 for count in batch.num_logprobs))
+    check_masks(batch.token_masks, vocab_size)
+    num_masks = 0 if batch.token_masks is None else len(batch.token_masks)
     _require("changes", "be a dict", isinstance(batch.changes, Mapping))
     for row, changes in batch.changes.items():
         _require("changes", "be of rows of logits", isinstance(row, int) and 0 <= row < num_rows)
         _require("changes", "hold LogitChanges", isinstance(changes, LogitChanges))
+        mask = changes.token_mask
+        _require("token_mask", "be -1 or a row of token_masks", isinstance(mask, int) and -1 <= mask < num_masks)
         _check_changes(changes, vocab_size)
 
 
@@ -157,16 +189,20 @@ def _check_changes(changes: LogitChanges, vocab_size: int) -> None:
             continue
         _require(name, "be a list or a tuple", isinstance(tokens, (list, tuple, Mapping)))
         held = f"hold token ids in 0..{vocab_size - 1}"
-        _require(name, held, all(isinstance(token, int) and 0 <= token < vocab_size for token in tokens))
+        _require(name, held, all(_is_token_id(token, vocab_size) for token in tokens))
 
 
-_COLUMNS = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs", "num_best")
+_COLUMNS = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs", "num_best", "given")
 _TOKEN_SETS = ("allowed_token_ids", "suppressed_token_ids", "logit_bias", "prompt_token_ids", "output_token_ids")
 
 
 def _is_finite(value: object) -> bool:
     """Whether it is a finite number of float32."""
     return isinstance(value, (int, float)) and abs(value) <= torch.finfo(torch.float32).max
+
+
+def _is_token_id(value: object, vocab_size: int) -> bool:
+    return isinstance(value, int) and 0 <= value < vocab_size
 
 
 def _is_word(value: object) -> bool:

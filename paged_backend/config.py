@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from paged_backend.errors import ConfigError
@@ -23,6 +24,14 @@ TEMPLATE_ARGUMENTS = frozenset(
     """.split()
 )
 """Arguments of transformers' apply_chat_template: `chat_template_kwargs` may set variables of the template only."""
+
+DEFAULT_PARAMETERS: Mapping[str, str] = MappingProxyType(
+    {
+        **{name: name for name in ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")},
+        "max_new_tokens": "max_tokens",
+    }
+)
+"""What is taken out of a generation_config.json, and the sampling parameters that this stands for; vLLM's choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +50,14 @@ class ModelConfig:
         served_model_name: names that requests may use; empty means the model argument's last part.
         revision: branch, tag or commit on the hub.
         seed: requests without a seed of their own draw from this one and their arrival number.
+        max_logprobs: most candidates per token that a request may ask for (logprobs, prompt_logprobs); -1 for any
+            number.
+        generation_config: where the sampling parameters come from that a request leaves out: "auto" (the model's
+            generation_config.json), "vllm" (nowhere: vLLM's own defaults), or a folder with such a file.
+        override_generation_config: values that go before those: temperature, top_p, top_k, min_p, repetition_penalty,
+            max_new_tokens. JSON on the command line.
+        logits_processors: what requests may change their logits with: "package.module:name" of functions, or of classes
+            of such, that are importable here. Their code runs in the engine's process. None are allowed by default.
     """
 
     model: str = BUNDLED_MODEL
@@ -52,6 +69,10 @@ class ModelConfig:
     served_model_name: tuple[str, ...] = ()
     revision: str | None = None
     seed: int = 0
+    max_logprobs: int = 20
+    generation_config: str = "auto"
+    override_generation_config: Mapping[str, Any] | str = field(default_factory=dict, hash=False)
+    logits_processors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = self.served_model_name
@@ -75,6 +96,13 @@ class ModelConfig:
         _check_range("max_model_len", self.max_model_len, low=1, optional=True)
         _check_range("seed", self.seed, low=0)
         _check_bool("skip_tokenizer_init", self.skip_tokenizer_init)
+        _check_range("max_logprobs", self.max_logprobs, low=-1)
+        _check_text("generation_config", self.generation_config)
+        object.__setattr__(self, "override_generation_config", _overrides(self.override_generation_config))
+        object.__setattr__(self, "logits_processors", _texts("logits_processors", self.logits_processors))
+        for name in self.logits_processors:
+            if not all(part.replace(".", "_").isidentifier() for part in name.partition(":")[::2]):
+                raise ConfigError(f"logits_processors must hold names like package.module:name, got {name!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +140,7 @@ class CacheConfig:
     shared_cache_salts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        salts: object = self.shared_cache_salts
-        if not isinstance(salts, (str, list, tuple)):
-            raise ConfigError(f"shared_cache_salts must be a list of strings, got {salts!r}.")
-        object.__setattr__(self, "shared_cache_salts", (salts,) if isinstance(salts, str) else tuple(salts))
-        for salt in self.shared_cache_salts:
-            _check_text("shared_cache_salts", salt)
+        object.__setattr__(self, "shared_cache_salts", _texts("shared_cache_salts", self.shared_cache_salts))
         _check_range("block_size", self.block_size, low=1, high=1024)
         _check_range("num_gpu_blocks_override", self.num_gpu_blocks_override, low=1, optional=True)
         _check_range("kv_cache_memory_bytes", self.kv_cache_memory_bytes, low=1, optional=True)
@@ -156,6 +179,8 @@ class SchedulerConfig:
             are over, it ends with what it has. None means as long as it takes.
         max_timeout_s: most that a request's timeout_s may be, and what one without gets where default_timeout_s is
             not set. None means no bound.
+        stream_interval: tokens of a sample that a stream gathers before it gives them out; the first, and those that
+            are left at the end, come at once.
     """
 
     max_num_seqs: int = 128
@@ -166,6 +191,7 @@ class SchedulerConfig:
     max_num_queued_tokens: int | None = None
     default_timeout_s: float | None = None
     max_timeout_s: float | None = None
+    stream_interval: int = 1
 
     @property
     def max_num_held_reqs(self) -> int | None:
@@ -175,6 +201,7 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         _check_range("max_num_seqs", self.max_num_seqs, low=1)
         _check_range("max_num_batched_tokens", self.max_num_batched_tokens, low=1)
+        _check_range("stream_interval", self.stream_interval, low=1)
         _check_range("max_num_queued_reqs", self.max_num_queued_reqs, low=0, optional=True)
         _check_range("max_num_queued_tokens", self.max_num_queued_tokens, low=0, optional=True)
         _check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority", "fair"))
@@ -246,7 +273,10 @@ class ChatConfig:
     def __post_init__(self) -> None:
         if self.chat_template is not None:
             _check_text("chat_template", self.chat_template)
-        object.__setattr__(self, "default_chat_template_kwargs", _json_object(self.default_chat_template_kwargs))
+        kwargs = _json_object("default_chat_template_kwargs", self.default_chat_template_kwargs)
+        for name in TEMPLATE_ARGUMENTS.intersection(kwargs or ()):
+            raise ConfigError(f"default_chat_template_kwargs may set the template's own variables only, not {name!r}.")
+        object.__setattr__(self, "default_chat_template_kwargs", kwargs)
         for name in ("trust_request_chat_template", "enable_auto_tool_choice", "exclude_tools_when_tool_choice_none"):
             _check_bool(name, getattr(self, name))
         if self.tool_call_parser is not None:
@@ -333,8 +363,28 @@ def _dtype_named(value: Any) -> Any:
     return {"float": "float32", "half": "float16"}.get(value, value) if isinstance(value, str) else value
 
 
-def _json_object(value: Any) -> dict[str, Any] | None:
-    """The variables that default_chat_template_kwargs sets, given as a mapping or as JSON."""
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    """A list of texts, or one alone."""
+    if not isinstance(value, (str, list, tuple)):
+        raise ConfigError(f"{name} must be a list of strings, got {value!r}.")
+    texts = (value,) if isinstance(value, str) else tuple(value)
+    for text in texts:
+        _check_text(name, text)
+    return texts
+
+
+def _overrides(value: Any) -> dict[str, Any]:
+    """What `override_generation_config` stands for."""
+    values = _json_object("override_generation_config", value) or {}
+    for name in values:
+        if name not in DEFAULT_PARAMETERS:
+            message = unknown_name_message("value of override_generation_config", name, tuple(DEFAULT_PARAMETERS))
+            raise ConfigError(message)
+    return values
+
+
+def _json_object(name: str, value: Any) -> dict[str, Any] | None:
+    """Names and values, given as a mapping or as JSON."""
     given = value
     if isinstance(value, str):
         try:
@@ -343,11 +393,8 @@ def _json_object(value: Any) -> dict[str, Any] | None:
             value = None
     if value is None and given is None:
         return None
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"default_chat_template_kwargs must be a mapping of names to values, got {given!r}.")
-    for name in value:
-        if name in TEMPLATE_ARGUMENTS:
-            raise ConfigError(f"default_chat_template_kwargs may set the template's own variables only, not {name!r}.")
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{name} must be a mapping of names to values, got {given!r}.")
     return dict(value)
 
 

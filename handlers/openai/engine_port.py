@@ -48,6 +48,8 @@ class StreamPort(Protocol):
 
     def abort(self) -> None: ...
 
+    async def begun(self) -> None: ...
+
     async def collect_async(self) -> RequestOutput: ...
 
 
@@ -62,6 +64,9 @@ class EnginePort(Protocol):
 
     @property
     def max_model_len(self) -> int: ...
+
+    @property
+    def default_sampling_params(self) -> Mapping[str, float | int]: ...
 
     def submit_all(
         self,

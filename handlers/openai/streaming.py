@@ -11,7 +11,7 @@ from paged_backend.handlers.openai.engine_port import StreamPort
 from paged_backend.handlers.openai.errors import stream_error_body
 from paged_backend.handlers.openai.protocol.base import StreamOptions
 from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpResponse, encode_json
-from paged_backend.outputs import CompletionDelta, RequestDelta, RequestOutput
+from paged_backend.outputs import CompletionDelta, PromptLogprobs, RequestDelta, RequestOutput
 
 DONE = b"data: [DONE]\n\n"
 
@@ -37,6 +37,9 @@ class ChunkWriter(Protocol):
 
     def first_choices(self, prompt_index: int) -> list[dict[str, Any]]:
         """Choices that precede a prompt's first delta."""
+
+    def take_prompt(self, prompt_index: int, logprobs: PromptLogprobs) -> None:
+        """Learns of a prompt's log-probabilities, where they were asked for, before its first choice."""
 
     def choices(self, prompt_index: int, delta: CompletionDelta) -> list[dict[str, Any]]:
         """One sample's progress, each choice for a chunk of its own."""
@@ -150,6 +153,8 @@ class ChunkFrames:
         """One engine step gives one piece: hosts pay per piece, not per byte."""
         writer = self._writer
         self._tally.add(prompt_index, delta)
+        if delta.prompt_logprobs is not None:
+            writer.take_prompt(prompt_index, delta.prompt_logprobs)
         choices = [choice for output in delta.outputs for choice in writer.choices(prompt_index, output)]
         if prompt_index not in self._begun:
             self._begun.add(prompt_index)
@@ -170,8 +175,19 @@ class ChunkFrames:
         return b"data: " + encode_json(stream_error_body(error)) + b"\n\n" + DONE
 
 
-def stream_response(requests: Sequence[StreamPort], writer: FrameWriter) -> HttpResponse:
-    """The streaming response of requests that the engine has accepted, one per prompt."""
+async def stream_response(requests: Sequence[StreamPort], writer: FrameWriter) -> HttpResponse:
+    """The streaming response of requests that the engine has accepted, one per prompt.
+
+    Raises:
+        PagedBackendError: what refuses one of them later, but before there is anything to stream: a grammar that
+            cannot be compiled. All are aborted then, and where the caller is cancelled.
+    """
+    try:
+        for request in requests:
+            await request.begun()
+    except BaseException:
+        abort_all(requests)
+        raise
     headers = {"Content-Type": STREAM_TYPE, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return HttpResponse(200, headers, stream=EventStream(_event_frames(requests, writer), requests))
 

@@ -68,7 +68,9 @@ def sample(
     min_p: object,
     num_logprobs: object,
     num_best: object,
+    given: object,
     changes: object,
+    token_masks: Tensor | None,
 ) -> tuple[list[int], list[float], list[int], dict[int, tuple[tuple[int, float], ...]], list[float]]: ...
 def uniform(seed: int, position: int) -> float: ...
 def philox(key: int, low: int, high: int) -> tuple[int, int]: ...

@@ -11,25 +11,31 @@ from itertools import count, repeat
 from paged_backend.config import EngineConfig
 from paged_backend.engine.deadlines import Deadlines
 from paged_backend.engine.detokenizer import Finish, SampleText
+from paged_backend.engine.grammars import GrammarQueue
 from paged_backend.engine.metrics import EngineMetrics
 from paged_backend.engine.pace import Pace
 from paged_backend.engine.prefetcher import Prefetcher
 from paged_backend.engine.request import EngineRequest, RequestState, SampleState
 from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
 from paged_backend.engine.tokenizer import Tokenizer
-from paged_backend.errors import EngineUnavailableError, RequestFailedError
+from paged_backend.errors import EngineUnavailableError, InvalidRequestError, PagedBackendError, RequestFailedError
 from paged_backend.executor.executor import Executor
 from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, StepPlan, StepResult
+from paged_backend.scheduler.prompt_scoring import PromptScoring
 from paged_backend.scheduler.scheduler import Scheduler
 from paged_backend.scheduler.sequence import Sequence
+from paged_backend.structured.compiler import GrammarCompiler
 
 logger = logging.getLogger(__name__)
 
 _FLUSH_TIMEOUT_S = 5.0
 """How long a clean end may take to write the cache to disk."""
+
+_SCORED_BYTES = 2**26
+"""Of logits that tell of prompts, in memory at once."""
 
 TIMED_OUT = Finish("abort", "timeout")
 """The end of a request whose deadline has passed."""
@@ -44,7 +50,12 @@ class EngineCore:
     """
 
     def __init__(
-        self, config: EngineConfig, executor: Executor, tokenizer: Tokenizer | None, metrics: EngineMetrics
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        tokenizer: Tokenizer | None,
+        metrics: EngineMetrics,
+        compiler: GrammarCompiler | None = None,
     ) -> None:
         self.pace = Pace()
         self._executor = executor
@@ -52,10 +63,12 @@ class EngineCore:
         self._metrics = metrics
         self._transfer = executor.transfer
         self._kv = _new_manager(config, executor)
+        self._grammars = GrammarQueue(compiler)
         self._prefetcher: Prefetcher | None = None
         if self._transfer is not None and self._transfer.disk is not None:
             self._prefetcher = Prefetcher(self._kv, self._transfer, self._transfer.disk)
-        self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids)
+        scoring = PromptScoring(max(1, _SCORED_BYTES // (4 * executor.vocab_size)))
+        self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids, scoring)
         self._seed = config.model.seed
         self._requests: dict[str, RequestState] = {}  # by key, as the scheduler knows them
         self._not_started: dict[int, RequestState] = {}  # by sequence id, until first in a plan
@@ -78,7 +91,9 @@ class EngineCore:
 
     def has_work(self) -> bool:
         """Whether `step` would do something."""
-        return self._scheduler.has_work or (self._prefetcher is not None and self._prefetcher.num_waiting > 0)
+        if self._scheduler.has_work or self._grammars.num_waiting:
+            return True
+        return self._prefetcher is not None and self._prefetcher.num_waiting > 0
 
     def add(self, request: EngineRequest) -> None:
         """Queues a request that `check_fits` accepts, under a key that is not in use."""
@@ -86,8 +101,8 @@ class EngineCore:
         seed = params.seed if params.seed is not None else self._own_seed()
         self._num_added += 1
         state = RequestState(request, self._tokenizer)
-        if self._prefetcher is None or not self._prefetcher.begin(request, seed):
-            self._queue(state, seed)
+        if not self._grammars.begin(state, seed):
+            self._prefetch(state, seed)
         self._requests[request.key] = state
         self._deadlines.add(state, len(self._requests))
         self._metrics.request_prompt_tokens.observe(len(request.prompt_token_ids))
@@ -107,6 +122,12 @@ class EngineCore:
         overdue: list[RequestState] = []
         if self._deadlines:
             overdue = [self._cut_off(state, TIMED_OUT) for state in self._deadlines.take_overdue(started_s)]
+        if self._grammars.num_waiting:
+            for state, seed, error in self._grammars.take_ready(wait_for_one=not self._scheduler.has_work):
+                if error is None:
+                    self._prefetch(state, seed)
+                else:
+                    overdue.append(self._end_with(state, error))
         if self._prefetcher is not None:
             for key, seed in self._prefetcher.take_ready(wait=not self._scheduler.has_work):
                 self._queue(self._requests[key], seed)
@@ -127,15 +148,20 @@ class EngineCore:
         now_s = time.monotonic()
         self.pace.note_step(plan.num_tokens, now_s - started_s, now_s)
         self._metrics.iteration_tokens.observe(plan.num_tokens)
-        return self._take_tokens(self._scheduler.commit(result), result)
+        owners = self._scheduler.commit(result)
+        failed = self._take_scores(plan, result) if plan.scoring else []
+        return failed + self._take_tokens(owners, result)
 
     def stats(self) -> EngineStats:
         """A snapshot."""
         cache = self._kv.stats()
         self.last_stats = EngineStats(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting + (self._prefetcher.num_waiting if self._prefetcher else 0),
+            num_waiting=self._scheduler.num_waiting
+            + self._grammars.num_waiting
+            + (self._prefetcher.num_waiting if self._prefetcher else 0),
             num_waiting_tokens=self._scheduler.num_waiting_tokens
+            + self._grammars.num_waiting_tokens
             + (self._prefetcher.num_waiting_tokens if self._prefetcher else 0),
             num_total_blocks=cache.num_blocks,
             num_free_blocks=cache.num_free_blocks,
@@ -200,7 +226,15 @@ class EngineCore:
         """
         if keep_cache and self._transfer is not None:
             self._transfer.flush(self._kv.indexed_blocks(), _FLUSH_TIMEOUT_S)
+        self._grammars.close()
         self._executor.close()
+
+    def _prefetch(self, state: RequestState, seed: int) -> None:
+        """Queues a request, after what is on disk of its prefix, if anything is."""
+        request = state.request
+        skips = self._prefetcher is None or request.params.skips_prefix_cache
+        if self._prefetcher is None or skips or not self._prefetcher.begin(request, seed):
+            self._queue(state, seed)
 
     def _queue(self, state: RequestState, seed: int) -> None:
         request, params = state.request, state.request.params
@@ -219,6 +253,8 @@ class EngineCore:
             salt=request.cache_salt,
             text=text,
         )
+        if state.matcher is not None:
+            sequence.task.matcher = state.matcher.fork()
         self._not_started[sequence.seq_id] = state
         self._metrics.request_params_max_tokens.observe(sequence.max_tokens)
 
@@ -256,6 +292,17 @@ class EngineCore:
             self.pace.note_queue(min(num_started, self._num_queued), now_s - self._queued_at_s)
         self._num_queued, self._queued_at_s = len(self._not_started), now_s
 
+    def _take_scores(self, plan: StepPlan, result: StepResult) -> list[RequestState]:
+        """Adds to what is known of prompts; returns the requests for which that is not possible, now ended."""
+        failed = []
+        for task, tokens in zip(plan.scoring, result.scored, strict=True):
+            state = self._requests[task.request_id]
+            state.prompt.scored.extend(tokens)
+            if any(token.token_id == NOT_DRAWN for token in tokens):
+                logger.error("request %s: its prompt's logits are not numbers", state.request.request_id)
+                failed.append(self._fail(state))
+        return failed
+
     def _take_tokens(self, owners: list[Sequence], result: StepResult) -> list[RequestState]:
         """Hands each request what its sequences drew, and ends what their text ends."""
         now_s = time.monotonic()
@@ -263,6 +310,7 @@ class EngineCore:
         last_s, num_alike = now_s, 0  # tokens in a row whose samples had the one before at the same time
         num_generated = len(owners)
         described = map(result.described.get, count()) if result.described else repeat(None)
+        faults = {owners[place].request_id: fault for place, fault in result.faults.items()}
         for sequence, token_id, full in zip(owners, result.token_ids, described, strict=False):
             sample: SampleState | None = sequence.sample
             if sample is None or token_id == NOT_DRAWN:
@@ -272,14 +320,13 @@ class EngineCore:
                 if state is None:  # a sample before this one has failed the request
                     continue
                 if sequence.group is not None:
-                    if not state.over and self._look_at_beams(state, sequence, now_s):
+                    if not state.over and self._look_at_beams(state, sequence, now_s, faults.get(sequence.request_id)):
                         changed.append(state)
                         num_generated += sum(state.num_generated)
                     continue
                 if token_id == NOT_DRAWN:
-                    logger.error("request %s: its logits are not numbers", state.request.request_id)
                     changed = [other for other in changed if other is not state]
-                    changed.append(self._fail(state))
+                    changed.append(self._fail(state, faults.get(sequence.request_id)))
                     continue
                 sample = self._add_sample(state, sequence, now_s)
             else:
@@ -292,7 +339,7 @@ class EngineCore:
             if not state.gains:
                 changed.append(state)
             if full is None and sample.text is None and sequence.finish_reason is None:
-                state.gains.append((sample.index, token_id, None, None, None, state.num_cached_tokens))
+                state.gains.append((sample.index, token_id, None, None, None, state.prompt))
             else:
                 self._take_token(sample, token_id, full)
         self._num_generated_tokens += num_generated
@@ -310,15 +357,14 @@ class EngineCore:
         if finish is not None and not sequence.finished:
             self._scheduler.finish_sequence(sequence, finish.reason, finish.stop_reason)
 
-    def _look_at_beams(self, state: RequestState, sequence: Sequence, now_s: float) -> bool:
+    def _look_at_beams(self, state: RequestState, sequence: Sequence, now_s: float, fault: str | None) -> bool:
         """Takes over what a beam search has found; whether it is over, or has failed."""
         group = sequence.group
         assert group is not None
         if not state.times.first_token_s:
             self._note_first_token(state, sequence, now_s)
         if group.failed:
-            logger.error("request %s: its logits are not numbers, or leave too few tokens", state.request.request_id)
-            self._fail(state)
+            self._fail(state, fault)
         elif group.search.over:
             state.take_beams(group.best)
         return state.over
@@ -334,16 +380,26 @@ class EngineCore:
         failed = dict.fromkeys(sequence.request_id for sequence in self._scheduler.fail())
         return [self._fail(self._requests[key]) for key in failed]
 
-    def _fail(self, state: RequestState) -> RequestState:
+    def _fail(self, state: RequestState, fault: str | None = None) -> RequestState:
+        """Ends a request with an error: its own fault, or, without one, that of its logits or of the whole step."""
         for sequence in self._scheduler.sequences(state.request.key):
+            self._grammars.give_up(state, sequence.task.matcher)
             self._scheduler.finish_sequence(sequence, "error")
-        state.fail(RequestFailedError("The engine failed on this request: try it again."))
+        if fault is not None:
+            return self._end_with(state, InvalidRequestError(fault))
+        logger.error("request %s: a step failed, or its logits are not numbers", state.request.request_id)
+        return self._end_with(state, RequestFailedError("The engine failed on this request: try it again."))
+
+    def _end_with(self, state: RequestState, error: PagedBackendError) -> RequestState:
+        """Ends a request that the scheduler does not know, or not any more, with an error."""
+        state.fail(error)
         self._forget(state, "error")
         return state
 
     def _forget(self, state: RequestState, reason: FinishReason) -> None:
         now_s = time.monotonic()
         del self._requests[state.request.key]
+        self._grammars.forget(state.request.key)
         if self._prefetcher is not None:
             self._prefetcher.forget(state.request.key)
         for sample in state.samples.values():
@@ -351,12 +407,12 @@ class EngineCore:
         self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)
 
     def _note_first_token(self, state: RequestState, sequence: Sequence, now_s: float) -> None:
-        state.num_cached_tokens = sequence.num_cached_tokens
+        state.prompt.num_cached_tokens = sequence.num_cached_tokens
         state.times.first_token_s = now_s
         num_prompt_tokens = len(state.request.prompt_token_ids)
         self._num_prompt_tokens += num_prompt_tokens
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
-        self._metrics.prompt_tokens_cached.inc(state.num_cached_tokens)
+        self._metrics.prompt_tokens_cached.inc(sequence.num_cached_tokens)
         self._metrics.time_to_first_token.observe(now_s - state.times.arrival_s)
 
 

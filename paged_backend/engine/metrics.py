@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from paged_backend.engine.stats import EngineStats
 from paged_backend.executor.disk_tier import DiskStats
 from paged_backend.executor.kv_transfer import TransferStats
-from paged_backend.outputs import FinishReason
+from paged_backend.outputs import FINISH_REASONS, FinishReason
 
 _LABELS = ("model_name", "engine")
 _FIRST_TOKEN_MS = "1 5 10 20 40 60 80 100 250 500 750 1000 2500 5000 7500 10000 20000 40000 80000 160000 640000 2560000"
@@ -158,11 +158,7 @@ class EngineMetrics:
         )
         for reason in _REJECTION_REASONS:  # there at 0, so that a rate is seen from the first on
             self._rejections.labels(model_name, reason)
-        reasons: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
-        self.request_success = {
-            reason: self._success.labels(*self._label_values, finished_reason)
-            for reason, finished_reason in zip(reasons, reasons, strict=True)
-        }
+        self.request_success = {reason: self._success.labels(*self._label_values, reason) for reason in FINISH_REASONS}
 
     def text(self, snapshot: Callable[[], EngineStats]) -> str:
         """The exposition format, gauges and counters as of a snapshot taken now. For any thread."""

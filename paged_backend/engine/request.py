@@ -17,11 +17,13 @@ from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.beam_search import Beam
 from paged_backend.scheduler.plan import SampledToken
 from paged_backend.scheduler.sequence import Sequence as SampleSequence
+from paged_backend.structured.matcher import Matcher
+from paged_backend.structured.source import GrammarSource
 
-Gain = tuple[int, "int | None", "str | None", "SampledToken | None", "Finish | None", int]
-"""What a sample gained: (its index, a token, that token's text, that token in full, why the sample ends, prompt tokens
-that came from the cache). Text is made by whoever needs it first: the engine where stop strings wait for it, else
-whoever reads, and then it is None here. A plain tuple: it is made once per sample and step."""
+Gain = tuple[int, "int | None", "str | None", "SampledToken | None", "Finish | None", "PromptFacts"]
+"""What a sample gained: (its index, a token, that token's text, that token in full, why the sample ends, what is known
+of the prompt). Text is made by whoever needs it first: the engine where stop strings wait for it, else whoever reads,
+and then it is None here. A plain tuple: it is made once per sample and step."""
 
 
 DeadlineName = Literal["timeout_s", "default_timeout_s", "max_timeout_s"]
@@ -39,6 +41,7 @@ class EngineRequest:
         arrival_s: `time.monotonic` at submission.
         deadline_s: `time.monotonic` when it must be over; None where it may take as long as it does.
         deadline_by: what set that: the request's timeout_s, or the engine argument that takes its place.
+        grammar: what every output must satisfy; None where it may be anything.
         key: what the engine calls it: no other tenant's request has it.
     """
 
@@ -51,6 +54,7 @@ class EngineRequest:
     arrival_s: float = 0.0
     deadline_s: float | None = None
     deadline_by: DeadlineName = "timeout_s"
+    grammar: GrammarSource | None = None
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +66,19 @@ def request_key(tenant: str, request_id: str) -> str:
     return json.dumps([tenant, request_id])
 
 
+@dataclass(slots=True, eq=False)
+class PromptFacts:
+    """What is known of a request's prompt; nothing is added to it after the first gain.
+
+    Attributes:
+        num_cached_tokens: those that came from the prefix cache.
+        scored: its tokens after the first in full, as far as they were computed, where that was asked for.
+    """
+
+    num_cached_tokens: int = 0
+    scored: list[SampledToken] = field(default_factory=list)
+
+
 class RequestState:
     """One live request: gathers what its samples gain and knows when it is over.
 
@@ -71,6 +88,7 @@ class RequestState:
         over: whether every sample has ended, or an error ended all of them.
         reason: why the sample that ended last did.
         samples: those that have a token, by index.
+        matcher: at the beginning of its grammar, to be forked, once that is compiled; None where it has none.
     """
 
     __slots__ = (
@@ -79,8 +97,9 @@ class RequestState:
         "_unfinished",
         "error",
         "gains",
-        "num_cached_tokens",
+        "matcher",
         "over",
+        "prompt",
         "reason",
         "request",
         "samples",
@@ -91,7 +110,8 @@ class RequestState:
         params = request.params
         self.request = request
         self.times = RequestTimes(request.arrival_s)
-        self.num_cached_tokens = 0
+        self.prompt = PromptFacts()
+        self.matcher: Matcher | None = None
         self.error: PagedBackendError | None = None
         self.over = False
         self.reason: FinishReason = "stop"
@@ -107,6 +127,8 @@ class RequestState:
     @property
     def num_generated(self) -> list[int]:
         """Tokens by sample, of those that have any."""
+        if self.request.params.max_tokens == 0:
+            return [0]
         return self._beam_lengths or [sample.sequence.num_output_tokens for sample in self.samples.values()] or [0]
 
     def add_sample(self, sequence: SampleSequence, now_s: float) -> SampleState:
@@ -125,12 +147,18 @@ class RequestState:
             finish: set where the token itself ends the sample (EOS, a stop token, or the length).
 
         Returns:
-            Why the sample ends, if it does: `finish`, or a stop string that its text has reached.
+            Why the sample ends, if it does: `finish`, or a stop string that its text has reached. The length, where no
+            token is wanted: one is drawn, as by all, and left out.
         """
         text = None
+        if self.request.params.max_tokens == 0:
+            nothing = Finish("length")
+            self.gains.append((sample.index, None, None, None, nothing, self.prompt))
+            self._end(sample.index, nothing)
+            return nothing
         if sample.text is not None:
             text, finish = sample.text.take(token_id, finish)
-        self.gains.append((sample.index, token_id, text, described, finish, self.num_cached_tokens))
+        self.gains.append((sample.index, token_id, text, described, finish, self.prompt))
         if finish is not None:
             self._end(sample.index, finish)
         return finish
@@ -148,7 +176,7 @@ class RequestState:
                 if self._texts is not None:
                     by_token = None if is_by_text else ends
                     text, _ = self._texts[index].take(token_id, by_token)
-                self.gains.append((index, token_id, text, full, ends, self.num_cached_tokens))
+                self.gains.append((index, token_id, text, full, ends, self.prompt))
             self._end(index, finish)
         self._beam_lengths = [len(beam.token_ids) for beam in beams]
 
@@ -156,7 +184,7 @@ class RequestState:
         """Ends every sample that has not ended, with the text held back so far."""
         for index in sorted(self._unfinished):
             text = self._texts[index].finish(None) if self._texts is not None else None
-            self.gains.append((index, None, text, None, finish, self.num_cached_tokens))
+            self.gains.append((index, None, text, None, finish, self.prompt))
             self._end(index, finish)
 
     def fail(self, error: PagedBackendError) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import cast
 
 from paged_backend.engine.assembler import DeltaAssembler
 from paged_backend.engine.request import EngineRequest, Gain
@@ -50,13 +51,29 @@ class RequestStream:
         self.prompt = prompt
         self.prompt_token_ids = request.prompt_token_ids
         self.n = request.params.n
+        self._is_constrained = request.grammar is not None
         self._abort = abort
         self._assembler = DeltaAssembler(request, tokenizer)
         self._items: deque[StreamItem] = deque()
         self._closed = False  # by the last item
         self._waiter: Waiter | None = None
         self._comes_at_once = self._waits_for_end = request.params.chooses_at_end
+        self._interval = request.params.stream_interval or 1
+        self._num_wanted = 1  # steps that the next delta gathers; the first comes at once
         self._ended = False  # for the reader
+
+    async def begun(self) -> None:
+        """Waits until it cannot be refused any more; raises what did so.
+
+        That is at once, but where a grammar has to be compiled: then it waits for what the request gains first.
+        """
+        if not self._is_constrained or self._comes_at_once:
+            return
+        await self._wait_async()
+        first = self._items[0]
+        if isinstance(first, PagedBackendError):
+            self._ended = True
+            raise first
 
     def abort(self) -> None:
         """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time."""
@@ -67,7 +84,7 @@ class RequestStream:
         self._items.append(gains)
         if is_last:
             self._closed = True
-        elif self._waits_for_end:
+        elif self._waits_for_end or len(self._items) < self._num_wanted:
             return None
         return self._waiter
 
@@ -108,7 +125,7 @@ class RequestStream:
         return self._take_all()
 
     def _is_ready(self) -> bool:
-        return self._closed or (bool(self._items) and not self._waits_for_end)
+        return self._closed or (len(self._items) >= self._num_wanted and not self._waits_for_end)
 
     def _wait(self) -> None:
         while not self._is_ready():
@@ -128,7 +145,7 @@ class RequestStream:
         self._waiter = None
 
     def _take(self) -> RequestDelta:
-        """The next step's gains as a delta."""
+        """The gains of the next steps as a delta."""
         if self._comes_at_once:
             self._ended = True
             return self._assembler.assemble(self._all_gains())
@@ -136,6 +153,9 @@ class RequestStream:
         if isinstance(item, PagedBackendError):
             self._ended = True
             raise item
+        if self._num_wanted > 1:
+            item = self._gathered(item)
+        self._num_wanted = self._interval
         delta = self._assembler.assemble(item)
         self._ended = delta.finished
         return delta
@@ -148,6 +168,14 @@ class RequestStream:
         if gains:
             output.extend(self._assembler.assemble(gains))
         return output
+
+    def _gathered(self, gains: list[Gain]) -> list[Gain]:
+        """Those of further steps with them, as many steps as are wanted; an error stays for the next delta."""
+        for _ in range(self._num_wanted - 1):
+            if not self._items or isinstance(self._items[0], PagedBackendError):
+                break
+            gains = gains + cast("list[Gain]", self._items.popleft())
+        return gains
 
     def _all_gains(self) -> list[Gain]:
         gains: list[Gain] = []

@@ -21,6 +21,7 @@ from paged_backend.kv.layer_group import LayerGroup
 from paged_backend.models.architecture import Architecture
 from paged_backend.models.loader import load_model
 from paged_backend.scheduler.plan import StepPlan, StepResult
+from paged_backend.structured.token_masks import TokenMasks
 
 
 class Executor:
@@ -32,6 +33,7 @@ class Executor:
         num_blocks, block_size: the pool of the KV cache; block ids are 0 .. num_blocks - 1.
         layer_groups: the groups of layers that have blocks of their own for a sequence.
         eos_token_ids: what ends a text, by the model's own files.
+        default_sampling_params: sampling parameters by name, for requests that leave them out.
         model_folder: where these are.
         kernel_report: for each operation, what computes it and why.
         num_threads: CPU threads that a step is computed on.
@@ -57,6 +59,7 @@ class Executor:
         self.architecture: Architecture = model.architecture
         self.vocab_size: int = model.architecture.vocab_size
         self.eos_token_ids: frozenset[int] = model.eos_token_ids
+        self.default_sampling_params: Mapping[str, float | int] = model.default_sampling_params
         self.model_folder: Path = model.folder
         self.block_size: int = config.cache.block_size
         layout = plan_layout(
@@ -72,7 +75,13 @@ class Executor:
         storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype, layout)
         self.transfer: KVTransfer | None = open_transfer(config, model, storage, layout, kernels.report)
         self._runner: Runner | None = Runner(
-            model.decoder, storage, kernels, self.block_size, len(layout.groups), self.transfer
+            model.decoder,
+            storage,
+            kernels,
+            self.block_size,
+            len(layout.groups),
+            self.transfer,
+            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs),
         )
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -12,16 +12,25 @@ from paged_backend.config import unknown_name_message
 from paged_backend.errors import InvalidRequestError
 
 
+class Refusal(NamedTuple):
+    """Of a published field that we do not have.
+
+    Attributes:
+        why: ends the sentence "NAME is not supported by this server: ...".
+        nothing: values (beside null) that ask for nothing, and are taken.
+    """
+
+    why: str
+    nothing: tuple[Any, ...] = ()
+
+
 class RequestBody(BaseModel):
     """A JSON body. Types are exact ("16" is no integer), and unknown fields are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
-    """Published fields that we do not have, each with the values (beside null) that ask for nothing."""
-
-    successors: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Those among them that have been replaced: by which field."""
+    unsupported: ClassVar[Mapping[str, Refusal]] = MappingProxyType({})
+    """Published fields that we do not have."""
 
 
 class StreamOptions(RequestBody):
@@ -31,7 +40,7 @@ class StreamOptions(RequestBody):
     continuous_usage_stats: bool = False
 
 
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     {
         "metadata",
         "prediction",
@@ -61,15 +70,15 @@ def parse_body(kind: type[_Body], body: Mapping[str, Any]) -> _Body:
     unsupported = kind.unsupported
     given = {}
     for name, value in body.items():
-        if value is None or name in _HARMLESS:
+        if value is None or name in HARMLESS:
             continue
         if name in unsupported:
-            if not any(_same(value, nothing) for nothing in unsupported[name]):
-                instead = f"use {kind.successors[name]}" if name in kind.successors else "leave it out"
-                raise InvalidRequestError(f"{name} is not supported by this server: {instead}.", param=name)
+            refusal = unsupported[name]
+            if not any(_same(value, nothing) for nothing in refusal.nothing):
+                raise InvalidRequestError(f"{name} is not supported by this server: {refusal.why}.", param=name)
             continue
         given[name] = value
-    _check_names(kind, body, (*kind.model_fields, *_HARMLESS, *unsupported))
+    _check_names(kind, body, (*kind.model_fields, *HARMLESS, *unsupported))
     options = given.get("stream_options")
     if isinstance(options, dict) and "stream_options" in kind.model_fields:
         given["stream_options"] = {name: value for name, value in options.items() if value is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+from paged_backend.handlers.openai.protocol.base import Refusal
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 
 
@@ -15,4 +16,10 @@ class CompletionRequest(GenerationRequest):
     echo: bool = False
     logprobs: int | None = None
 
-    unsupported = MappingProxyType({**GenerationRequest.unsupported, "prompt_embeds": (), "suffix": ("",)})
+    unsupported = MappingProxyType(
+        {
+            **GenerationRequest.unsupported,
+            "prompt_embeds": Refusal("send text or token ids as the prompt"),
+            "suffix": Refusal("models here continue a text, they do not fill it in", ("",)),
+        }
+    )

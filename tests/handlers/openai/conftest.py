@@ -55,6 +55,7 @@ class FakeStream:
         self._client = client
         self._prompt = prompt
         self._params = params
+        self._told = False
         self._aborted = asyncio.Event()
 
     def abort(self) -> None:
@@ -65,6 +66,10 @@ class FakeStream:
         client, params = self._client, self._params
         numbers = [str(index) if client.numbers_samples else "" for index in range(params.n)]
         texts = [f"{client.text}{number}"[: params.max_tokens] for number in numbers]
+        if params.max_tokens == 0:
+            ends = tuple(CompletionDelta(index, "", (), None, "length") for index in range(params.n))
+            yield self._delta(ends, True)
+            return
         for step in range(max(map(len, texts))):
             if step == client.hang_after:
                 await self._aborted.wait()
@@ -78,6 +83,9 @@ class FakeStream:
             outputs = tuple(self._output(index, text, step) for index, text in enumerate(texts))
             yield self._delta(outputs, step + 1 == len(texts[0]))
 
+    async def begun(self) -> None:
+        await asyncio.sleep(0)
+
     async def collect_async(self) -> RequestOutput:
         output = RequestOutput.empty(self.request_id, None, self._prompt, self._params.n)
         async for delta in self:
@@ -85,7 +93,12 @@ class FakeStream:
         return output
 
     def _delta(self, outputs: tuple[CompletionDelta, ...], finished: bool) -> RequestDelta:
-        return RequestDelta(self.request_id, outputs, finished, len(self._prompt), self._client.num_cached_tokens)
+        delta = RequestDelta(self.request_id, outputs, finished, len(self._prompt), self._client.num_cached_tokens)
+        if self._params.prompt_logprobs is not None and not self._told:
+            self._told = True
+            scores = [{token: Logprob(-2.0, 2, chr(token)), 0x62: Logprob(-1.0, 1, "b")} for token in self._prompt[1:]]
+            delta.prompt_logprobs = [None, *scores]
+        return delta
 
     def _output(self, index: int, text: str, step: int) -> CompletionDelta:
         character = text[step]
@@ -114,6 +127,7 @@ class FakeClient:
     config: EngineConfig = field(default_factory=EngineConfig)
     tokenizer: FakeTokenizer | None = field(default_factory=FakeTokenizer)
     max_model_len: int = 100
+    default_sampling_params: dict[str, float | int] = field(default_factory=dict)
     text: str = "Hi"
     numbers_samples: bool = True
     num_cached_tokens: int = 0
