@@ -149,5 +149,6 @@ def _forced(params: SamplingParams, tool_use: ToolUse, *, single: bool) -> Sampl
             f"tool_choice makes the answer a call, and {other.param} makes it something else: leave one out.",
             param="tool_choice",
         )
-    schema = StructuredOutputsParams(json=tool_use.schema(single=single), param="tools")
-    return dataclasses.replace(params, structured_outputs=schema)
+    # A space at the most between JSON's tokens: with any number of them, a model that finds no end says nothing else.
+    calls = StructuredOutputsParams(json=tool_use.schema(single=single), whitespace_pattern=" ?", param="tools")
+    return dataclasses.replace(params, structured_outputs=calls)

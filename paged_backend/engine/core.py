@@ -254,7 +254,8 @@ class EngineCore:
             text=text,
         )
         if state.matcher is not None:
-            sequence.task.matcher = state.matcher.fork()
+            assert params.structured_outputs is not None
+            sequence.task.matcher = state.matcher.after(params.structured_outputs.reasoning, sequence.eos_token_ids)
         self._not_started[sequence.seq_id] = state
         self._metrics.request_params_max_tokens.observe(sequence.max_tokens)
 

@@ -12,6 +12,20 @@ _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural
 _SWITCHES = ("disable_any_whitespace", "disable_additional_properties")
 
 
+@dataclass(frozen=True, slots=True)
+class ReasoningTokens:
+    """Where the reasoning is that comes before a constrained output.
+
+    Attributes:
+        begin_id, end_id: the tokens around it.
+        is_open: whether the prompt has opened it; None where the output may begin with `begin_id`, or without any.
+    """
+
+    begin_id: int
+    end_id: int
+    is_open: bool | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsParams:
     """A constraint that every output satisfies, unless it is cut off (finish_reason "length"). Exactly one is given.
@@ -28,6 +42,7 @@ class StructuredOutputsParams:
         disable_additional_properties: objects have no properties but those that the schema names, where it does not
             say anything else itself.
         whitespace_pattern: a regular expression for the whitespace between JSON's tokens.
+        reasoning: what the constraint comes after; None: nothing. Not in vLLM.
         param: what the request calls all this, for error messages; not in vLLM.
 
     Raises:
@@ -43,6 +58,7 @@ class StructuredOutputsParams:
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
+    reasoning: ReasoningTokens | None = None
     param: str = "structured_outputs"
 
     def __post_init__(self) -> None:
