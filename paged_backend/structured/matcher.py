@@ -124,7 +124,7 @@ class ReasoningMatcher(Matcher):
         super().follow(token_ids, num_before)
 
     def write_mask(self, address: int, num_bytes: int) -> bool:
-        """As `Matcher.write_mask`. While the sample reasons, all but EOS may come; at first, also what opens the reasoning."""
+        """As `Matcher.write_mask`. While the sample reasons, all but EOS may come; at first, also what opens it."""
         words = (ctypes.c_uint32 * (num_bytes // 4)).from_address(address)
         if self._is_open and not self._is_over:
             ctypes.memset(address, 0xFF, num_bytes)
