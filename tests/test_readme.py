@@ -21,6 +21,7 @@ from paged_backend.config import EngineConfig, engine_argument_names
 from paged_backend.handlers import cli
 from paged_backend.handlers.bento import launch
 from paged_backend.handlers.deployment import Deployment
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import OpenAIService
 from paged_backend.handlers.openai.wire import HttpRequest
 from paged_backend.handlers.torchserve.java import find_java
@@ -279,7 +280,7 @@ def test_argument_table_is_complete() -> None:
 
 def test_routes_are_those_of_the_service() -> None:
     async def statuses() -> dict[str, int]:
-        service = OpenAIService(cast(Any, object()), model_names=("m",))
+        service = OpenAIService(ServedModels.one(cast(Any, object()), ("m",)))
         paths = set(re.findall(r"`(/[a-z0-9/]+)`", README)) - {"/v1"}
         requests = {path: HttpRequest(path=path, method=None, headers={}, body=b"{}") for path in paths}
         return {path: (await service.handle(request)).status for path, request in requests.items()}

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError, NotFoundError
+from paged_backend.handlers.access.gate import ANYBODY, Caller
+from paged_backend.handlers.openai.access_log import RequestRecord
 from paged_backend.handlers.openai.engine_port import EnginePort, StreamPort
+from paged_backend.handlers.openai.metering import submit_metered
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 from paged_backend.handlers.openai.streaming import abort_all
 from paged_backend.handlers.openai.wire import encode_json
@@ -22,14 +25,21 @@ class ServingContext:
 
     Attributes:
         model_names: names that requests may use; the first is used where a request names none.
-        tenant: who asks; None where the server asks nobody who they are.
+        caller: who asks.
+        record: what the access log will say of the request; None where nothing is logged.
         on_accepted: called when the engine has taken all of a request's prompts; see `HttpRequest`.
     """
 
     engine: EnginePort
     model_names: tuple[str, ...]
-    tenant: str | None = None
+    caller: Caller = ANYBODY
+    record: RequestRecord | None = None
     on_accepted: Callable[[], None] | None = None
+
+    @property
+    def tenant(self) -> str | None:
+        """The caller's name for the engine; None where the server asks nobody who they are."""
+        return self.caller.tenant
 
     def model_name(self, asked: str | None) -> str:
         """The name that the response carries.
@@ -40,8 +50,13 @@ class ServingContext:
         if asked is None:
             return self.model_names[0]
         if asked not in self.model_names:
-            raise NotFoundError(f"The model `{asked}` does not exist.", param="model")
+            raise unknown_model(asked)
         return asked
+
+
+def unknown_model(name: str) -> NotFoundError:
+    """What a request for a model that is not served is answered with."""
+    return NotFoundError(f"The model `{name}` does not exist.", param="model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +111,7 @@ def submit_all(
     response_id: str,
     prompt_field: str,
     max_tokens_field: str,
-) -> list[StreamPort]:
+) -> Sequence[StreamPort]:
     """Submits one engine request per prompt: all of them, or none.
 
     Raises:
@@ -104,6 +119,35 @@ def submit_all(
         AdmissionError, EngineUnavailableError: as from the engine.
     """
     fields = {"prompt": prompt_field, "max_tokens": max_tokens_field}
+    if context.record is not None:
+        context.record.request_id = response_id
+    try:
+        accepted = submit_metered(
+            lambda: _submit(context, request, prompts, params, response_id),
+            prompts,
+            params,
+            max_model_len=context.engine.max_model_len,
+            caller=context.caller,
+            record=context.record,
+        )
+    except InvalidRequestError as error:
+        raise InvalidRequestError(str(error), param=fields.get(error.param or "", error.param)) from error
+    if context.on_accepted is not None:
+        try:
+            context.on_accepted()
+        except BaseException:
+            abort_all(accepted)
+            raise
+    return accepted
+
+
+def _submit(
+    context: ServingContext,
+    request: GenerationRequest,
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+    response_id: str,
+) -> list[StreamPort]:
     accepted: list[StreamPort] = []
     try:
         for index, token_ids in enumerate(prompts):
@@ -118,11 +162,6 @@ def submit_all(
                     timeout_s=request.timeout_s,
                 )
             )
-        if context.on_accepted is not None:
-            context.on_accepted()
-    except InvalidRequestError as error:
-        abort_all(accepted)
-        raise InvalidRequestError(str(error), param=fields.get(error.param or "", error.param)) from error
     except BaseException:
         abort_all(accepted)
         raise

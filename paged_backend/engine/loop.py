@@ -231,6 +231,8 @@ class EngineLoop:
         waiting: list[tuple[str, Waiter]] = []
         for state in states:
             request_id = state.request.request_id
+            if state.over:
+                streams[request_id].num_generated = sum(state.num_generated)
             if state.error is not None:
                 self._deliver_error(request_id, state.error)
                 continue

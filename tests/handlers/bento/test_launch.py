@@ -37,7 +37,7 @@ def test_the_key_travels_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.delenv("BENTOML_HOME", raising=False)
     file = tmp_path / "deployment.yaml"
     environment = launch.environment(deployment(api_key="secret"), file, home=tmp_path / "home")
-    assert environment["PAGED_BACKEND_API_KEY"] == "secret"
+    assert environment["PAGED_BACKEND_API_KEY"] == "key1:secret"
     assert environment["PAGED_BACKEND_CONFIG"] == str(file)
     assert Path(environment["BENTOML_HOME"]).is_dir()
     assert "PAGED_BACKEND_API_KEY" not in launch.environment(deployment(), file, home=tmp_path / "home")
