@@ -119,11 +119,20 @@ def submit_all(
         AdmissionError, EngineUnavailableError: as from the engine.
     """
     fields = {"prompt": prompt_field, "max_tokens": max_tokens_field}
+    several = len(prompts) > 1
     if context.record is not None:
         context.record.request_id = response_id
     try:
         accepted = submit_metered(
-            lambda: _submit(context, request, prompts, params, response_id),
+            lambda: context.engine.submit_all(
+                prompts,
+                params,
+                request_ids=[f"{response_id}-{index}" if several else response_id for index in range(len(prompts))],
+                priority=request.priority,
+                tenant=context.tenant,
+                cache_salt=request.cache_salt,
+                timeout_s=request.timeout_s,
+            ),
             prompts,
             params,
             max_model_len=context.engine.max_model_len,
@@ -138,31 +147,4 @@ def submit_all(
         except BaseException:
             abort_all(accepted)
             raise
-    return accepted
-
-
-def _submit(
-    context: ServingContext,
-    request: GenerationRequest,
-    prompts: Sequence[list[int]],
-    params: SamplingParams,
-    response_id: str,
-) -> list[StreamPort]:
-    accepted: list[StreamPort] = []
-    try:
-        for index, token_ids in enumerate(prompts):
-            accepted.append(
-                context.engine.submit(
-                    token_ids,
-                    params,
-                    request_id=response_id if len(prompts) == 1 else f"{response_id}-{index}",
-                    priority=request.priority,
-                    tenant=context.tenant,
-                    cache_salt=request.cache_salt,
-                    timeout_s=request.timeout_s,
-                )
-            )
-    except BaseException:
-        abort_all(accepted)
-        raise
     return accepted
