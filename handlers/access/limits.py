@@ -80,7 +80,7 @@ class RequestLimits:
             InvalidRequestError: deeper than is allowed.
         """
         level = [value]
-        for _ in range(self.max_json_depth + 1):
+        for _ in range(self.max_json_depth):
             inner: list[Any] = []
             for one in level:
                 parts = one.values() if isinstance(one, Mapping) else one

@@ -48,22 +48,17 @@ async def submit(
     request_id = request.request_id or uuid.uuid4().hex
     if exchange.record is not None:
         exchange.record.request_id = request_id
-
-    def submit_it() -> list[StreamPort]:
-        stream = client.submit(
-            token_ids,
-            params,
-            request_id=request_id,
-            priority=request.priority,
-            tenant=exchange.caller.tenant,
-            cache_salt=request.cache_salt,
-            timeout_s=request.timeout_s,
-        )
-        return [stream]
-
     try:
         (stream,) = submit_metered(
-            submit_it,
+            lambda: client.submit_all(
+                [token_ids],
+                params,
+                request_ids=[request_id],
+                priority=request.priority,
+                tenant=exchange.caller.tenant,
+                cache_salt=request.cache_salt,
+                timeout_s=request.timeout_s,
+            ),
             [token_ids],
             params,
             max_model_len=client.max_model_len,
