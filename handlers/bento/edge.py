@@ -41,9 +41,9 @@ class Exchange:
     def __init__(self, tenant: str | None) -> None:
         self.tenant = tenant
         self.error: PagedBackendError | None = None
-        self._aborts: list[Callable[[], None]] = []
+        self._aborts: list[Callable[[], object]] = []
 
-    def on_client_left(self, abort: Callable[[], None]) -> None:
+    def on_client_left(self, abort: Callable[[], object]) -> None:
         """Has `abort` called if the client leaves before the response has ended."""
         self._aborts.append(abort)
 

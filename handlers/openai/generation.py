@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError, NotFoundError
-from paged_backend.handlers.openai.engine_port import EnginePort, StreamPort
+from paged_backend.handlers.openai.engine_port import EnginePort
+from paged_backend.handlers.openai.live import AcceptedRequests, LiveResponses
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 from paged_backend.handlers.openai.streaming import abort_all
 from paged_backend.handlers.openai.wire import encode_json
 from paged_backend.sampling_params import SamplingParams
+
+RESPONSE_PREFIXES = ("cmpl-", "chatcmpl-")
+"""What the ids of responses begin with, each route's with its own; the request_id follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +26,20 @@ class ServingContext:
 
     Attributes:
         model_names: names that requests may use; the first is used where a request names none.
+        created: seconds since 1970 at which the service began.
+        stall_timeout_s: how long the engine may have work and make no step before it counts as stuck; None: for ever.
+        needs_key: whether the server asks for an API key.
+        live: the responses that are being made.
         tenant: who asks; None where the server asks nobody who they are.
         on_accepted: called when the engine has taken all of a request's prompts; see `HttpRequest`.
     """
 
     engine: EnginePort
     model_names: tuple[str, ...]
+    created: int = 0
+    stall_timeout_s: float | None = None
+    needs_key: bool = False
+    live: LiveResponses = field(default_factory=LiveResponses)
     tenant: str | None = None
     on_accepted: Callable[[], None] | None = None
 
@@ -96,7 +108,7 @@ def submit_all(
     response_id: str,
     prompt_field: str,
     max_tokens_field: str,
-) -> list[StreamPort]:
+) -> AcceptedRequests:
     """Submits one engine request per prompt: all of them, or none.
 
     Raises:
@@ -104,7 +116,7 @@ def submit_all(
         AdmissionError, EngineUnavailableError: as from the engine.
     """
     fields = {"prompt": prompt_field, "max_tokens": max_tokens_field}
-    accepted: list[StreamPort] = []
+    accepted = AcceptedRequests()
     try:
         for index, token_ids in enumerate(prompts):
             accepted.append(
@@ -118,6 +130,7 @@ def submit_all(
                     timeout_s=request.timeout_s,
                 )
             )
+        context.live.add(context.tenant, response_id, accepted)
         if context.on_accepted is not None:
             context.on_accepted()
     except InvalidRequestError as error:

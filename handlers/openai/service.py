@@ -5,33 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote
 
-from paged_backend import __version__
 from paged_backend.errors import InvalidRequestError, NotFoundError
 from paged_backend.handlers.openai.bearer import check_bearer
-from paged_backend.handlers.openai.chat import create_chat_completion
-from paged_backend.handlers.openai.completions import create_completion
 from paged_backend.handlers.openai.engine_port import EnginePort
 from paged_backend.handlers.openai.errors import ProtocolError, error_response
 from paged_backend.handlers.openai.generation import ServingContext
-from paged_backend.handlers.openai.tokenization import detokenize, tokenize
-from paged_backend.handlers.openai.wire import METRICS_TYPE, HttpRequest, HttpResponse, json_response
+from paged_backend.handlers.openai.protocol.base import parse_body
+from paged_backend.handlers.openai.routes import ROUTES, find_route
+from paged_backend.handlers.openai.wire import HttpRequest, HttpResponse
 
 __all__ = ["HttpRequest", "HttpResponse", "OpenAIService"]
-
-_BodyRoute = Callable[[ServingContext, Mapping[str, Any]], Awaitable[HttpResponse]]
-_POST_ROUTES: Mapping[str, _BodyRoute] = {
-    "/v1/completions": create_completion,
-    "/v1/chat/completions": create_chat_completion,
-    "/tokenize": tokenize,
-    "/detokenize": detokenize,
-}
-_MODELS = "/v1/models"
-_OPEN_PATHS = ("/health", "/metrics")
-"""Probes and scrapers carry no key."""
 
 
 class OpenAIService:
@@ -57,18 +43,15 @@ class OpenAIService:
             stall_timeout_s: /health fails when the engine has work but makes no step for so long; None never.
         """
         assert model_names, "a service needs a model name"
-        self._client = client
         self._api_keys = api_keys
-        self._context = ServingContext(client, model_names)
         self._max_body_bytes = max_body_bytes
-        self._stall_timeout_s = stall_timeout_s
-        self._created = int(time.time())
-        self._get_routes: Mapping[str, Callable[[], HttpResponse]] = {
-            "/health": self._health,
-            "/version": self._version,
-            "/metrics": self._metrics,
-            _MODELS: self._models,
-        }
+        self._context = ServingContext(
+            client,
+            model_names,
+            created=int(time.time()),
+            stall_timeout_s=stall_timeout_s,
+            needs_key=bool(api_keys),
+        )
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answers one request; whatever goes wrong becomes a response.
@@ -82,29 +65,19 @@ class OpenAIService:
 
     async def _dispatch(self, request: HttpRequest) -> HttpResponse:
         path = request.path.partition("?")[0]
-        path = path.rstrip("/") or "/"
-        # A browser's preflight carries no key either, and learns no more than which method a route takes.
+        found = find_route(path)
         tenant = None
-        if path not in _OPEN_PATHS and request.method != "OPTIONS":
+        # A browser's preflight carries no key, and learns no more than which method a route takes.
+        if (found is None or found[0].needs_key) and request.method != "OPTIONS":
             tenant = check_bearer(request.headers.get("authorization", ""), self._api_keys)
-        if path in _POST_ROUTES:
-            self._check_method(request, "POST")
-            context = dataclasses.replace(self._context, tenant=tenant, on_accepted=request.on_accepted)
-            return await _POST_ROUTES[path](context, self._json_object(request))
-        if path in self._get_routes:
-            self._check_method(request, "GET")
-            return self._get_routes[path]()
-        if path.startswith(f"{_MODELS}/"):
-            self._check_method(request, "GET")
-            name = self._context.model_name(unquote(path[len(_MODELS) + 1 :]))
-            return json_response(self._model(name))
-        raise NotFoundError(f"There is no route {path!r}. Known: {', '.join([*_POST_ROUTES, *self._get_routes])}.")
-
-    def _check_method(self, request: HttpRequest, allowed: str) -> None:
-        method = request.method
-        if method is None or method == allowed or (method == "HEAD" and allowed == "GET"):
-            return
-        raise ProtocolError(f"{request.path} takes {allowed}, not {method}.", status=405, headers={"Allow": allowed})
+        if found is None:
+            raise NotFoundError(f"There is no route {path!r}. Known: {', '.join(route.path for route in ROUTES)}.")
+        route, name = found
+        _check_method(request, route.method)
+        context = dataclasses.replace(self._context, tenant=tenant, on_accepted=request.on_accepted)
+        if route.body is None:
+            return await route.answer(context, name)
+        return await route.answer(context, parse_body(route.body, self._json_object(request)))
 
     def _json_object(self, request: HttpRequest) -> Mapping[str, Any]:
         """The body as a JSON object, whether the host has parsed it already or not."""
@@ -130,29 +103,12 @@ class OpenAIService:
             raise InvalidRequestError("The body must be a JSON object.", param="body")
         return body
 
-    def _health(self) -> HttpResponse:
-        self._client.check_health(self._stall_timeout_s)
-        return json_response({})
 
-    def _version(self) -> HttpResponse:
-        return json_response({"version": __version__})
-
-    def _metrics(self) -> HttpResponse:
-        return HttpResponse(200, {"Content-Type": METRICS_TYPE}, self._client.metrics_text().encode())
-
-    def _models(self) -> HttpResponse:
-        return json_response({"object": "list", "data": [self._model(name) for name in self._context.model_names]})
-
-    def _model(self, name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "paged-backend",
-            "root": self._context.model_names[0],
-            "parent": None,
-            "max_model_len": self._client.max_model_len,
-        }
+def _check_method(request: HttpRequest, allowed: str) -> None:
+    method = request.method
+    if method is None or method == allowed or (method == "HEAD" and allowed == "GET"):
+        return
+    raise ProtocolError(f"{request.path} takes {allowed}, not {method}.", status=405, headers={"Allow": allowed})
 
 
 def _parse_json(body: bytes | str) -> Any:

@@ -126,16 +126,16 @@ class EngineClient:
             raise
         return stream
 
-    def abort(self, request_id: str, *, tenant: str | None = None) -> None:
-        """Ends a request with finish_reason "abort"; unknown and ended ones are no error.
+    def abort(self, request_id: str, *, tenant: str | None = None) -> bool:
+        """Ends a request with finish_reason "abort"; unknown and ended ones are no error: False tells them.
 
         Args:
             tenant: who asks: only a request of its own is ended, another's is unknown to it. None may end all.
         """
-        self._loop.abort(request_id, tenant=tenant)
+        return self._loop.abort(request_id, tenant=tenant)
 
-    def _abort_stream(self, stream: RequestStream) -> None:
-        self._loop.abort(stream.request_id, stream)
+    def _abort_stream(self, stream: RequestStream) -> bool:
+        return self._loop.abort(stream.request_id, stream)
 
     def stats(self, *, kv_map: bool = False) -> EngineStats:
         """What the engine is doing, as of its last step.

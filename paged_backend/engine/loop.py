@@ -77,8 +77,8 @@ class EngineLoop:
             self._num_inbox_tokens += len(request.prompt_token_ids)
             self._send(request)
 
-    def abort(self, request_id: str, stream: RequestStream | None = None, *, tenant: str | None = None) -> None:
-        """Ends a request; one that is unknown or over already is no error.
+    def abort(self, request_id: str, stream: RequestStream | None = None, *, tenant: str | None = None) -> bool:
+        """Ends a request; one that is unknown or over already is no error: False tells it.
 
         Args:
             stream: end it only if it is this one's: an id may be used again once its request is over.
@@ -86,8 +86,10 @@ class EngineLoop:
         """
         with self._changed:
             live = self._streams.get(request_id)
-            if live is not None and stream in (None, live) and tenant in (None, live.tenant):
-                self._send(request_id)
+            if live is None or stream not in (None, live) or tenant not in (None, live.tenant):
+                return False
+            self._send(request_id)
+            return True
 
     def stats(self) -> EngineStats:
         """The latest snapshot, with the heartbeat's age as of now."""

@@ -34,7 +34,7 @@ class RequestStream:
         request: what was accepted.
         prompt: the prompt's text, or None where token ids were given.
         tokenizer: None gives deltas without text.
-        abort: called with the stream to end it.
+        abort: called with the stream to end it; tells whether there was anything to end.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class RequestStream:
         request: EngineRequest,
         prompt: str | None,
         tokenizer: Tokenizer | None,
-        abort: Callable[[RequestStream], None],
+        abort: Callable[[RequestStream], bool],
     ) -> None:
         self.request_id = request.request_id
         self.tenant = request.tenant
@@ -57,9 +57,13 @@ class RequestStream:
         self._comes_at_once = self._waits_for_end = request.params.chooses_at_end
         self._ended = False  # for the reader
 
-    def abort(self) -> None:
-        """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time."""
-        self._abort(self)
+    def abort(self) -> bool:
+        """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time.
+
+        Returns:
+            False where the request was over.
+        """
+        return self._abort(self)
 
     def put(self, gains: list[Gain], is_last: bool) -> Waiter | None:
         """Takes over a step's gains, one at least (engine's thread); returns whom to wake: wake-ups can be batched."""

@@ -15,6 +15,7 @@ from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.service import HttpRequest, HttpResponse, OpenAIService
 from paged_backend.outputs import CompletionDelta, Logprob, RequestDelta, RequestOutput
 from paged_backend.sampling_params import SamplingParams
+from tests.handlers.openai.documented import check_documented
 
 BOS = 1
 
@@ -51,10 +52,12 @@ class FakeStream:
         self._prompt = prompt
         self._params = params
         self._aborted = asyncio.Event()
+        self.over = False
 
-    def abort(self) -> None:
+    def abort(self) -> bool:
         self.num_aborts += 1
         self._aborted.set()
+        return not self.over
 
     async def __aiter__(self) -> AsyncIterator[RequestDelta]:
         client, params = self._client, self._params
@@ -63,6 +66,7 @@ class FakeStream:
             if step == client.hang_after:
                 await self._aborted.wait()
             if self._aborted.is_set():
+                self.over = True
                 ends = tuple(CompletionDelta(index, "", (), None, "abort") for index in range(params.n))
                 yield self._delta(ends, True)
                 return
@@ -70,7 +74,8 @@ class FakeStream:
                 raise client.failure
             await asyncio.sleep(0)
             outputs = tuple(self._output(index, text, step) for index, text in enumerate(texts))
-            yield self._delta(outputs, step + 1 == len(texts[0]))
+            self.over = step + 1 == len(texts[0])
+            yield self._delta(outputs, self.over)
 
     async def collect_async(self) -> RequestOutput:
         output = RequestOutput.empty(self.request_id, None, self._prompt, self._params.n)
@@ -185,11 +190,16 @@ def service(client: FakeClient) -> OpenAIService:
 
 @pytest.fixture
 def call(service: OpenAIService) -> Callable[..., Reply]:
-    """Sends one request and reads the reply: call(path, body, method=..., headers=..., service=...)."""
+    """Sends one request and reads the reply: call(path, body, method=..., headers=..., service=...).
+
+    Whatever comes must be what /openapi.json says of the route.
+    """
 
     def send(path: str, body: Any = None, *, service: OpenAIService = service, **fields: Any) -> Reply:
         async def exchange() -> Reply:
-            return await read(await service.handle(HttpRequest(path=path, body=body, **fields)))
+            reply = await read(await service.handle(HttpRequest(path=path, body=body, **fields)))
+            check_documented(path, fields.get("method"), reply.status, reply.headers, reply.body)
+            return reply
 
         return asyncio.run(exchange())
 
