@@ -120,6 +120,29 @@ def draw_kv_waste(reports: Reports) -> Figure | None:
     return figure
 
 
+def draw_sharing(reports: Reports) -> Figure | None:
+    """The cache's bytes with sharing and without, and the first token's time by where the prompt's prefix was."""
+    runs = reports.get("engine/sharing", {}).get("runs", [])
+    prefix = reports.get("engine/prefix", {})
+    if not runs or not prefix:
+        return None
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    labels = [f"{run['kind']}\n{run['weighted']:.0%} saved" for run in runs]
+    for number, (key, label) in enumerate((("bytes_without_sharing", "without sharing"), ("bytes", "shared"))):
+        _grouped_bars(left, labels, [run[key] / 2**20 for run in runs], number, 2, label)
+    left.set_ylabel("most KV cache held, MiB")
+    left.margins(y=0.25)
+    left.legend(loc="upper right")
+    kinds = prefix["kinds"]
+    labels = [f"{kind}\n{found['hit_rate']:.0%} hit" for kind, found in kinds.items()]
+    for number, (key, label) in enumerate((("first_token_s", "median"), ("first_token_p90_s", "p90"))):
+        _grouped_bars(right, labels, [found[key] * 1e3 for found in kinds.values()], number, 2, label)
+    right.set_ylabel("time to first token, ms")
+    right.set_title(f"{prefix['model']}, system prompt of {prefix['system_tokens']} tokens", fontsize=8)
+    right.legend(loc="upper right")
+    return figure
+
+
 def draw_hosts(reports: Reports) -> Figure | None:
     """What each host leaves of the bare engine's tokens a second."""
     bars = [
@@ -180,6 +203,7 @@ CHARTS: Final[dict[str, Callable[[Reports], Figure | None]]] = {
     "kernels": draw_kernels,
     "throughput": draw_throughput,
     "kv-waste": draw_kv_waste,
+    "sharing": draw_sharing,
     "hosts": draw_hosts,
     "serving": draw_serving,
 }
