@@ -44,6 +44,11 @@ class Request:
     def live(self) -> bool:
         return any(sample.ended is None for sample in self.samples)
 
+    def end(self, reason: str) -> None:
+        """All samples that have not ended end for the same reason."""
+        for sample in self.samples:
+            sample.ended = sample.ended or reason
+
     @property
     def parted(self) -> bool:
         return any(sample.output for sample in self.samples)
