@@ -97,9 +97,11 @@ class CompletionOutput:
         if delta.logprobs is not None:
             self.logprobs = self.logprobs or []
             self.logprobs.extend(delta.logprobs)
-            self.cumulative_logprob = (self.cumulative_logprob or 0.0) + sum(
-                candidates[token].logprob for token, candidates in zip(delta.token_ids, delta.logprobs, strict=True)
-            )
+            # One after the other: the sum's bits must not depend on how many tokens a delta brings.
+            total = self.cumulative_logprob or 0.0
+            for token, candidates in zip(delta.token_ids, delta.logprobs, strict=True):
+                total += candidates[token].logprob
+            self.cumulative_logprob = total
         if delta.cumulative_logprob is not None:
             self.cumulative_logprob = delta.cumulative_logprob
         self.finish_reason = delta.finish_reason

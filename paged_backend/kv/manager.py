@@ -15,6 +15,7 @@ from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
 from paged_backend.kv.offload import OffloadManager
 from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, new_hash_key
 from paged_backend.kv.prefix_search import PrefixSearch
+from paged_backend.kv.remembered_prefix import RememberedPrefix
 
 _UNBOUNDED = 2**40
 """Tokens that no sequence has."""
@@ -63,6 +64,7 @@ class KVCacheManager:
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
         self._search = PrefixSearch(self.groups, block_size)
+        self._remembered = None if self.index is None else RememberedPrefix(self.index, self._search)
         self._windowed = [(g, group) for g, group in enumerate(self.groups) if group.window]
         self.offload: OffloadManager | None = None
         if num_host_slots:
@@ -106,13 +108,10 @@ class KVCacheManager:
 
         Laid out like `BlockTable.block_ids`. A group with a window needs no more than the window before the prefix's
         end; of what lies before that it gets NO_BLOCK. At least one token is left to compute, so that there are logits
-        to sample from. Takes nothing and reorders nothing; only the digests of the table's own tokens are remembered.
+        to sample from. Takes nothing and reorders nothing; only the digests of the table's own tokens are remembered,
+        and the answer, for who asks again before any of these blocks came or went.
         """
-        if self.index is None:
-            return []
-        if len(table.digests) < self._search.most_blocks(table):
-            table.hash_blocks(self.index, self.block_size)
-        return self._search.longest(table, self.index.find)
+        return [] if self._remembered is None else self._remembered.of(table)
 
     def missing_to_start(self, prefix: list[int], num_tokens: int) -> int:
         """Free blocks that a table with this prefix takes at most to hold `num_tokens`, its own free ones too."""
@@ -120,8 +119,9 @@ class KVCacheManager:
         num_blocks, end = -(-num_tokens // self.block_size), len(prefix) // num_groups * self.block_size
         missing = 0
         for g, group in enumerate(self.groups):
-            num_shared = sum([1 for block in prefix[g::num_groups] if block != NO_BLOCK and ref_counts[block]])
-            missing += min(num_blocks - group.first_block(end) - num_shared, group.most_blocks(num_tokens))
+            first = group.first_block(end)
+            num_shared = sum([1 for block in prefix[first * num_groups + g :: num_groups] if ref_counts[block]])
+            missing += min(num_blocks - first - num_shared, group.most_blocks(num_tokens))
         return missing
 
     def start(self, table: BlockTable, prefix: list[int], *, count: bool = True) -> None:
@@ -143,6 +143,8 @@ class KVCacheManager:
                 self.pool.hold(block)
         table.active = True
         self._tables[table] = None
+        if self._remembered is not None:
+            self._remembered.forget()
         if count and self.index is not None:
             self._prefix_queries += len(table.token_ids)
             self._prefix_hits += table.num_computed
@@ -338,6 +340,8 @@ class KVCacheManager:
         assert sorted(free) == unheld, "the free queue is not the set of blocks without holders"
         if self.index is not None:
             self.index.check_invariants()
+        if self._remembered is not None:
+            self._remembered.check_invariants()
         if self.offload is not None:
             self.offload.check_invariants()
 

@@ -117,7 +117,7 @@ class BeamSearch:
         self.beams = running
         self.over = not self._may_improve(length)
 
-    def cut_off(self, reason: FinishReason, stop_reason: str | None) -> list[Beam]:
+    def cut_off(self, reason: FinishReason, stop_reason: int | str | None) -> list[Beam]:
         """Those that have ended and, ended now for this reason, those that run; the best first, as at max_tokens."""
         running = [beam for beam in self.beams if beam.token_ids]
         for beam in running:

@@ -201,10 +201,10 @@ class Scheduler:
                 # The last one gives way, be it this one; of its tokens, one may be spent again here.
                 spare += self._preemption.preempt_last()
         in_flight = running.copy()
-        if self.num_preemptions == num_preemptions:
-            spare = self._admit(spare, in_flight)
-        else:  # one that gave way may have had more than one token
+        if self.num_preemptions != num_preemptions:  # one that gave way may have had more than one token
             spare = self.config.max_num_batched_tokens - sum([len(sequence.line.token_ids) for sequence in running])
+        elif all(sequence.line.sampling is not None for sequence in changing):
+            spare = self._admit(spare, in_flight)
         assert in_flight or not self.has_work, "a step without progress"
         lines = tuple([sequence.line for sequence in in_flight])
         self._in_flight = in_flight
@@ -313,7 +313,8 @@ class Scheduler:
             assert len(line.token_ids) == 1 == sequence.num_samples and len(known) <= table.num_writable, sequence
 
     def _admit(self, budget: int, in_flight: list[Sequence]) -> int:
-        """Starts waiting sequences, in order, until one does not fit; returns what is left of the budget."""
+        """Starts waiting sequences, in order, until one does not fit, or has more to compute than this step's tokens;
+        returns what is left of the budget."""
         kv, waiting = self.kv, self._roster.waiting
         max_num_seqs = self.config.max_num_seqs
         if not len(waiting) or len(in_flight) >= max_num_seqs:
@@ -325,7 +326,7 @@ class Scheduler:
                 break
             table = sequence.table
             prefix = kv.cached_prefix(table)
-            # None of the free blocks is spoken for: a prompt still computed in chunks uses the budget up.
+            # None of the free blocks is spoken for: nobody who runs has tokens left to compute after this step.
             num_wanted = min(len(table.token_ids) + 1, sequence.max_cached_tokens)
             if kv.missing_to_start(prefix, num_wanted) + sequence.num_extra_blocks > kv.num_free_blocks:
                 break
@@ -345,6 +346,8 @@ class Scheduler:
             in_flight.append(sequence)
             budget -= num_new
             num_samples += sequence.num_samples
+            if sequence.line.sampling is None:
+                break
         return budget
 
     def _schedule_group(self, group: BeamGroup, spare: int) -> int:

@@ -11,7 +11,7 @@ from paged_backend.kv.manager import KVCacheManager
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan
 from paged_backend.scheduler.scheduler import Scheduler
-from paged_backend.scheduler.sequence import Sequence
+from paged_backend.scheduler.sequence import Sequence, SequenceStatus
 from tests.property.known_requests import MAX_MODEL_LEN, Request, Sample
 from tests.property.simulated_executor import EOS, Known, SimulatedExecutor, run_alone, search_alone
 
@@ -54,6 +54,7 @@ class SchedulerLife:
         self.requests: dict[str, Request] = {}
         self.by_seq_id: dict[int, Sample] = {}
         self.sequences: dict[int, Sequence] = {}
+        self.num_steps = 0
         self.begin()
 
     def begin(self) -> None:
@@ -83,6 +84,11 @@ class SchedulerLife:
     def beams(self, request: Request) -> tuple[Sequence, ...]:
         """The sequences of a beam search, which come and go."""
         return self.scheduler.sequences(request.request_id) if request.searches else ()
+
+    def runs(self, request: Request) -> bool:
+        """Whether one of a request's sequences holds blocks."""
+        siblings = self.scheduler.sequences(request.request_id)
+        return any(sequence.status is SequenceStatus.RUNNING for sequence in siblings)
 
     def request_of(self, seq_id: int) -> Request:
         if seq_id in self.by_seq_id:
@@ -157,7 +163,9 @@ class SchedulerLife:
             assert not fits and error.param in ("n", "best_of", "prompt", "max_tokens", "min_tokens")
             return
         assert fits
-        request = Request(request_id, prompt, params, seed, salt, wanted)
+        request = Request(request_id, prompt, params, seed, salt, wanted, since=self.num_steps)
+        request.order = (priority if self.config.scheduling_policy == "priority" else 0, len(self.requests))
+        request.beside = frozenset(r.request_id for r in self.live() if self.runs(r))
         request.samples = [Sample(request, index) for index in range(params.n)]
         self.requests[request_id] = request
         if not request.searches:
@@ -166,11 +174,14 @@ class SchedulerLife:
 
     def plan(self) -> StepPlan:
         """The next step's, which makes progress within its bounds."""
+        self.num_steps += 1
         plan = self.scheduler.plan()
         assert plan.sequences, "a step without progress"
         assert plan.num_tokens == sum(len(line.token_ids) for line in plan.sequences)
         assert plan.num_tokens <= self.config.max_num_batched_tokens
         assert len(plan.sequences) == self.scheduler.num_running <= self.config.max_num_seqs
+        in_chunks = {self.request_of(line.seq_id).request_id for line in plan.sequences if line.sampling is None}
+        assert len(in_chunks) <= 1, "free blocks are spoken for twice"
         return plan
 
     def step(self) -> None:
@@ -220,8 +231,8 @@ class SchedulerLife:
         assert (sequence.finish_reason, sequence.stop_reason) == ("stop", "the end")
         sample.ended = "stop"
 
-    def read_from_disk(self, request: Request, num_lost: int = 0) -> None:
-        """What a request's prefix lacks comes from disk into host memory, but for the last few blocks."""
+    def read_from_disk(self, request: Request, num_lost: int = 0) -> int:
+        """What a request's prefix lacks comes from disk to host memory, but for the last few blocks; says how many."""
         offload = self.kv.offload
         assert offload is not None
         keys = self.kv.missing_prefix(request.prompt, request.salt, self.executor.disk.__contains__)
@@ -231,11 +242,16 @@ class SchedulerLife:
         for slot, key in zip(slots, keys, strict=False):
             self.executor.slots[slot] = list(self.executor.disk[key])
         offload.fill(slots, keys)
+        assert all(offload.host.find(key) is not None for key in keys)
+        return len(keys)
 
-    def restart(self) -> None:
-        """All memory is lost, and what is on disk stays."""
-        for block, key in self.kv.indexed_blocks():
-            self.executor.disk[key] = list(self.executor.cells[block])
+    def restart(self, *, orderly: bool = True) -> None:
+        """Requests and memory are lost, what is on disk stays; in good order all that can be found is brought there."""
+        for request in self.live():
+            self.abort(request)
+        if orderly:
+            for block, key in self.kv.indexed_blocks():
+                self.executor.disk[key] = list(self.executor.cells[block])
         disk = self.executor.disk
         self.begin()
         self.executor.disk = disk
@@ -305,6 +321,7 @@ class SchedulerLife:
         assert self.scheduler.has_work == bool(live)
         self.check_waste()
         self.check_index()
+        self.check_patience()
 
     def check_waste(self) -> None:
         """Empty slots, counted one by one."""
@@ -340,6 +357,34 @@ class SchedulerLife:
             self.executor.check_pool(self.kv, request.prompt, request.salt)
             self.executor.check_host(self.kv, request.prompt, request.salt)
 
+    def most_steps(self, request: Request, until: int) -> int:
+        """What each policy promises a request that came in `since` and has not ended by `until`, whoever else comes.
+
+        FCFS: it ends when all that came before it have had the steps that they need alone. Priority: so it is for
+        those of its own and of more urgent priorities, whenever they come; beside them it waits only for those that ran
+        when it came. One that comes in front of it may cost others their blocks, and they begin again. Fair: every step
+        draws a token, but for those that compute the one prompt that is in chunks.
+        """
+        rivals = [
+            other
+            for other in self.requests.values()
+            if other.since <= until and (other.until is None or other.until >= request.since)
+        ]
+        if self.config.scheduling_policy == "fair":
+            num_draws = sum(other.params.num_sequences * other.max_tokens for other in rivals)
+            return (num_draws + 1) * (MAX_MODEL_LEN + 1)
+        rivals = [r for r in rivals if r.order <= request.order or r.request_id in request.beside]
+        num_overtakers = sum(1 for other in rivals if other.order < request.order and other.since > request.since)
+        return (1 + num_overtakers) * sum(other.num_steps_alone for other in rivals)
+
+    def check_patience(self) -> None:
+        """Nobody waits for longer than is promised."""
+        for request in self.requests.values():
+            if request.until is None:
+                assert self.num_steps - request.since <= self.most_steps(request, self.num_steps), request
+                if not request.live:
+                    request.until = self.num_steps
+
     def drain(self) -> None:
         """Everything that was accepted ends, in a bounded number of steps, and nothing is left behind."""
         live = [sample for request in self.live() for sample in request.samples if sample.ended is None]
@@ -349,6 +394,7 @@ class SchedulerLife:
                 break
             self.step()
             self.scheduler.check_invariants()
+            self.check_patience()
         assert not self.scheduler.has_work, "requests that never end"
         for request in self.requests.values():
             for sample in request.samples:

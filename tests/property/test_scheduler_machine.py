@@ -129,10 +129,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def read_from_disk(self, data: st.DataObject, num_lost: int) -> None:
         self.led.read_from_disk(data.draw(st.sampled_from(list(self.led.requests.values())), label="request"), num_lost)
 
-    @precondition(lambda self: not self.led.live())
-    @rule()
-    def restart(self) -> None:
-        self.led.restart()
+    @precondition(lambda self: self.led.requests)
+    @rule(luck=st.integers(0, 3), orderly=st.booleans())
+    def restart(self, luck: int, orderly: bool) -> None:
+        if not luck:
+            self.led.restart(orderly=orderly)
 
     @precondition(lambda self: self.led.scheduler.has_work)
     @rule()

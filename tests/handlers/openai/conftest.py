@@ -138,6 +138,10 @@ class FakeClient:
         self.streams += streams
         return streams
 
+    def submit(self, prompt: Any, params: SamplingParams, *, request_id: Any, **arguments: Any) -> FakeStream:
+        (stream,) = self.submit_all([prompt], params, request_ids=[request_id], **arguments)
+        return stream
+
     def metrics_text(self) -> str:
         return "vllm:num_requests_running 0.0\n"
 
