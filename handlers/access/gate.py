@@ -54,6 +54,11 @@ class Gate:
                 f"Names: {', '.join(known) or 'none'}."
             )
 
+    @property
+    def asks_for_key(self) -> bool:
+        """Whether clients need a key."""
+        return self._keys is not None
+
     def caller(self, given: str) -> Caller | None:
         """Who sends this key ("" for none); None where it is none of the server's."""
         if self._keys is None:

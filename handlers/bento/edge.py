@@ -42,9 +42,9 @@ class Exchange:
         self.caller = caller
         self.record = record
         self.error: PagedBackendError | None = None
-        self._aborts: list[Callable[[], None]] = []
+        self._aborts: list[Callable[[], object]] = []
 
-    def on_client_left(self, abort: Callable[[], None]) -> None:
+    def on_client_left(self, abort: Callable[[], object]) -> None:
         """Has `abort` called if the client leaves before the response has ended."""
         self._aborts.append(abort)
 

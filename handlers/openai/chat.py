@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.generation import ResponseHead, ServingContext, submit_all
 from paged_backend.handlers.openai.logprobs import chat_logprobs
 from paged_backend.handlers.openai.prompts import encode_messages, parse_messages, room_for, truncate
-from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
 from paged_backend.handlers.openai.protocol.generation import MAX_LOGPROBS, check_generation, sampling_params
 from paged_backend.handlers.openai.streaming import UsageTally, collect_all, stream_response
@@ -21,13 +19,12 @@ _KIND = "chat.completion"
 _CHUNK_KIND = "chat.completion.chunk"
 
 
-async def create_chat_completion(context: ServingContext, body: Mapping[str, Any]) -> HttpResponse:
+async def create_chat_completion(context: ServingContext, request: ChatRequest) -> HttpResponse:
     """Answers a chat request.
 
     Raises:
         PagedBackendError: whatever refuses it; nothing is left running.
     """
-    request = parse_body(ChatRequest, body)
     head = ResponseHead.begin("chatcmpl", request, context)
     engine = context.engine
     check_generation(request, engine.config.scheduler.scheduling_policy)

@@ -91,11 +91,13 @@ class EngineLoop:
                 if live.request_id == request_id and tenant in (None, live.tenant):
                     self._send(key)
 
-    def abort_stream(self, stream: RequestStream) -> None:
-        """Ends a stream's request, if it is not over; its id may be another one's by then."""
+    def abort_stream(self, stream: RequestStream) -> bool:
+        """Ends a stream's request, unless it is over (False); its id may be another one's by then."""
         with self._changed:
-            if self._streams.get(stream.key) is stream:
-                self._send(stream.key)
+            if self._streams.get(stream.key) is not stream:
+                return False
+            self._send(stream.key)
+            return True
 
     def stats(self) -> EngineStats:
         """The latest snapshot, with the heartbeat's age as of now."""

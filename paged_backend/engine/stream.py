@@ -34,7 +34,7 @@ class RequestStream:
         request: what was accepted.
         prompt: the prompt's text, or None where token ids were given.
         tokenizer: None gives deltas without text.
-        abort: called with the stream to end it.
+        abort: called with the stream to end it; tells whether there was anything to end.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class RequestStream:
         request: EngineRequest,
         prompt: str | None,
         tokenizer: Tokenizer | None,
-        abort: Callable[[RequestStream], None],
+        abort: Callable[[RequestStream], bool],
     ) -> None:
         self.key = request.key
         self.request_id = request.request_id
@@ -60,9 +60,13 @@ class RequestStream:
         self._callbacks: deque[Callable[[int], None]] = deque()
         self.num_generated = 0
 
-    def abort(self) -> None:
-        """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time."""
-        self._abort(self)
+    def abort(self) -> bool:
+        """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time.
+
+        Returns:
+            False where the request was over.
+        """
+        return self._abort(self)
 
     def add_done_callback(self, callback: Callable[[int], None]) -> None:
         """Has `callback` called once when the request is over, with the tokens that were generated in all its samples;

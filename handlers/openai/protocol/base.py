@@ -28,7 +28,7 @@ class StreamOptions(RequestBody):
     continuous_usage_stats: bool = False
 
 
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     {
         "metadata",
         "parallel_tool_calls",
@@ -59,14 +59,14 @@ def parse_body(kind: type[_Body], body: Mapping[str, Any]) -> _Body:
     unsupported = kind.unsupported
     given = {}
     for name, value in body.items():
-        if value is None or name in _HARMLESS:
+        if value is None or (name in HARMLESS and name not in kind.model_fields):
             continue
         if name in unsupported:
             if not any(_same(value, nothing) for nothing in unsupported[name]):
                 raise InvalidRequestError(f"{name} is not supported by this server: leave it out.", param=name)
             continue
         given[name] = value
-    _check_names(kind, body, (*kind.model_fields, *_HARMLESS, *unsupported))
+    _check_names(kind, body, (*kind.model_fields, *HARMLESS, *unsupported))
     options = given.get("stream_options")
     if isinstance(options, dict) and "stream_options" in kind.model_fields:
         given["stream_options"] = {name: value for name, value in options.items() if value is not None}

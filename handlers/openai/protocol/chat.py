@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import WithJsonSchema
 
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
+
+MESSAGES_SCHEMA = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}}},
+}
+"""What `parse_messages` takes, roughly: what else a message holds depends on its role."""
 
 
 class ChatRequest(GenerationRequest):
     """Body of /v1/chat/completions. `messages` are checked where they are rendered."""
 
-    messages: Any
+    messages: Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)]
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None

@@ -19,6 +19,7 @@ from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import HttpRequest, HttpResponse, OpenAIService
 from paged_backend.outputs import CompletionDelta, Logprob, RequestDelta, RequestOutput
 from paged_backend.sampling_params import SamplingParams
+from tests.handlers.openai.documented import check_documented
 
 BOS = 1
 
@@ -58,12 +59,14 @@ class FakeStream:
         self._begun = False
         self._num_generated = 0
         self._callbacks: list[Callable[[int], None]] = []
+        self.over = False
 
-    def abort(self) -> None:
+    def abort(self) -> bool:
         self.num_aborts += 1
         self._aborted.set()
         if not self._begun:
             self._end()
+        return not self.over
 
     def add_done_callback(self, callback: Callable[[int], None]) -> None:
         self._callbacks.append(callback)
@@ -88,6 +91,7 @@ class FakeStream:
             if step == client.hang_after:
                 await self._aborted.wait()
             if self._aborted.is_set():
+                self.over = True
                 ends = tuple(CompletionDelta(index, "", (), None, "abort") for index in range(params.n))
                 yield self._delta(ends, True)
                 return
@@ -95,7 +99,8 @@ class FakeStream:
                 raise client.failure
             await asyncio.sleep(0)
             outputs = tuple(self._output(index, text, step) for index, text in enumerate(texts))
-            yield self._delta(outputs, step + 1 == len(texts[0]))
+            self.over = step + 1 == len(texts[0])
+            yield self._delta(outputs, self.over)
 
     async def collect_async(self) -> RequestOutput:
         output = RequestOutput.empty(self.request_id, None, self._prompt, self._params.n)
@@ -225,11 +230,16 @@ def service(client: FakeClient) -> OpenAIService:
 
 @pytest.fixture
 def call(service: OpenAIService) -> Callable[..., Reply]:
-    """Sends one request and reads the reply: call(path, body, method=..., headers=..., service=...)."""
+    """Sends one request and reads the reply: call(path, body, method=..., headers=..., service=...).
+
+    Whatever comes must be what /openapi.json says of the route.
+    """
 
     def send(path: str, body: Any = None, *, service: OpenAIService = service, **fields: Any) -> Reply:
         async def exchange() -> Reply:
-            return await read(await service.handle(HttpRequest(path=path, body=body, **fields)))
+            reply = await read(await service.handle(HttpRequest(path=path, body=body, **fields)))
+            check_documented(path, fields.get("method"), reply.status, reply.headers, reply.body)
+            return reply
 
         return asyncio.run(exchange())
 
