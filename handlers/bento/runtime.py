@@ -99,7 +99,7 @@ class EngineRuntime:
     def begin_stop(self) -> asyncio.Task[None]:
         """Begins to drain, once: no new requests; what still runs after drain_timeout_s ends with an error."""
         if self._stopping is None:
-            self._reason = "The server is shutting down."
+            self._reason = "The server is draining: it takes no more requests."
             self._stopping = asyncio.ensure_future(self._stop())
         return self._stopping
 

@@ -136,7 +136,7 @@ def test_stopping_drains_then_shuts_down_once() -> None:
         await runtime.ensure_started()
         loader.client.drains = False
         stopping = runtime.begin_stop()
-        assert "shutting down" in reason(runtime)
+        assert "draining" in reason(runtime)
         assert runtime.begin_stop() is stopping
         await runtime.stop()
         assert loader.client.calls == ["drain 0.2", "shutdown"]
