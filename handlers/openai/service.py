@@ -70,7 +70,7 @@ class OpenAIService:
         found = find_route(path)
         record = None
         if self._access_log is not None and (found is None or found[0].needs_key):
-            record = self._access_log.begin(request.method, path)
+            record = self._access_log.begin(request.method or (found and found[0].method), path)
         try:
             response = await self._dispatch(request, found, record)
         except asyncio.CancelledError:

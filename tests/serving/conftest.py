@@ -11,8 +11,12 @@ from tests.serving.bento_host import BentoHost
 from tests.serving.torchserve_host import TorchServeHost, running_torchserve
 
 MAX_BODY_BYTES = 1_000_000
+_ENGINE = {"model": "paged-tiny", "max_num_seqs": 8, "max_num_batched_tokens": 256, "num_threads": 1}
 DEPLOYMENT: dict[str, Any] = {
-    "engine": {"model": "paged-tiny", "max_num_seqs": 8, "max_num_batched_tokens": 256, "num_threads": 1},
+    "models": [
+        {"served_model_name": "paged-tiny", **_ENGINE},
+        {"served_model_name": ["second", "alias"], **_ENGINE, "max_model_len": 100},
+    ],
     "server": {"max_body_bytes": MAX_BODY_BYTES},
 }
 
