@@ -172,11 +172,12 @@ def test_errors_do_not_disturb_a_stream_beside_them(urls: tuple[str, str]) -> No
 
 
 def metrics(url: str) -> dict[str, float]:
-    """The engine's metrics by name; of requests that ended, those that were cut off."""
+    """The first model's metrics by name; of requests that ended, those that were cut off."""
     values: dict[str, float] = {}
     text = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S).raise_for_status().text
     for name, labels, value in re.findall(r"^vllm:(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
-        if name != "request_success_total" or 'finished_reason="abort"' in labels:
+        is_ours = f'model_name="{MODEL}"' in labels
+        if is_ours and (name != "request_success_total" or 'finished_reason="abort"' in labels):
             values[name] = float(value)
     return values
 
