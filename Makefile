@@ -15,7 +15,7 @@ SOURCES := paged_backend handlers kernels
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test sanitize check format slow bench bench-peers build model clean distclean
+.PHONY: help install serve test sanitize check format slow soak bench bench-peers build model clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -157,7 +157,10 @@ model: install ## train the bundled model again, about an hour on 2 cores
 	$(BIN)/python -m model_store.recipe $(ARGS)
 
 slow: install ## the tests that take longer
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not soak" $(ARGS)
+
+soak: install ## requests alone and in crowds, every token and logprob compared, about 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m soak tests/soak $(ARGS)
 
 # mypy knows no install hooks: links show it the folders under the names that they are imported by.
 TYPES := $(VENV)/types

@@ -140,8 +140,8 @@ class SchedulerConfig:
         preemption_mode: what a sequence does that had to give its blocks back: "recompute" them, "swap" them out to
             kv_offloading_size and in again (recompute where that is full), or "auto": what measures as cheaper.
         max_num_queued_reqs: requests that may wait; one more is refused with 429. None means no bound.
-        max_num_queued_tokens: tokens of prompts that may wait; a request that would wait beyond them is refused with
-            429. None means no bound.
+        max_num_queued_tokens: tokens of prompts that may wait beside those that the next step begins; a request that
+            would wait beyond them is refused with 429. None means no bound.
         default_timeout_s: seconds that a request without timeout_s gets, from its arrival to its last token; when they
             are over, it ends with what it has. None means as long as it takes.
         max_timeout_s: most that a request's timeout_s may be, and what one without gets where default_timeout_s is
@@ -156,6 +156,11 @@ class SchedulerConfig:
     max_num_queued_tokens: int | None = None
     default_timeout_s: float | None = None
     max_timeout_s: float | None = None
+
+    @property
+    def max_num_held_reqs(self) -> int | None:
+        """Requests that can run or wait at the same time; None means no bound."""
+        return None if self.max_num_queued_reqs is None else self.max_num_seqs + self.max_num_queued_reqs
 
     def __post_init__(self) -> None:
         _check_range("max_num_seqs", self.max_num_seqs, low=1)

@@ -63,6 +63,7 @@ class RequestDelta:
     Attributes:
         finished: True on exactly one delta of every accepted request, its last.
         num_cached_tokens: prompt tokens that came from the prefix cache.
+        num_unchosen_tokens: of best_of samples that are not among the outputs.
     """
 
     request_id: str
@@ -70,6 +71,7 @@ class RequestDelta:
     finished: bool
     num_prompt_tokens: int
     num_cached_tokens: int
+    num_unchosen_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -95,9 +97,11 @@ class CompletionOutput:
         if delta.logprobs is not None:
             self.logprobs = self.logprobs or []
             self.logprobs.extend(delta.logprobs)
-            self.cumulative_logprob = (self.cumulative_logprob or 0.0) + sum(
-                candidates[token].logprob for token, candidates in zip(delta.token_ids, delta.logprobs, strict=True)
-            )
+            # One after the other: the sum's bits must not depend on how many tokens a delta brings.
+            total = self.cumulative_logprob or 0.0
+            for token, candidates in zip(delta.token_ids, delta.logprobs, strict=True):
+                total += candidates[token].logprob
+            self.cumulative_logprob = total
         if delta.cumulative_logprob is not None:
             self.cumulative_logprob = delta.cumulative_logprob
         self.finish_reason = delta.finish_reason
@@ -130,7 +134,12 @@ class BeamSearchOutput:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """One whole request, its samples ordered by index."""
+    """One whole request, its samples ordered by index.
+
+    Attributes:
+        num_cached_tokens: prompt tokens that came from the prefix cache.
+        num_unchosen_tokens: of best_of samples that are not among the outputs.
+    """
 
     request_id: str
     prompt: str | None
@@ -138,6 +147,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool = False
     num_cached_tokens: int = 0
+    num_unchosen_tokens: int = 0
 
     @classmethod
     def empty(cls, request_id: str, prompt: str | None, prompt_token_ids: list[int], n: int) -> RequestOutput:
@@ -150,3 +160,4 @@ class RequestOutput:
             self.outputs[output.index].extend(output)
         self.finished = delta.finished
         self.num_cached_tokens = delta.num_cached_tokens
+        self.num_unchosen_tokens += delta.num_unchosen_tokens

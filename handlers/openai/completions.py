@@ -144,11 +144,8 @@ def _check(request: CompletionRequest) -> None:
 
 def _check_count(context: ServingContext, num_prompts: int) -> None:
     """Refuses at once what the queue could never hold, before any of it is encoded."""
-    scheduler = context.engine.config.scheduler
-    if scheduler.max_num_queued_reqs is None:
-        return
-    most = scheduler.max_num_queued_reqs + scheduler.max_num_seqs
-    if num_prompts > most:
+    most = context.engine.config.scheduler.max_num_held_reqs
+    if most is not None and num_prompts > most:
         raise InvalidRequestError(
             f"prompt holds {num_prompts} prompts; this server can hold {most} requests: send fewer at once.",
             param="prompt",

@@ -62,18 +62,17 @@ class EnginePort(Protocol):
     @property
     def max_model_len(self) -> int: ...
 
-    def submit(
+    def submit_all(
         self,
-        prompt: str | Sequence[int],
+        prompts: Sequence[Sequence[int]],
         params: SamplingParams,
         *,
-        request_id: str | None = None,
+        request_ids: Sequence[str],
         priority: int = 0,
         tenant: str | None = None,
         cache_salt: str | None = None,
         timeout_s: float | None = None,
-        add_special_tokens: bool = True,
-    ) -> StreamPort: ...
+    ) -> Sequence[StreamPort]: ...
 
     def metrics_text(self) -> str: ...
 

@@ -116,27 +116,25 @@ def submit_all(
         AdmissionError, EngineUnavailableError: as from the engine.
     """
     fields = {"prompt": prompt_field, "max_tokens": max_tokens_field}
-    accepted = AcceptedRequests()
+    several = len(prompts) > 1
     try:
-        for index, token_ids in enumerate(prompts):
-            accepted.append(
-                context.engine.submit(
-                    token_ids,
-                    params,
-                    request_id=response_id if len(prompts) == 1 else f"{response_id}-{index}",
-                    priority=request.priority,
-                    tenant=context.tenant,
-                    cache_salt=request.cache_salt,
-                    timeout_s=request.timeout_s,
-                )
-            )
-        context.live.add(context.tenant, response_id, accepted)
-        if context.on_accepted is not None:
-            context.on_accepted()
+        streams = context.engine.submit_all(
+            prompts,
+            params,
+            request_ids=[f"{response_id}-{index}" if several else response_id for index in range(len(prompts))],
+            priority=request.priority,
+            tenant=context.tenant,
+            cache_salt=request.cache_salt,
+            timeout_s=request.timeout_s,
+        )
     except InvalidRequestError as error:
-        abort_all(accepted)
         raise InvalidRequestError(str(error), param=fields.get(error.param or "", error.param)) from error
-    except BaseException:
-        abort_all(accepted)
-        raise
+    accepted = AcceptedRequests(streams)
+    context.live.add(context.tenant, response_id, accepted)
+    if context.on_accepted is not None:
+        try:
+            context.on_accepted()
+        except BaseException:
+            abort_all(accepted)
+            raise
     return accepted

@@ -72,7 +72,10 @@ class EventStream:
 
 
 class UsageTally:
-    """Token counts of one response, over all of its prompts and samples."""
+    """Token counts of one response, over all of its prompts and samples, of best_of also those that were not chosen.
+
+    Of a beam search, the returned beams count: the others were never samples, but continuations that were looked at.
+    """
 
     def __init__(self, prompt_lengths: Sequence[int]) -> None:
         self.num_prompt_tokens = sum(prompt_lengths)
@@ -83,11 +86,13 @@ class UsageTally:
         """Counts what a prompt gained."""
         self._num_cached[prompt_index] = delta.num_cached_tokens
         self.num_completion_tokens += sum(len(output.token_ids) for output in delta.outputs)
+        self.num_completion_tokens += delta.num_unchosen_tokens
 
     def add_output(self, prompt_index: int, output: RequestOutput) -> None:
         """Counts a prompt's whole output."""
         self._num_cached[prompt_index] = output.num_cached_tokens
         self.num_completion_tokens += sum(len(sample.token_ids) for sample in output.outputs)
+        self.num_completion_tokens += output.num_unchosen_tokens
 
     def body(self) -> dict[str, Any]:
         """The `usage` object."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -39,20 +40,23 @@ class DeltaAssembler:
                 by_index.setdefault(gain[0], []).append(gain)
             groups = list(by_index.values())
         outputs = tuple([self._delta(group) for group in groups])
+        num_unchosen = 0
         if self._chooses:
-            outputs = self._choose(outputs)
+            every, outputs = outputs, self._choose(outputs)
+            num_unchosen = _num_tokens(every) - _num_tokens(outputs)
         return RequestDelta(
             request_id=self._request.request_id,
             outputs=outputs,
             finished=self._num_unfinished == 0,
             num_prompt_tokens=len(self._request.prompt_token_ids),
             num_cached_tokens=gains[-1][5],
+            num_unchosen_tokens=num_unchosen,
         )
 
     def _choose(self, outputs: Sequence[CompletionDelta]) -> tuple[CompletionDelta, ...]:
-        """The n likeliest of the samples, the likeliest first."""
-        likeliest = sorted(outputs, key=lambda output: (-(output.cumulative_logprob or 0.0), output.index))
-        return tuple(replace(output, index=i) for i, output in enumerate(likeliest[: self._request.params.n]))
+        """The n likeliest of the samples, the likeliest first, and those that were cut off behind the others."""
+        best = sorted(outputs, key=_rank)
+        return tuple(replace(output, index=i) for i, output in enumerate(best[: self._request.params.n]))
 
     def _delta(self, gains: Sequence[Gain]) -> CompletionDelta:
         """What one sample gained."""
@@ -108,3 +112,19 @@ class DeltaAssembler:
     def _logprob(self, token_id: int, logprob: float, rank: int) -> Logprob:
         text = self._tokenizer.decode([token_id], skip_special_tokens=False) if self._tokenizer else None
         return Logprob(logprob, rank, text)
+
+
+def _rank(sample: CompletionDelta) -> tuple[bool, float, int]:
+    """Sorts whole samples, the best first.
+
+    One that was cut off (a deadline, an abort) lacks what would have made it less likely: it comes behind those that
+    have ended. Among its like, which may be of any lengths, the mean of its tokens counts.
+    """
+    logprob = sample.cumulative_logprob or 0.0
+    if sample.finish_reason != "abort":
+        return False, -logprob, sample.index
+    return True, -logprob / len(sample.token_ids) if sample.token_ids else math.inf, sample.index
+
+
+def _num_tokens(samples: Sequence[CompletionDelta]) -> int:
+    return sum([len(sample.token_ids) for sample in samples])

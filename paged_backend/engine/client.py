@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.core import EngineCore
-from paged_backend.engine.loop import EngineLoop
+from paged_backend.engine.loop import EngineLoop, Entrant
 from paged_backend.engine.metrics import EngineMetrics
-from paged_backend.engine.request import EngineRequest
+from paged_backend.engine.request import DeadlineName, EngineRequest
 from paged_backend.engine.stats import EngineStats
 from paged_backend.engine.stream import RequestStream
 from paged_backend.engine.tokenizer import Tokenizer
@@ -84,9 +84,10 @@ class EngineClient:
 
         Args:
             prompt: text, or token ids.
+            request_id: unique among the tenant's requests that have not ended; one is made where it is None.
             priority: under the priority policy, lower values go first.
-            tenant: whose request it is: tenants share no prefixes, and under the fair policy, equal parts of the
-                engine. Requests without one are all of one tenant.
+            tenant: whose request it is: tenants share no prefixes and no ids, and under the fair policy, equal parts of
+                the engine. Requests without one are all of one tenant.
             cache_salt: prefixes are shared only among a tenant's requests of the same salt; among all tenants' if it
                 is one of shared_cache_salts.
             timeout_s: seconds from now in which it must be over; then it ends with what it has, with finish_reason
@@ -95,47 +96,82 @@ class EngineClient:
 
         Raises:
             InvalidRequestError: the prompt is empty, too long, or outside the vocabulary; a parameter cannot be
-                served here. `param` is the field.
+                served here; by the present estimate, timeout_s is too short even for an engine with nothing else to
+                do. `param` is the field.
             QueueFullError: too many requests, or too many tokens of prompts, wait.
-            DeadlineError: by the present estimate, timeout_s is too short.
+            DeadlineError: by the present estimate, timeout_s is too short beside all that there is to do.
             EngineUnavailableError: draining, stopped, or dead.
+        """
+        (stream,) = self.submit_all(
+            [prompt],
+            params,
+            request_ids=[request_id],
+            priority=priority,
+            tenant=tenant,
+            cache_salt=cache_salt,
+            timeout_s=timeout_s,
+            add_special_tokens=add_special_tokens,
+        )
+        return stream
+
+    def submit_all(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams,
+        *,
+        request_ids: Sequence[str | None],
+        priority: int = 0,
+        tenant: str | None = None,
+        cache_salt: str | None = None,
+        timeout_s: float | None = None,
+        add_special_tokens: bool = True,
+    ) -> list[RequestStream]:
+        """Accepts a request for each prompt, all of them or none; see `submit`.
+
+        Args:
+            request_ids: one for each prompt.
+
+        Raises:
+            InvalidRequestError: they are more than the queue could ever hold, too.
         """
         arrival_s = time.monotonic()
         _check_arguments(params, priority, tenant, cache_salt)
-        timeout_s = self._timeout_s(timeout_s)
-        text = prompt if isinstance(prompt, str) else None
-        prompt_token_ids = self._tokenize(prompt, add_special_tokens)
-        self._check_prompt(prompt_token_ids)
+        timeout_s, deadline_by = self._timeout_s(timeout_s)
         self._check_params(params)
-        request = EngineRequest(
-            request_id=request_id or uuid.uuid4().hex,
-            prompt_token_ids=prompt_token_ids,
-            params=params,
-            priority=priority,
-            tenant=tenant or "",
-            cache_salt=self._prefix_scope(tenant, cache_salt),
-            arrival_s=arrival_s,
-            deadline_s=None if timeout_s is None else arrival_s + timeout_s,
-        )
-        max_tokens = self._core.check_fits(request)
-        stream = RequestStream(request, text, self.tokenizer, self._abort_stream)
+        entrants: list[Entrant] = []
+        for prompt, request_id in zip(prompts, request_ids, strict=True):
+            prompt_token_ids = self._tokenize(prompt, add_special_tokens)
+            self._check_prompt(prompt_token_ids)
+            request = EngineRequest(
+                request_id=request_id or uuid.uuid4().hex,
+                prompt_token_ids=prompt_token_ids,
+                params=params,
+                priority=priority,
+                tenant=tenant or "",
+                cache_salt=self._prefix_scope(tenant, cache_salt),
+                arrival_s=arrival_s,
+                deadline_s=None if timeout_s is None else arrival_s + timeout_s,
+                deadline_by=deadline_by,
+            )
+            max_tokens = self._core.check_fits(request)
+            text = prompt if isinstance(prompt, str) else None
+            stream = RequestStream(request, text, self.tokenizer, self._loop.abort_stream)
+            entrants.append((request, max_tokens, stream))
         try:
-            self._loop.submit(request, max_tokens, stream)
+            self._loop.submit(entrants)
         except AdmissionError as error:
             self._metrics.count_rejection(error.reason)
             raise
-        return stream
+        return [stream for _, _, stream in entrants]
 
-    def abort(self, request_id: str, *, tenant: str | None = None) -> bool:
-        """Ends a request with finish_reason "abort"; unknown and ended ones are no error: False tells them.
+    def abort(self, request_id: str, *, tenant: str | None = None) -> None:
+        """Ends a request with finish_reason "abort"; unknown and ended ones are no error.
 
         Args:
-            tenant: who asks: only a request of its own is ended, another's is unknown to it. None may end all.
+            tenant: who asks: only a request of its own is ended, another's is unknown to it. None ends those of all
+                tenants.
         """
-        return self._loop.abort(request_id, tenant=tenant)
-
-    def _abort_stream(self, stream: RequestStream) -> bool:
-        return self._loop.abort(stream.request_id, stream)
+        self._loop.abort(request_id, tenant)
 
     def stats(self, *, kv_map: bool = False) -> EngineStats:
         """What the engine is doing, as of its last step.
@@ -195,12 +231,13 @@ class EngineClient:
             raise InvalidRequestError(f"prompt is not valid Unicode: {error.reason}.", param="prompt") from error
         return self.tokenizer.encode(prompt, add_special_tokens)
 
-    def _timeout_s(self, asked_s: float | None) -> float | None:
-        """What a request that asks for so many seconds gets."""
+    def _timeout_s(self, asked_s: float | None) -> tuple[float | None, DeadlineName]:
+        """What a request that asks for so many seconds gets, and by which setting."""
         scheduler = self.config.scheduler
         most_s = scheduler.max_timeout_s
         if asked_s is None:
-            return most_s if scheduler.default_timeout_s is None else scheduler.default_timeout_s
+            default_s = scheduler.default_timeout_s
+            return (most_s, "max_timeout_s") if default_s is None else (default_s, "default_timeout_s")
         if isinstance(asked_s, bool) or not isinstance(asked_s, (int, float)) or not 0 < asked_s <= sys.float_info.max:
             raise InvalidRequestError(
                 f"timeout_s must be a number of seconds above 0, got {asked_s!r}.", param="timeout_s"
@@ -210,7 +247,7 @@ class EngineClient:
                 f"timeout_s ({asked_s:g}) exceeds {most_s:g} (max_timeout_s), which this server allows at most.",
                 param="timeout_s",
             )
-        return float(asked_s)
+        return float(asked_s), "timeout_s"
 
     def _prefix_scope(self, tenant: str | None, cache_salt: str | None) -> str | None:
         """Among whom a request's prefixes are shared: a name that no other tenant's requests can have."""

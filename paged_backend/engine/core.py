@@ -57,7 +57,7 @@ class EngineCore:
             self._prefetcher = Prefetcher(self._kv, self._transfer, self._transfer.disk)
         self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids)
         self._seed = config.model.seed
-        self._requests: dict[str, RequestState] = {}
+        self._requests: dict[str, RequestState] = {}  # by key, as the scheduler knows them
         self._not_started: dict[int, RequestState] = {}  # by sequence id, until first in a plan
         self._deadlines = Deadlines()
         self._num_queued = 0  # requests without a step that the last step left waiting
@@ -81,21 +81,21 @@ class EngineCore:
         return self._scheduler.has_work or (self._prefetcher is not None and self._prefetcher.num_waiting > 0)
 
     def add(self, request: EngineRequest) -> None:
-        """Queues a request that `check_fits` accepts, under an id that is not in use."""
+        """Queues a request that `check_fits` accepts, under a key that is not in use."""
         params = request.params
         seed = params.seed if params.seed is not None else self._own_seed()
         self._num_added += 1
         state = RequestState(request, self._tokenizer)
         if self._prefetcher is None or not self._prefetcher.begin(request, seed):
             self._queue(state, seed)
-        self._requests[request.request_id] = state
+        self._requests[request.key] = state
         self._deadlines.add(state, len(self._requests))
         self._metrics.request_prompt_tokens.observe(len(request.prompt_token_ids))
         self._metrics.request_params_n.observe(params.n)
 
-    def abort(self, request_id: str) -> list[RequestState]:
+    def abort(self, key: str) -> list[RequestState]:
         """Ends a request with finish_reason "abort"; one that is unknown or over gives nothing."""
-        state = self._requests.get(request_id)
+        state = self._requests.get(key)
         return [] if state is None else [self._cut_off(state, Finish("abort"))]
 
     def step(self) -> list[RequestState]:
@@ -108,8 +108,8 @@ class EngineCore:
         if self._deadlines:
             overdue = [self._cut_off(state, TIMED_OUT) for state in self._deadlines.take_overdue(started_s)]
         if self._prefetcher is not None:
-            for request_id, seed in self._prefetcher.take_ready(wait=not self._scheduler.has_work):
-                self._queue(self._requests[request_id], seed)
+            for key, seed in self._prefetcher.take_ready(wait=not self._scheduler.has_work):
+                self._queue(self._requests[key], seed)
         if not self._scheduler.has_work:
             return overdue
         changed = self._compute(started_s)
@@ -161,13 +161,13 @@ class EngineCore:
         """Who has which block, now."""
         sequences = [
             SequenceBlocks(
-                sequence.request_id,
+                state.request.request_id,
                 sequence.index,
                 sequence.num_computed_tokens,
                 [block for block in sequence.table.block_ids if block != NO_BLOCK],
             )
-            for request_id in self._requests
-            for sequence in self._scheduler.sequences(request_id)
+            for key, state in self._requests.items()
+            for sequence in self._scheduler.sequences(key)
             if sequence.table.active
         ]
         return KVMap(self._kv.block_size, self._kv.block_states(), list(self._kv.pool.ref_counts), sequences)
@@ -210,7 +210,7 @@ class EngineCore:
         if params.use_beam_search and params.stop and self._tokenizer is not None:
             text = SampleText(self._tokenizer, request.prompt_token_ids, params)
         sequence = self._scheduler.add(
-            request.request_id,
+            request.key,
             request.prompt_token_ids,
             params,
             seed=seed,
@@ -229,7 +229,12 @@ class EngineCore:
 
     def _cut_off(self, state: RequestState, finish: Finish) -> RequestState:
         """Ends a live request with what it has."""
-        for sequence in self._scheduler.abort(state.request.request_id):
+        key = state.request.key
+        for sequence in self._scheduler.sequences(key)[:1]:
+            if sequence.group is not None:
+                state.take_beams(sequence.group.best_so_far(finish.reason, finish.stop_reason))
+                self._num_generated_tokens += sum(state.num_generated)
+        for sequence in self._scheduler.abort(key):
             self._not_started.pop(sequence.seq_id, None)
         self._num_queued = min(self._num_queued, len(self._not_started))
         state.end(finish)
@@ -261,17 +266,18 @@ class EngineCore:
         for sequence, token_id, full in zip(owners, result.token_ids, described, strict=False):
             sample: SampleState | None = sequence.sample
             if sample is None or token_id == NOT_DRAWN:
+                if token_id == NOT_DRAWN or sequence.group is not None:
+                    num_generated -= 1  # no token, or a candidate
                 state = self._requests.get(sequence.request_id)
                 if state is None:  # a sample before this one has failed the request
                     continue
                 if sequence.group is not None:
-                    num_generated -= 1  # a candidate
                     if not state.over and self._look_at_beams(state, sequence, now_s):
                         changed.append(state)
                         num_generated += sum(state.num_generated)
                     continue
                 if token_id == NOT_DRAWN:
-                    logger.error("request %s: its logits are not numbers", sequence.request_id)
+                    logger.error("request %s: its logits are not numbers", state.request.request_id)
                     changed = [other for other in changed if other is not state]
                     changed.append(self._fail(state))
                     continue
@@ -311,7 +317,7 @@ class EngineCore:
         if not state.times.first_token_s:
             self._note_first_token(state, sequence, now_s)
         if group.failed:
-            logger.error("request %s: its logits are not numbers, or leave too few tokens", sequence.request_id)
+            logger.error("request %s: its logits are not numbers, or leave too few tokens", state.request.request_id)
             self._fail(state)
         elif group.search.over:
             state.take_beams(group.best)
@@ -326,10 +332,10 @@ class EngineCore:
 
     def _fail_step(self) -> list[RequestState]:
         failed = dict.fromkeys(sequence.request_id for sequence in self._scheduler.fail())
-        return [self._fail(self._requests[request_id]) for request_id in failed]
+        return [self._fail(self._requests[key]) for key in failed]
 
     def _fail(self, state: RequestState) -> RequestState:
-        for sequence in self._scheduler.sequences(state.request.request_id):
+        for sequence in self._scheduler.sequences(state.request.key):
             self._scheduler.finish_sequence(sequence, "error")
         state.fail(RequestFailedError("The engine failed on this request: try it again."))
         self._forget(state, "error")
@@ -337,9 +343,9 @@ class EngineCore:
 
     def _forget(self, state: RequestState, reason: FinishReason) -> None:
         now_s = time.monotonic()
-        del self._requests[state.request.request_id]
+        del self._requests[state.request.key]
         if self._prefetcher is not None:
-            self._prefetcher.forget(state.request.request_id)
+            self._prefetcher.forget(state.request.key)
         for sample in state.samples.values():
             sample.sequence.sample = None
         self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)

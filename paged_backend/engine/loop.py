@@ -26,6 +26,9 @@ from paged_backend.errors import (
 
 logger = logging.getLogger(__name__)
 
+Entrant = tuple[EngineRequest, int, RequestStream]
+"""A request that asks to be let in, how many output tokens each of its samples has at most, and who reads them."""
+
 _SHUT_DOWN = "The engine is shutting down, or has been: send the request to another one."
 
 
@@ -39,10 +42,10 @@ class EngineLoop:
         self._core = core
         self._admission = Admission(config, core.pace)
         self._changed = threading.Condition()
-        # A request to add, the id of one to abort, or who waits for a map of the blocks.
+        # A request to add, the key of one to abort, or who waits for a map of the blocks.
         self._inbox: deque[EngineRequest | str | Future[KVMap]] = deque()
         self._taken: list[EngineRequest | str | Future[KVMap]] = []  # out of it; the thread's alone
-        self._streams: dict[str, RequestStream] = {}
+        self._streams: dict[str, RequestStream] = {}  # by the requests' keys
         self._num_inbox_requests = 0
         self._num_inbox_tokens = 0
         self._draining = False
@@ -56,39 +59,44 @@ class EngineLoop:
 
     # -- any thread
 
-    def submit(self, request: EngineRequest, max_tokens: int, stream: RequestStream) -> None:
-        """Accepts a request, of so many output tokens at most; from here on its stream gets exactly one last item.
+    def submit(self, entrants: Sequence[Entrant]) -> None:
+        """Accepts requests, all or none; from here on each one's stream gets exactly one last item.
 
         Raises:
             EngineUnavailableError: draining, stopped or dead.
-            AdmissionError: the queue is full, or the request cannot be over in time.
-            InvalidRequestError: a request of that id is live.
+            AdmissionError: the queue is full, or a request cannot be over in time.
+            InvalidRequestError: a request of one's id and tenant is live; or not even an idle engine would accept them.
         """
         with self._changed:
             self._check_admitting()
-            if request.request_id in self._streams:
-                raise InvalidRequestError(
-                    f"request_id {request.request_id!r} is already in use: wait for its end or choose another.",
-                    param="request_id",
-                )
-            self._admission.check(request, max_tokens, self._snapshot())
-            self._streams[request.request_id] = stream
-            self._num_inbox_requests += 1
-            self._num_inbox_tokens += len(request.prompt_token_ids)
-            self._send(request)
+            keys: set[str] = set()
+            for request, _, _ in entrants:
+                if request.key in self._streams or request.key in keys:
+                    raise InvalidRequestError(
+                        f"request_id {request.request_id!r} is already in use: wait for its end or choose another.",
+                        param="request_id",
+                    )
+                keys.add(request.key)
+            self._admission.check([entrant[:2] for entrant in entrants], self._snapshot())
+            for request, _, stream in entrants:
+                self._streams[request.key] = stream
+                self._num_inbox_requests += 1
+                self._num_inbox_tokens += len(request.prompt_token_ids)
+                self._send(request)
 
-    def abort(self, request_id: str, stream: RequestStream | None = None, *, tenant: str | None = None) -> bool:
-        """Ends a request; one that is unknown or over already is no error: False tells it.
-
-        Args:
-            stream: end it only if it is this one's: an id may be used again once its request is over.
-            tenant: end it only if it is this one's.
-        """
+    def abort(self, request_id: str, tenant: str | None) -> None:
+        """Ends a tenant's request of that id, or those of all tenants (None); unknown and ended ones are no error."""
         with self._changed:
-            live = self._streams.get(request_id)
-            if live is None or stream not in (None, live) or tenant not in (None, live.tenant):
+            for key, live in self._streams.items():
+                if live.request_id == request_id and tenant in (None, live.tenant):
+                    self._send(key)
+
+    def abort_stream(self, stream: RequestStream) -> bool:
+        """Ends a stream's request, unless it is over (False); its id may be another one's by then."""
+        with self._changed:
+            if self._streams.get(stream.key) is not stream:
                 return False
-            self._send(request_id)
+            self._send(stream.key)
             return True
 
     def stats(self) -> EngineStats:
@@ -179,8 +187,8 @@ class EngineLoop:
             if isinstance(item, Future) and not item.done():
                 item.set_exception(EngineUnavailableError(reason))
         self._deliver(ended)
-        for request_id in list(self._streams):  # never added
-            self._deliver_error(request_id, EngineUnavailableError(reason))
+        for key in list(self._streams):  # never added
+            self._deliver_error(key, EngineUnavailableError(reason))
         self._core.close(keep_cache=reason is _SHUT_DOWN)
 
     def _take_inbox(self) -> bool:
@@ -203,11 +211,11 @@ class EngineLoop:
             elif isinstance(item, Future):
                 item.set_result(self._core.kv_map())
             elif not self._add(item):
-                not_added.append(item.request_id)
+                not_added.append(item.key)
         self._publish([item for item in inbox if isinstance(item, EngineRequest)])
         self._deliver(ended)
-        for request_id in not_added:
-            self._deliver_error(request_id, RequestFailedError("The engine failed on this request."))
+        for key in not_added:
+            self._deliver_error(key, RequestFailedError("The engine failed on this request."))
         return True
 
     def _add(self, request: EngineRequest) -> bool:
@@ -230,43 +238,44 @@ class EngineLoop:
     def _deliver(self, states: list[RequestState]) -> None:
         """Hands over what requests gained; one wake-up per event loop, however many streams it reads."""
         streams = self._streams
-        waiting: list[tuple[str, Waiter]] = []
+        waiting: list[tuple[RequestStream, Waiter]] = []
         for state in states:
-            request_id = state.request.request_id
+            key = state.request.key
             if state.error is not None:
-                self._deliver_error(request_id, state.error)
+                self._deliver_error(key, state.error)
                 continue
-            stream = self._forget(request_id) if state.over else streams[request_id]
+            stream = self._forget(key) if state.over else streams[key]
             waiter = stream.put(state.gains, state.over)
             state.gains = []
             if waiter is not None:
-                waiting.append((request_id, waiter))
+                waiting.append((stream, waiter))
         if waiting:
             self._wake(waiting)
 
-    def _deliver_error(self, request_id: str, error: PagedBackendError) -> None:
-        waiter = self._forget(request_id).put_error(error)
+    def _deliver_error(self, key: str, error: PagedBackendError) -> None:
+        stream = self._forget(key)
+        waiter = stream.put_error(error)
         if waiter is not None:
-            self._wake([(request_id, waiter)])
+            self._wake([(stream, waiter)])
 
-    def _wake(self, waiting: list[tuple[str, Waiter]]) -> None:
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[str, asyncio.Future[None]]]] = {}
-        for request_id, waiter in waiting:
+    def _wake(self, waiting: list[tuple[RequestStream, Waiter]]) -> None:
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[RequestStream, asyncio.Future[None]]]] = {}
+        for stream, waiter in waiting:
             if isinstance(waiter, threading.Event):
                 waiter.set()
             else:
-                loops.setdefault(waiter[0], []).append((request_id, waiter[1]))
+                loops.setdefault(waiter[0], []).append((stream, waiter[1]))
         for loop, waiters in loops.items():
             try:
                 loop.call_soon_threadsafe(_wake, [future for _, future in waiters])
             except RuntimeError:  # the reader's event loop has closed: nobody is left to read
-                for request_id, _ in waiters:
-                    self.abort(request_id)
+                for stream, _ in waiters:
+                    self.abort_stream(stream)
 
-    def _forget(self, request_id: str) -> RequestStream:
-        """Frees the id before the reader learns of the end: a new request may use it at once."""
+    def _forget(self, key: str) -> RequestStream:
+        """Frees the key before the reader learns of the end: a new request may use it at once."""
         with self._changed:
-            stream = self._streams.pop(request_id)
+            stream = self._streams.pop(key)
             self._changed.notify_all()
         return stream
 

@@ -23,7 +23,13 @@ _FIRST_TOKEN_S = tuple(int(ms) / 1000 for ms in _FIRST_TOKEN_MS.split())
 _INTER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _REQUEST_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 _ITERATION_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-_REJECTION_REASONS = ("max_num_queued_reqs", "max_num_queued_tokens", "timeout_s")
+_REJECTION_REASONS = (
+    "max_num_queued_reqs",
+    "max_num_queued_tokens",
+    "timeout_s",
+    "default_timeout_s",
+    "max_timeout_s",
+)
 _PARAMS_N = (1, 2, 5, 10, 20)
 
 

@@ -72,17 +72,17 @@ class Prefetcher:
             self._reads[read] = slots, rest
             reads.append(read)
         if reads:
-            self._waiting[request.request_id] = _Waiting(
+            self._waiting[request.key] = _Waiting(
                 seed, len(request.prompt_token_ids), tuple(reads), time.monotonic() + _MAX_WAIT_S
             )
         return bool(reads)
 
-    def forget(self, request_id: str) -> None:
+    def forget(self, key: str) -> None:
         """The request is over; one that does not wait here is no error. Its reads go on."""
-        self._waiting.pop(request_id, None)
+        self._waiting.pop(key, None)
 
     def take_ready(self, *, wait: bool) -> Iterator[tuple[str, int]]:
-        """The requests whose wait is over, with their seeds, in order of arrival.
+        """The keys of the requests whose wait is over, with their seeds, in order of arrival.
 
         Args:
             wait: if none is, for a moment, as there is nothing else to do.
@@ -93,7 +93,7 @@ class Prefetcher:
             slots, keys = self._reads.pop(read)
             self._offload.fill(slots, keys[: read.num_read])
         now_s = time.monotonic()
-        for request_id, waiting in list(self._waiting.items()):
+        for key, waiting in list(self._waiting.items()):
             if all(read.done for read in waiting.reads) or now_s >= waiting.deadline_s:
-                del self._waiting[request_id]
-                yield request_id, waiting.seed
+                del self._waiting[key]
+                yield key, waiting.seed

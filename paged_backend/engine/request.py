@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
+from typing import Literal
 
 from paged_backend.engine.detokenizer import Finish, SampleText
 from paged_backend.engine.metrics import RequestTimes
@@ -22,16 +24,22 @@ that came from the cache). Text is made by whoever needs it first: the engine wh
 whoever reads, and then it is None here. A plain tuple: it is made once per sample and step."""
 
 
+DeadlineName = Literal["timeout_s", "default_timeout_s", "max_timeout_s"]
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """A validated request.
 
     Attributes:
+        request_id: what its tenant calls it; another tenant may call one of its own the same.
         priority: lower values go first under the priority policy.
-        tenant: who shares with whom under the fair policy.
+        tenant: whose it is.
         cache_salt: scope of prefix sharing; None is the common one.
         arrival_s: `time.monotonic` at submission.
         deadline_s: `time.monotonic` when it must be over; None where it may take as long as it does.
+        deadline_by: what set that: the request's timeout_s, or the engine argument that takes its place.
+        key: what the engine calls it: no other tenant's request has it.
     """
 
     request_id: str
@@ -42,6 +50,16 @@ class EngineRequest:
     cache_salt: str | None = None
     arrival_s: float = 0.0
     deadline_s: float | None = None
+    deadline_by: DeadlineName = "timeout_s"
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", request_key(self.tenant, self.request_id))
+
+
+def request_key(tenant: str, request_id: str) -> str:
+    """One name for both, which no other pair has."""
+    return json.dumps([tenant, request_id])
 
 
 class RequestState:
@@ -118,16 +136,17 @@ class RequestState:
         return finish
 
     def take_beams(self, beams: Sequence[Beam]) -> None:
-        """Adds what a beam search has found to the gains: a whole sample for each beam, n in all."""
+        """Adds what a beam search has found to the gains: a whole sample for each beam, n in all, or fewer at first."""
         for index, beam in enumerate(beams):
             assert beam.finish_reason is not None
             finish = Finish(beam.finish_reason, beam.stop_reason, beam.score)
+            is_by_text = beam.finish_reason == "stop" and isinstance(beam.stop_reason, str)
             described = beam.described or repeat(None)
             for place, (token_id, full) in enumerate(zip(beam.token_ids, described, strict=False), start=1):
                 ends = finish if place == len(beam.token_ids) else None
                 text = None
                 if self._texts is not None:
-                    by_token = None if isinstance(beam.stop_reason, str) else ends
+                    by_token = None if is_by_text else ends
                     text, _ = self._texts[index].take(token_id, by_token)
                 self.gains.append((index, token_id, text, full, ends, self.num_cached_tokens))
             self._end(index, finish)

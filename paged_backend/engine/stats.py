@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paged_backend.executor.kv_transfer import TransferStats
-from paged_backend.kv.manager import BlockState
+from paged_backend.kv.cache_stats import BlockState
 
 
 @dataclass(frozen=True, slots=True)

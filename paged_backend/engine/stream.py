@@ -44,6 +44,7 @@ class RequestStream:
         tokenizer: Tokenizer | None,
         abort: Callable[[RequestStream], bool],
     ) -> None:
+        self.key = request.key
         self.request_id = request.request_id
         self.tenant = request.tenant
         self.prompt = prompt

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from paged_backend.kv.host_tier import SwappedBlocks
 from paged_backend.kv.layer_group import NO_BLOCK
-from paged_backend.kv.prefix_index import BlockKey
+from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, pack_tokens
 
 
 class BlockTable:
@@ -65,3 +65,11 @@ class BlockTable:
     def key(self, i: int, suffix: bytes = b"") -> BlockKey:
         """What the i-th block of the group with this suffix is found by, once it is full; its digest must be known."""
         return BlockKey(self.digests[i] + suffix, self.digests[i - 1] if i else self.root, self.packed[i])
+
+    def hash_blocks(self, index: PrefixIndex, size: int) -> None:
+        """Hashes the full blocks, of so many known tokens each, that have no digest yet."""
+        for i in range(len(self.digests), len(self.token_ids) // size):
+            packed = pack_tokens(self.token_ids[i * size : (i + 1) * size])
+            parent = self.digests[i - 1] if i else self.root
+            self.packed.append(packed)
+            self.digests.append(index.digest(parent, packed))

@@ -5,44 +5,20 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
+from paged_backend.kv.block_copies import BlockCopies
 from paged_backend.kv.block_pool import BlockPool
 from paged_backend.kv.block_table import BlockTable
+from paged_backend.kv.cache_stats import NO_OFFLOAD, BlockState, CacheStats
 from paged_backend.kv.host_tier import NO_TRANSFERS, Transfers
 from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
-from paged_backend.kv.offload import OffloadManager, OffloadStats
-from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, new_hash_key, pack_tokens
+from paged_backend.kv.offload import OffloadManager
+from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, new_hash_key
 from paged_backend.kv.prefix_search import PrefixSearch
-
-BlockState = Literal["free", "cached", "owned"]
-
-_NO_OFFLOAD = OffloadStats()
+from paged_backend.kv.remembered_prefix import RememberedPrefix
 
 _UNBOUNDED = 2**40
 """Tokens that no sequence has."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStats:
-    """What the cache holds and what the prefix index was worth.
-
-    Attributes:
-        num_blocks, num_used_blocks, num_free_blocks: used ones have a holder; free ones may still be found
-            again.
-        num_indexed_blocks: blocks, held or free, that a prefix can hit.
-        prefix_queries, prefix_hits: tokens looked up on admission, and those of them found in the pool.
-        offload: of the host tier; all zero without one.
-    """
-
-    num_blocks: int
-    num_used_blocks: int
-    num_free_blocks: int
-    num_indexed_blocks: int
-    prefix_queries: int
-    prefix_hits: int
-    offload: OffloadStats = _NO_OFFLOAD
 
 
 class KVCacheManager:
@@ -88,13 +64,13 @@ class KVCacheManager:
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
         self._search = PrefixSearch(self.groups, block_size)
+        self._remembered = None if self.index is None else RememberedPrefix(self.index, self._search)
         self._windowed = [(g, group) for g, group in enumerate(self.groups) if group.window]
         self.offload: OffloadManager | None = None
         if num_host_slots:
             self.offload = OffloadManager(self.index, self._search, num_host_slots, key, keeps_on_disk)
         self._tables: dict[BlockTable, None] = {}
-        self._copies: dict[int, int] = {}
-        self._copy_sources: set[int] = set()
+        self._copies = BlockCopies(self.pool, self._retire)
         self._prefix_queries = 0
         self._prefix_hits = 0
 
@@ -132,13 +108,10 @@ class KVCacheManager:
 
         Laid out like `BlockTable.block_ids`. A group with a window needs no more than the window before the prefix's
         end; of what lies before that it gets NO_BLOCK. At least one token is left to compute, so that there are logits
-        to sample from. Takes nothing and reorders nothing; only the digests of the table's own tokens are remembered.
+        to sample from. Takes nothing and reorders nothing; only the digests of the table's own tokens are remembered,
+        and the answer, for who asks again before any of these blocks came or went.
         """
-        if self.index is None:
-            return []
-        if len(table.digests) < self._search.most_blocks(table):
-            self._extend_digests(table)
-        return self._search.longest(table, self.index.find)
+        return [] if self._remembered is None else self._remembered.of(table)
 
     def missing_to_start(self, prefix: list[int], num_tokens: int) -> int:
         """Free blocks that a table with this prefix takes at most to hold `num_tokens`, its own free ones too."""
@@ -146,8 +119,9 @@ class KVCacheManager:
         num_blocks, end = -(-num_tokens // self.block_size), len(prefix) // num_groups * self.block_size
         missing = 0
         for g, group in enumerate(self.groups):
-            num_shared = sum([1 for block in prefix[g::num_groups] if block != NO_BLOCK and ref_counts[block]])
-            missing += min(num_blocks - group.first_block(end) - num_shared, group.most_blocks(num_tokens))
+            first = group.first_block(end)
+            num_shared = sum([1 for block in prefix[first * num_groups + g :: num_groups] if ref_counts[block]])
+            missing += min(num_blocks - first - num_shared, group.most_blocks(num_tokens))
         return missing
 
     def start(self, table: BlockTable, prefix: list[int], *, count: bool = True) -> None:
@@ -169,6 +143,8 @@ class KVCacheManager:
                 self.pool.hold(block)
         table.active = True
         self._tables[table] = None
+        if self._remembered is not None:
+            self._remembered.forget()
         if count and self.index is not None:
             self._prefix_queries += len(table.token_ids)
             self._prefix_hits += table.num_computed
@@ -198,8 +174,7 @@ class KVCacheManager:
             copy = self._allocate_block()
             self.pool.drop(source)
             block_ids[i] = copy
-            self._copies[copy] = source
-            self._copy_sources.add(source)
+            self._copies.add(source, copy)
         for _ in range(needed):
             block_ids.append(self._allocate_block())
         table.num_writable = num_blocks * self.block_size
@@ -211,15 +186,7 @@ class KVCacheManager:
         No destination is twice in it, and none is also a source: until this call a source whose last holder
         goes stays out of the free queue. So the copies may be done in any order, or at once.
         """
-        if not self._copy_sources:
-            return ()
-        copies = tuple((source, copy) for copy, source in self._copies.items())
-        for source in self._copy_sources:
-            if self.pool.ref_counts[source] == 0:
-                self._retire(source)
-        self._copies = {}
-        self._copy_sources = set()
-        return copies
+        return self._copies.take()
 
     def take_transfers(self) -> Transfers:
         """Ends a step's planning: what it must move before anything else; `settle_transfers` must follow."""
@@ -241,7 +208,7 @@ class KVCacheManager:
         num_full = num_computed // self.block_size
         if self.index is not None:
             if len(table.digests) < num_full:
-                self._extend_digests(table)
+                table.hash_blocks(self.index, self.block_size)
             for i in range(table.num_indexed, num_full):
                 parent = table.digests[i - 1] if i else table.root
                 for place, suffix in enumerate(self._search.suffixes, i * len(self.groups)):
@@ -278,10 +245,10 @@ class KVCacheManager:
         for block in reversed(table.block_ids):
             if block != NO_BLOCK and self.pool.drop(block):
                 if self._copies:
-                    self._drop_copy(block)
+                    self._copies.cancel(block)
                 if self.offload is not None:
                     self.offload.host.cancel_load(block)
-                if block not in self._copy_sources:
+                if block not in self._copies.sources:
                     self._retire(block)
         table.block_ids = []
         table.num_computed = table.num_writable = 0
@@ -295,7 +262,7 @@ class KVCacheManager:
             return False
         # A copy that was planned has not been made: its content is still where it comes from.
         end = -(-table.num_computed // self.block_size) * len(self.groups)
-        blocks = [self._copies.get(block, block) for block in table.block_ids[:end]]
+        blocks = [self._copies.source_of(block) for block in table.block_ids[:end]]
         swapped = self.offload.swap_out(table, blocks)
         if swapped is None:
             return False
@@ -311,7 +278,7 @@ class KVCacheManager:
         if self.offload is None or self.index is None:
             return []
         table = self.new_table(token_ids, salt)
-        self._extend_digests(table)
+        table.hash_blocks(self.index, self.block_size)
         return self.offload.missing(table, elsewhere)
 
     def indexed_blocks(self) -> list[tuple[int, BlockKey]]:
@@ -332,7 +299,7 @@ class KVCacheManager:
             num_indexed_blocks=0 if self.index is None else len(self.index),
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
-            offload=_NO_OFFLOAD if self.offload is None else self.offload.stats(),
+            offload=NO_OFFLOAD if self.offload is None else self.offload.stats(),
         )
 
     def block_states(self) -> list[BlockState]:
@@ -357,7 +324,7 @@ class KVCacheManager:
 
     def check_invariants(self) -> None:
         """Asserts, between steps, that no block is lost, leaked or doubly owned. For tests."""
-        assert not self._copies and not self._copy_sources, "a step's copies were not taken"
+        assert not self._copies and not self._copies.sources, "a step's copies were not taken"
         holders: Counter[int] = Counter()
         for table in self._tables:
             assert table.active
@@ -373,6 +340,8 @@ class KVCacheManager:
         assert sorted(free) == unheld, "the free queue is not the set of blocks without holders"
         if self.index is not None:
             self.index.check_invariants()
+        if self._remembered is not None:
+            self._remembered.check_invariants()
         if self.offload is not None:
             self.offload.check_invariants()
 
@@ -414,14 +383,6 @@ class KVCacheManager:
             if self.pool.drop(block):
                 self._retire(block)
 
-    def _drop_copy(self, copy: int) -> None:
-        """Forgets a copy that nobody wants any more, and keeps its source from the free queue no longer."""
-        source = self._copies.pop(copy, None)
-        if source is not None and source not in self._copies.values():
-            self._copy_sources.remove(source)
-            if self.pool.ref_counts[source] == 0:
-                self._retire(source)
-
     def _allocate_block(self) -> int:
         block = self.pool.allocate()
         if self.index is not None:
@@ -432,14 +393,3 @@ class KVCacheManager:
 
     def _retire(self, block: int) -> None:
         self.pool.retire(block, keep=self.index is not None and block in self.index)
-
-    def _extend_digests(self, table: BlockTable) -> None:
-        """Hashes the full blocks of known tokens that have no digest yet."""
-        assert self.index is not None
-        size = self.block_size
-        token_ids = table.token_ids
-        for i in range(len(table.digests), len(token_ids) // size):
-            packed = pack_tokens(token_ids[i * size : (i + 1) * size])
-            parent = table.digests[i - 1] if i else table.root
-            table.packed.append(packed)
-            table.digests.append(self.index.digest(parent, packed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 DIGEST_BYTES = 16
@@ -37,15 +37,20 @@ class PrefixIndex:
     Requests find each other's blocks only under the same salt; None is the scope that all requests without a
     salt share. Where layers come in groups, each with blocks of its own for the same tokens, a block is indexed under
     its digest with its group's suffix (`group_suffixes`).
+
+    Attributes:
+        watched_changed: whether a block under one of the digests of the last `watch`, in any group, came or went since.
     """
 
-    __slots__ = ("_digest_of", "_entries", "_keyed")
+    __slots__ = ("_digest_of", "_entries", "_keyed", "_watched", "watched_changed")
 
     def __init__(self, *, key: bytes | None = None) -> None:
         key = new_hash_key() if key is None else key
         self._keyed = hashlib.blake2b(key=key, digest_size=DIGEST_BYTES)
         self._entries: dict[bytes, IndexEntry] = {}
         self._digest_of: dict[int, bytes] = {}
+        self._watched: frozenset[bytes] = frozenset()
+        self.watched_changed = False
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -78,6 +83,8 @@ class PrefixIndex:
         assert block not in self._digest_of, f"block {block} is indexed already"
         self._entries[digest] = block, parent, tokens
         self._digest_of[block] = digest
+        if digest[:DIGEST_BYTES] in self._watched:
+            self.watched_changed = True
         return True
 
     def remove(self, block: int) -> None:
@@ -85,6 +92,13 @@ class PrefixIndex:
         digest = self._digest_of.pop(block, None)
         if digest is not None:
             del self._entries[digest]
+            if digest[:DIGEST_BYTES] in self._watched:
+                self.watched_changed = True
+
+    def watch(self, digests: Iterable[bytes]) -> None:
+        """Begins to watch these digests, without suffixes, and no others; see `watched_changed`."""
+        self._watched = frozenset(digests)
+        self.watched_changed = False
 
     def digest_of(self, block: int) -> bytes | None:
         """The digest under which a block is indexed, or None."""

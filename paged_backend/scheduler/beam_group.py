@@ -63,6 +63,10 @@ class BeamGroup:
         """What the search found, the best first, when it is over."""
         return self.search.ended[: self._num_wanted]
 
+    def best_so_far(self, reason: FinishReason, stop_reason: int | str | None) -> list[Beam]:
+        """What the search has found when it must end here, the best first; see `BeamSearch.cut_off`."""
+        return self.search.cut_off(reason, stop_reason)[: self._num_wanted]
+
     def advance(self, places: dict[Sequence, int], result: StepResult) -> None:
         """Books a step that its sequences were in.
 

@@ -117,6 +117,14 @@ class BeamSearch:
         self.beams = running
         self.over = not self._may_improve(length)
 
+    def cut_off(self, reason: FinishReason, stop_reason: int | str | None) -> list[Beam]:
+        """Those that have ended and, ended now for this reason, those that run; the best first, as at max_tokens."""
+        running = [beam for beam in self.beams if beam.token_ids]
+        for beam in running:
+            beam.final_score = self._final_score(beam.score, len(beam.token_ids))
+            beam.finish_reason, beam.stop_reason = reason, stop_reason
+        return sorted([*self.ended, *running], key=attrgetter("final_score"), reverse=True)
+
     def _may_improve(self, length: int) -> bool:
         if not self.beams:
             return False

@@ -1,8 +1,11 @@
-"""Whether a preempted sequence is computed again, or its blocks are kept in host memory: what is cheaper here."""
+"""Who gives way where blocks run out, and whether it is computed again or its blocks are kept in host memory."""
 
 from __future__ import annotations
 
+from paged_backend.kv.manager import KVCacheManager
 from paged_backend.scheduler.plan import StepPlan, StepResult
+from paged_backend.scheduler.roster import Roster
+from paged_backend.scheduler.sequence import Sequence, SequenceStatus
 
 _WEIGHT = 0.2
 """Of the newest measurement in the running means."""
@@ -48,6 +51,53 @@ class PreemptionCosts:
         if self._mode != "auto":
             return self._mode == "swap"
         return 2 * num_blocks * (self._block_s or _BLOCK_S) < num_computed_tokens * self._token_s
+
+
+class Preemption:
+    """Takes blocks away from the last running sequence, which then waits to be computed again or to be swapped in.
+
+    Attributes:
+        costs: what recomputing and swapping take here.
+        num_preemptions, num_swaps: preemptions so far, and those of them that swapped blocks out.
+
+    Args:
+        roster: the sequences.
+        kv: the block manager.
+        mode: `SchedulerConfig.preemption_mode`.
+    """
+
+    __slots__ = ("_kv", "_roster", "costs", "num_preemptions", "num_swaps")
+
+    def __init__(self, roster: Roster, kv: KVCacheManager, mode: str) -> None:
+        self.costs = PreemptionCosts(mode)
+        self.num_preemptions = self.num_swaps = 0
+        self._roster = roster
+        self._kv = kv
+
+    def preempt_last(self) -> int:
+        """Preempts the last running sequence, with all of its beam search; how many sequences that were."""
+        running = self._roster.running
+        last = self._roster.waiting.last(running)
+        if last.group is None:
+            running.remove(last)
+            self._preempt(last)
+            return 1
+        family = last.group.sequences
+        running[:] = [sequence for sequence in running if sequence not in family]
+        self._preempt(last.group.fold())
+        return len(family)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        table = sequence.table
+        swapped = self.costs.prefers_swap(table.num_computed, table.num_held) and self._kv.swap_out(table)
+        self.num_swaps += swapped
+        if not swapped:
+            self._kv.free(table)
+        self._roster.waiting.stop(sequence)
+        sequence.status = SequenceStatus.WAITING
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self._roster.waiting.push(sequence)
 
 
 def _mean(mean: float, value: float) -> float:

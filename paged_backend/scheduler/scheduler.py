@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as TokenIds
-from operator import attrgetter
 
 from paged_backend.config import SchedulerConfig
 from paged_backend.kv.manager import KVCacheManager
@@ -15,11 +13,9 @@ from paged_backend.scheduler.beam_group import BeamGroup, slots_for_each
 from paged_backend.scheduler.beam_search import BeamText
 from paged_backend.scheduler.limits import resolve_max_tokens
 from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
-from paged_backend.scheduler.policy import order_key, waiting_queue
-from paged_backend.scheduler.preemption import PreemptionCosts
-from paged_backend.scheduler.sequence import Sequence, SequenceStatus, sample_seed
-
-_ORDER = attrgetter("order")
+from paged_backend.scheduler.preemption import Preemption
+from paged_backend.scheduler.roster import Roster
+from paged_backend.scheduler.sequence import Sequence, SequenceStatus
 
 
 class Scheduler:
@@ -54,49 +50,51 @@ class Scheduler:
         self.config = config
         self.kv = kv
         self.max_model_len = max_model_len
-        self._eos_token_ids = tuple(sorted(eos_token_ids))
-        self._order_key = order_key(config.scheduling_policy)
-        self._waiting = waiting_queue(config.scheduling_policy)
-        self._running: list[Sequence] = []
-        self._requests: dict[str, list[Sequence]] = {}
+        self._roster = Roster(kv, config.scheduling_policy, eos_token_ids)
+        self._preemption = Preemption(self._roster, kv, config.preemption_mode)
         self._in_flight: list[Sequence] | None = None
         self._plan: StepPlan | None = None
-        self._costs = PreemptionCosts(config.preemption_mode)
-        self._next_seq_id = 0
-        self._next_arrival = 0
-        self.num_preemptions = self.num_swaps = 0
-        """Preemptions so far, and those of them that swapped blocks out."""
 
     # Questions
 
     @property
     def has_work(self) -> bool:
         """Whether `plan` would give something to do."""
-        return bool(self._running) or len(self._waiting) > 0
+        return bool(self._roster.running) or len(self._roster.waiting) > 0
 
     @property
     def num_running(self) -> int:
         """Sequences that hold blocks."""
-        return len(self._running)
+        return len(self._roster.running)
 
     @property
     def num_waiting(self) -> int:
         """Sequences in the queue, preempted ones among them."""
-        return len(self._waiting)
+        return len(self._roster.waiting)
 
     @property
     def num_waiting_tokens(self) -> int:
         """Known tokens of the sequences in the queue."""
-        return self._waiting.num_tokens
+        return self._roster.waiting.num_tokens
 
     @property
     def num_requests(self) -> int:
         """Requests that have not ended."""
-        return len(self._requests)
+        return self._roster.num_requests
+
+    @property
+    def num_preemptions(self) -> int:
+        """Preemptions so far."""
+        return self._preemption.num_preemptions
+
+    @property
+    def num_swaps(self) -> int:
+        """Those of them that swapped blocks out."""
+        return self._preemption.num_swaps
 
     def sequences(self, request_id: str) -> tuple[Sequence, ...]:
         """A request's sequences that have not ended; one stands for all n samples until their first token."""
-        return tuple(self._requests.get(request_id, ()))
+        return self._roster.sequences(request_id)
 
     def check_fits(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """A request's max_tokens, resolved, if it can ever be served here; see `resolve_max_tokens`.
@@ -145,36 +143,23 @@ class Scheduler:
         Raises:
             InvalidRequestError: see `check_fits`.
         """
-        assert self._in_flight is None and request_id not in self._requests, request_id
+        assert self._in_flight is None and request_id not in self._roster, request_id
         max_tokens = self.check_fits(len(prompt_token_ids), params)
-        arrival = self._next_arrival
-        self._next_arrival += 1
-        token_ids = list(prompt_token_ids)
-        sequence = Sequence(
-            seq_id=self._new_seq_id(),
-            request_id=request_id,
-            index=0,
-            prompt_token_ids=tuple(prompt_token_ids),
-            params=params,
-            seeds=() if params.use_beam_search else tuple(sample_seed(seed, i) for i in range(params.num_sequences)),
-            tenant=tenant,
+        return self._roster.enter(
+            request_id,
+            prompt_token_ids,
+            params,
+            max_tokens,
+            seed=seed,
             priority=priority,
-            arrival=arrival,
-            order=self._order_key(priority, arrival, 0),
-            max_tokens=max_tokens,
-            eos_token_ids=self._eos_token_ids,
-            token_ids=token_ids,
-            table=self.kv.new_table(token_ids, salt),
+            tenant=tenant,
+            salt=salt,
+            text=text,
         )
-        if params.use_beam_search:
-            sequence.group = BeamGroup(sequence, text, self.kv, self._fork, self._end)
-        self._requests[request_id] = [sequence]
-        self._waiting.arrive(sequence, self._running)
-        return sequence
 
     def abort(self, request_id: str) -> list[Sequence]:
         """Ends what is left of a request, with finish_reason "abort"; an empty list if nothing is."""
-        ended = list(self._requests.get(request_id, ()))
+        ended = list(self.sequences(request_id))
         for sequence in ended:
             self.finish_sequence(sequence, "abort")
         return ended
@@ -183,25 +168,24 @@ class Scheduler:
         """Ends one sequence for a reason that its token ids do not tell: a stop string, an abort, a fault."""
         assert self._in_flight is None, "between steps only"
         assert not sequence.finished, sequence
-        if sequence.status is SequenceStatus.RUNNING:
-            self._running.remove(sequence)
-        else:
-            self._waiting.remove(sequence)
+        self._roster.take_out(sequence)
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
-        self._end(sequence)
+        self._roster.end(sequence)
 
     # A step
 
     def plan(self) -> StepPlan:
         """Decides a step and takes its blocks. Empty only if there is no work."""
         assert self._in_flight is None, "the last step was neither committed nor failed"
-        running = self._running
+        running = self._roster.running
         allocate = self.kv.allocate
         num_preemptions = self.num_preemptions
         spare = self.config.max_num_batched_tokens - len(running)  # each gets one
         assert spare >= 0, "more running sequences than tokens in the budget"
-        for sequence in [s for s in running if not s.quiet_below]:
+        changing = [sequence for sequence in running if not sequence.quiet_below]
+        self._roster.waiting.follow(changing)
+        for sequence in changing:
             if sequence.group is not None:
                 if sequence is sequence.group.sequences[0]:
                     spare = self._schedule_group(sequence.group, spare)
@@ -215,12 +199,12 @@ class Scheduler:
                     spare -= num_new - 1
                     break
                 # The last one gives way, be it this one; of its tokens, one may be spent again here.
-                spare += self._preempt_last()
+                spare += self._preemption.preempt_last()
         in_flight = running.copy()
-        if self.num_preemptions == num_preemptions:
-            spare = self._admit(spare, in_flight)
-        else:  # one that gave way may have had more than one token
+        if self.num_preemptions != num_preemptions:  # one that gave way may have had more than one token
             spare = self.config.max_num_batched_tokens - sum([len(sequence.line.token_ids) for sequence in running])
+        elif all(sequence.line.sampling is not None for sequence in changing):
+            spare = self._admit(spare, in_flight)
         assert in_flight or not self.has_work, "a step without progress"
         lines = tuple([sequence.line for sequence in in_flight])
         self._in_flight = in_flight
@@ -242,7 +226,8 @@ class Scheduler:
         assert self._in_flight is not None and self._plan is not None, "commit without a plan"
         in_flight, self._in_flight = self._in_flight, None
         self.kv.settle_transfers(done=True)
-        self._costs.observe(self._plan, result)
+        self._roster.waiting.end_step()
+        self._preemption.costs.observe(self._plan, result)
         token_ids = result.token_ids
         owners: list[Sequence] = []
         groups: dict[BeamGroup, dict[Sequence, int]] = {}
@@ -273,20 +258,20 @@ class Scheduler:
                 owners.extend([sequence] * sequence.num_samples)
                 continue
             if len(line.sampling.seeds) > 1:
-                family = self._part_ways(sequence)
+                family = self._roster.part_ways(sequence)
                 ended |= self._take_first_tokens(family, token_ids[len(owners) : len(owners) + len(family)])
                 owners.extend(family)
                 continue
             owners.append(sequence)
             if sequence.append(token_id):
-                self._end(sequence)
+                self._roster.end(sequence)
                 ended = True
         assert len(owners) == len(token_ids), "the result is another plan's"
         for group, places in groups.items():
             group.advance(places, result)
             ended = True
         if ended:
-            self._running = [s for s in self._running if s.status is SequenceStatus.RUNNING]
+            self._roster.sweep()
         return owners
 
     def fail(self) -> list[Sequence]:
@@ -312,21 +297,11 @@ class Scheduler:
     def check_invariants(self) -> None:
         """Asserts, between steps, that queue, running list, requests and blocks agree. For tests."""
         assert self._in_flight is None
-        orders = [sequence.order for sequence in self._running]
-        assert orders == sorted(orders)
-        assert sum(sequence.num_samples for sequence in self._running) <= self.config.max_num_seqs
-        for sequence in self._running:
-            assert sequence.status is SequenceStatus.RUNNING and sequence.table.active, sequence
+        running = self._roster.running
+        assert sum(sequence.num_samples for sequence in running) <= self.config.max_num_seqs
+        for sequence in running:
             self._check_line(sequence)
-        for sequence in self._waiting:
-            assert sequence.status is SequenceStatus.WAITING and not sequence.table.active, sequence
-        live = {id(sequence) for sequence in (*self._running, *self._waiting)}
-        known = [sequence for group in self._requests.values() for sequence in group]
-        assert len(known) == len(live) and {id(sequence) for sequence in known} == live
-        assert all(self._requests.values())
-        for group in {sequence.group for sequence in known if sequence.group is not None}:
-            assert set(group.sequences) == set(self._requests[group.sequences[0].request_id])
-            group.check_invariants()
+        self._roster.check_invariants()
         self.kv.check_invariants()
 
     def _check_line(self, sequence: Sequence) -> None:
@@ -338,70 +313,42 @@ class Scheduler:
             assert len(line.token_ids) == 1 == sequence.num_samples and len(known) <= table.num_writable, sequence
 
     def _admit(self, budget: int, in_flight: list[Sequence]) -> int:
-        """Starts waiting sequences, in order, until one does not fit; returns what is left of the budget."""
-        kv = self.kv
+        """Starts waiting sequences, in order, until one does not fit, or has more to compute than this step's tokens;
+        returns what is left of the budget."""
+        kv, waiting = self.kv, self._roster.waiting
         max_num_seqs = self.config.max_num_seqs
-        if not len(self._waiting) or len(in_flight) >= max_num_seqs:
+        if not len(waiting) or len(in_flight) >= max_num_seqs:
             return budget
-        self._waiting.book_outputs(in_flight)
         num_samples = sum([sequence.num_samples for sequence in in_flight])
-        while budget > 0 and len(self._waiting):
-            sequence = self._waiting.peek()
+        while budget > 0 and len(waiting):
+            sequence = waiting.peek()
             if num_samples + sequence.num_samples > max_num_seqs:
                 break
             table = sequence.table
             prefix = kv.cached_prefix(table)
-            # None of the free blocks is spoken for: a prompt still computed in chunks uses the budget up.
+            # None of the free blocks is spoken for: nobody who runs has tokens left to compute after this step.
             num_wanted = min(len(table.token_ids) + 1, sequence.max_cached_tokens)
             if kv.missing_to_start(prefix, num_wanted) + sequence.num_extra_blocks > kv.num_free_blocks:
                 break
-            self._waiting.pop()
+            waiting.pop()
             is_new = sequence.num_preemptions == 0
             kv.start(table, prefix, count=is_new)
             if is_new:
                 sequence.num_cached_tokens = table.num_computed
-                self._waiting.book_prompt(sequence)
+                waiting.book_prompt(sequence)
             num_new = min(len(table.token_ids) - table.num_computed, budget)
             fits = kv.allocate(table, table.num_computed + num_new)
             assert fits, "admitted without room"
             sequence.admit()
             sequence.schedule(num_new)
-            if table.num_computed // kv.block_size > table.num_indexed:
-                sequence.quiet_below = 0  # blocks come back from host memory, and `commit` must index them
-            insort(self._running, sequence, key=_ORDER)
+            sequence.quiet_below = 0  # `commit` indexes what comes back from host memory, and `follow` is to see it
+            self._roster.run(sequence)
             in_flight.append(sequence)
             budget -= num_new
             num_samples += sequence.num_samples
+            if sequence.line.sampling is None:
+                break
         return budget
-
-    def _preempt(self, sequence: Sequence) -> None:
-        table = sequence.table
-        swapped = self._costs.prefers_swap(table.num_computed, table.num_held) and self.kv.swap_out(table)
-        self.num_swaps += swapped
-        if not swapped:
-            self.kv.free(table)
-        sequence.status = SequenceStatus.WAITING
-        sequence.num_preemptions += 1
-        self.num_preemptions += 1
-        self._waiting.push(sequence)
-
-    def _part_ways(self, parent: Sequence) -> list[Sequence]:
-        """Splits a request, whose prompt is computed, into its samples."""
-        seeds = parent.task.seeds
-        prompt = parent.prompt_token_ids
-        others = [self._fork(parent, i, list(prompt), seeds[i : i + 1]) for i in range(1, len(seeds))]
-        parent.task.seeds = seeds[:1]
-        parent.num_samples = 1
-        return [parent, *others]
-
-    def _fork(self, parent: Sequence, index: int, token_ids: list[int], seeds: tuple[int, ...] = ()) -> Sequence:
-        """A running sequence that shares all of another one's blocks."""
-        order = self._order_key(parent.priority, parent.arrival, index)
-        table = self.kv.fork(parent.table, token_ids)
-        child = parent.sibling(self._new_seq_id(), index, order, seeds, token_ids, table)
-        insort(self._running, child, key=_ORDER)
-        self._requests[child.request_id].append(child)
-        return child
 
     def _schedule_group(self, group: BeamGroup, spare: int) -> int:
         """As many tokens of each of a search's sequences, or none where blocks run out; what is left of the budget."""
@@ -412,39 +359,12 @@ class Scheduler:
                 for sequence in family:
                     sequence.schedule(num_new)
                 return spare - (num_new - 1) * len(family)
-            spare += self._preempt_last()
+            spare += self._preemption.preempt_last()
         return spare
-
-    def _preempt_last(self) -> int:
-        """Preempts the last running sequence, with all of its beam search; how many sequences that were."""
-        last = self._waiting.last(self._running)
-        if last.group is None:
-            self._running.remove(last)
-            self._preempt(last)
-            return 1
-        family = last.group.sequences
-        self._running[:] = [sequence for sequence in self._running if sequence not in family]
-        self._preempt(last.group.fold())
-        return len(family)
 
     def _take_first_tokens(self, family: list[Sequence], token_ids: TokenIds[int]) -> bool:
         """Gives each sample the token that it drew; whether that ended any."""
         for sequence, token_id in zip(family, token_ids, strict=True):
             if sequence.append(token_id):
-                self._end(sequence)
+                self._roster.end(sequence)
         return any(sequence.finished for sequence in family)
-
-    def _end(self, sequence: Sequence) -> None:
-        """Gives the blocks back and forgets the sequence; whoever calls takes it out of its list."""
-        sequence.status = SequenceStatus.FINISHED
-        self._waiting.book_outputs((sequence,))
-        self.kv.free(sequence.table)
-        group = self._requests[sequence.request_id]
-        group.remove(sequence)
-        if not group:
-            del self._requests[sequence.request_id]
-
-    def _new_seq_id(self) -> int:
-        seq_id = self._next_seq_id
-        self._next_seq_id += 1
-        return seq_id

@@ -50,6 +50,7 @@ class Sequence:
         num_extra_blocks: blocks that must be free on admission beside those for its own tokens.
         group: the beam search that it belongs to, if any.
         num_booked_tokens: known tokens that its tenant was charged for, or that were not drawn here; the fair policy's.
+        drawing_since: the step since which it draws a token in each, which charges its tenant; the fair policy's.
         table: its blocks.
         task: how its next token is drawn. It holds the seeds, one per sample that the next draw gives (its own, or
             all n before the samples part; none for a beam), and the EOS and stop tokens while fewer than min_tokens
@@ -67,6 +68,7 @@ class Sequence:
     __slots__ = (
         "_num_tokens_to_check",
         "arrival",
+        "drawing_since",
         "eos_token_ids",
         "finish_reason",
         "group",
@@ -136,6 +138,7 @@ class Sequence:
         self.num_extra_blocks = 0
         self.group: BeamGroup | None = None
         self.num_booked_tokens = len(token_ids)
+        self.drawing_since: int | None = None
         stops = params.stop_token_ids or ()
         self.telling_ids = frozenset((NOT_DRAWN, *stops, *(() if params.ignore_eos else self.eos_token_ids)))
         suppressed = tuple(sorted({*stops, *self.eos_token_ids})) if params.min_tokens else ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,26 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paged_backend import LLM, BeamSearchParams, InvalidRequestError, SamplingParams
+from paged_backend.engine.assembler import DeltaAssembler
+from paged_backend.engine.detokenizer import Finish
+from paged_backend.engine.request import EngineRequest, Gain
+from paged_backend.engine.tokenizer import Tokenizer
+from paged_backend.scheduler.plan import SampledToken
+from tests.engine_driver import Collector, new_core, new_request
 from tests.tiny_models import make_tiny_model
 
 PADDING = 1  # EOS
 PROMPTS = ["The quick brown fox", "Numbers like 12"]
+
+
+class Clock:
+    """The time that the core sees."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +111,89 @@ def test_a_stream_gets_all_at_once(llm: LLM) -> None:
         (delta,) = list(stream)
         assert delta.finished and [output.index for output in delta.outputs] == list(range(params.n))
         assert all(output.finish_reason and output.cumulative_logprob for output in delta.outputs)
+
+
+def test_samples_that_were_cut_off_come_behind_those_that_have_ended() -> None:
+    """Else the sample with the fewest tokens would be the likeliest, and one without any the likeliest of all."""
+    ends = [Finish("abort", "timeout"), Finish("length"), Finish("abort", "timeout"), Finish("stop"), Finish("abort")]
+    logprobs = [[], [-2.0, -2.0], [-0.5, -0.7, -0.3], [-1.0, -2.0], [-0.4, -0.8]]
+    gains: list[Gain] = []
+    for index, (end, values) in enumerate(zip(ends, logprobs, strict=True)):
+        gains += [(index, 7, None, SampledToken(7, value, 1), None, 0) for value in values]
+        gains.append((index, None, None, None, end, 0))
+    for n, places in ((5, [3, 1, 2, 4, 0]), (2, [3, 1]), (3, [3, 1, 2])):
+        request = EngineRequest("r", [5], SamplingParams(n=n, best_of=5 if n < 5 else None))
+        assembler = DeltaAssembler(request, None)
+        assembler._chooses = True
+        delta = assembler.assemble(gains)
+        assert [output.cumulative_logprob for output in delta.outputs] == [sum(logprobs[place]) for place in places]
+        assert [output.finish_reason for output in delta.outputs] == [ends[place].reason for place in places]
+        assert delta.num_unchosen_tokens == 9 - sum(len(logprobs[place]) for place in places)
+
+
+def test_a_beam_search_whose_deadline_passes_ends_with_the_best_so_far(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.load(folder)
+    core = new_core(folder, tokenizer, max_model_len=128, block_size=4)
+    params = SamplingParams(n=3, best_of=4, use_beam_search=True, max_tokens=60, ignore_eos=True, stop=["no one says"])
+    clock = Clock()
+    monkeypatch.setattr("paged_backend.engine.core.time", clock)
+    collector = Collector(tokenizer)
+    for name, deadline_s in (("timed", 8.0), ("patient", None)):
+        request = replace(new_request(name, tokenizer.encode(PROMPTS[0]), params), deadline_s=deadline_s)
+        collector.expect(request)
+        core.add(request)
+    while core.has_work():
+        clock.now_s += 1.0
+        collector.take(core.step())
+    timed, patient = collector.outputs["timed"], collector.outputs["patient"]
+    assert [sample.finish_reason for sample in patient.outputs] == ["length"] * 3
+    for sample in timed.outputs:
+        assert (sample.finish_reason, sample.stop_reason) == ("abort", "timeout")
+        assert sample.token_ids and sample.text == tokenizer.decode(sample.token_ids)
+    scores = [sample.cumulative_logprob for sample in timed.outputs]
+    assert scores == sorted(scores, reverse=True)
+    assert core.stats().num_used_blocks == 0
+    generated = [sum(len(sample.token_ids) for sample in output.outputs) for output in (timed, patient)]
+    assert core.stats().generation_tokens == sum(generated)
+
+
+def test_a_beam_search_whose_deadline_passes_before_its_first_token(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = new_core(folder, max_model_len=128, block_size=4)
+    clock = Clock()
+    monkeypatch.setattr("paged_backend.engine.core.time", clock)
+    request = replace(new_request("r", [5, 6], SamplingParams(n=2, use_beam_search=True)), deadline_s=1.0)
+    collector = Collector()
+    collector.expect(request)
+    core.add(request)
+    clock.now_s = 2.0
+    collector.take(core.step())
+    assert [(s.token_ids, s.finish_reason, s.stop_reason) for s in collector.outputs["r"].outputs] == [
+        ([], "abort", "timeout")
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(n=4, use_beam_search=True, max_tokens=1, allowed_token_ids=[7, 8]),
+        SamplingParams(n=3, min_tokens=1, allowed_token_ids=[1], seed=1),
+    ],
+)
+def test_what_fails_generates_nothing(folder: Path, params: SamplingParams) -> None:
+    """Fewer tokens than beams, and no token at all: what the client would refuse, and what logits can do."""
+    core = new_core(folder, max_model_len=128, block_size=4)
+    collector = Collector()
+    request = new_request("r", [5, 6], params)
+    collector.expect(request)
+    core.add(request)
+    while core.has_work():
+        collector.take(core.step())
+    assert list(collector.errors) == ["r"]
+    assert core.stats().generation_tokens == 0 and core.stats().num_used_blocks == 0
 
 
 @pytest.mark.parametrize(

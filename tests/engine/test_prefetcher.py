@@ -11,6 +11,7 @@ import pytest
 
 from paged_backend.engine import prefetcher
 from paged_backend.engine.core import EngineCore
+from paged_backend.engine.request import request_key
 from paged_backend.executor.block_file import BlockFile
 from paged_backend.sampling_params import SamplingParams
 from tests.engine_driver import Collector, new_core, new_request, run_core
@@ -105,7 +106,7 @@ def test_two_wait_for_one_read(core: EngineCore, disk: SlowDisk) -> None:
 def test_a_request_that_is_aborted_while_it_waits(core: EngineCore, disk: SlowDisk) -> None:
     collector = Collector()
     add(core, collector, "gone", PROMPT)
-    collector.take(core.abort("gone"))
+    collector.take(core.abort(request_key("", "gone")))
     assert collector.finished == ["gone"] and not core.has_work()
     disk.gate.set()
     add(core, collector, "later", PROMPT)

@@ -10,6 +10,8 @@ import pytest
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
+from paged_backend.engine.request import request_key
+from paged_backend.errors import InvalidRequestError
 from paged_backend.sampling_params import SamplingParams
 from tests.engine.fake_executor import FakeExecutor
 
@@ -81,3 +83,36 @@ def test_a_tenant_aborts_its_own_requests_alone(client: EngineClient, who: str |
     client.abort("r", tenant=who)
     go_on.set()
     assert stream.collect().outputs[0].finish_reason == end
+
+
+def test_an_id_is_a_tenants_own(client: EngineClient) -> None:
+    """Nobody learns of another's ids, by a refusal or otherwise, and nobody ends what another calls the same."""
+    go_on = threading.Event()
+    cast(FakeExecutor, client._core._executor).before_run = lambda plan: cast(None, go_on.wait(TIMEOUT_S))
+    params = SamplingParams(max_tokens=20, seed=0)
+    streams = {tenant: client.submit(PROMPT, params, tenant=tenant, request_id="r") for tenant in ("a", "b", None)}
+    for tenant in streams:
+        with pytest.raises(InvalidRequestError, match="'r' is already in use") as raised:
+            client.submit(PROMPT, params, tenant=tenant, request_id="r")
+        assert raised.value.param == "request_id"
+    client.abort("r", tenant="b")
+    client.abort("r", tenant="c")
+    go_on.set()
+    outputs = {tenant: stream.collect() for tenant, stream in streams.items()}
+    assert [output.outputs[0].finish_reason for output in outputs.values()] == ["length", "abort", "length"]
+    assert {output.request_id for output in outputs.values()} == {"r"}
+
+
+def test_an_operators_abort_ends_all_of_that_id(client: EngineClient) -> None:
+    go_on = threading.Event()
+    cast(FakeExecutor, client._core._executor).before_run = lambda plan: cast(None, go_on.wait(TIMEOUT_S))
+    params = SamplingParams(max_tokens=20, seed=0)
+    streams = [client.submit(PROMPT, params, tenant=tenant, request_id="r") for tenant in ("a", None)]
+    client.abort("r")
+    go_on.set()
+    assert [stream.collect().outputs[0].finish_reason for stream in streams] == ["abort", "abort"]
+
+
+@pytest.mark.parametrize(("first", "second"), [(("a", 'b", "c'), ('a", "b', "c")), (("", '["a", "r"]'), ("a", "r"))])
+def test_no_two_pairs_have_one_key(first: tuple[str, str], second: tuple[str, str]) -> None:
+    assert request_key(*first) != request_key(*second)

@@ -149,7 +149,7 @@ def test_a_prefix_is_the_longest_of_pool_and_host_memory_together() -> None:
         assert kv.index is not None and kv.offload is not None
         tokens = list(range(SIZE * num_places + 1))
         table = kv.new_table(tokens)
-        kv._extend_digests(table)
+        table.hash_blocks(kv.index, SIZE)
         for i, where in enumerate(places):
             key = table.key(i // 2, kv._search.suffixes[i % 2])
             if where == "pool":

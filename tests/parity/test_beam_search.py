@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from paged_backend.engine.core import EngineCore
+from paged_backend.engine.request import request_key
 from paged_backend.outputs import RequestOutput
 from paged_backend.sampling_params import SamplingParams
 from tests.engine_driver import Collector, new_core, new_request, run_core
@@ -174,8 +175,36 @@ def test_an_abort_frees_all(folder: Path) -> None:
     for _ in range(5):
         core.step()
     assert core.stats().num_running == 4
-    (state,) = core.abort("r")
+    (state,) = core.abort(request_key("", "r"))
     assert state.over and core.stats().num_used_blocks == 0 and not core.has_work()
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 9])
+@pytest.mark.parametrize(("width", "penalty"), [(2, 0.6), (4, 1.0), (4, 2.0)])
+def test_cut_off_it_ends_with_what_it_would_have_at_that_length(
+    model: Any, folder: Path, width: int, penalty: float, num_steps: int
+) -> None:
+    core = new_core(folder, block_size=8, max_model_len=128)
+    params = replace(SEARCH, n=width, length_penalty=penalty)
+    for prompt in PROMPTS:
+        collector = Collector()
+        request = new_request("r", prompt, params)
+        collector.expect(request)
+        core.add(request)
+        for _ in range(num_steps):
+            collector.take(core.step())
+        before = core.stats().generation_tokens
+        collector.take(core.abort(request.key))
+        output = collector.outputs["r"]
+        assert tokens(output) == truth(model, prompt, replace(params, max_tokens=num_steps))
+        for sample in output.outputs:
+            has_ended = sample.token_ids[-1] in ENDS
+            assert sample.finish_reason == ("stop" if has_ended else "abort")
+            assert has_ended or len(sample.token_ids) == num_steps
+            assert sample.logprobs is not None and len(sample.logprobs) == len(sample.token_ids)
+        stats = core.stats()
+        assert stats.generation_tokens - before in (0, sum(map(len, tokens(output))))
+        assert stats.num_used_blocks == 0 and not core.has_work()
 
 
 def test_past_a_sliding_window(tmp_path: Path) -> None:

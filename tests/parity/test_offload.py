@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 import random
 import re
 from pathlib import Path
@@ -249,3 +252,44 @@ def test_a_step_that_raises_while_it_swaps(folder: Path, monkeypatch: pytest.Mon
     stats = core.stats()
     assert stats.num_used_blocks == 0 and stats.num_swapped == 0
     core.close()
+
+
+@pytest.mark.parametrize("fault", ["full disk", "torn writes", "failing reads"])
+def test_a_bad_disk_costs_no_request(
+    folder: Path, dtype: str, cold: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, fault: str
+) -> None:
+    """Every third call fails, before and after a restart: what is not there is computed, what is wrong is not used."""
+    pwrite, preadv = os.pwrite, os.preadv
+    numbers = itertools.count()
+
+    def write(descriptor: int, data: Any, offset: int) -> int:
+        if next(numbers) % 3 == 2:
+            if fault == "full disk":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            pwrite(descriptor, bytes(data)[: len(data) // 2], offset)  # and says that all is there
+            return len(data)
+        return pwrite(descriptor, data, offset)
+
+    def read(descriptor: int, buffers: Any, offset: int) -> int:
+        if next(numbers) % 3 == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(descriptor, buffers, offset)
+
+    if fault == "failing reads":
+        monkeypatch.setattr(os, "preadv", read)
+    else:
+        monkeypatch.setattr(os, "pwrite", write)
+    num_failures = 0
+    for _ in range(3):
+        core = start(folder, kv_cache_dtype=dtype, kv_offloading_dir=str(tmp_path), num_gpu_blocks_override=60)
+        assert gist(run(core, steps_between=1)) == cold
+        stats = core.stats()
+        assert (stats.num_used_blocks, stats.num_running, stats.num_waiting, stats.num_swapped) == (0, 0, 0, 0)
+        assert core._transfer is not None and core._transfer.disk is not None
+        disk = core._transfer.disk
+        core.close()
+        num_failures += disk.stats().num_failures
+    if fault == "torn writes":  # nobody knows of them before they are read
+        assert "ignored" in caplog.text
+    else:
+        assert num_failures > 0

@@ -30,7 +30,13 @@ class Sample:
 
 @dataclass
 class Request:
-    """One request as the test knows it."""
+    """One request as the test knows it.
+
+    Attributes:
+        order: (priority, arrival), the former where the policy looks at it; the smaller goes first.
+        since, until: steps computed when it came and when its end was seen.
+        beside: requests that ran when it came.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
@@ -38,11 +44,25 @@ class Request:
     seed: int
     salt: str | None
     max_tokens: int
+    order: tuple[int, int] = (0, 0)
+    since: int = 0
+    until: int | None = None
+    beside: frozenset[str] = frozenset()
     samples: list[Sample] = field(default_factory=list)
 
     @property
     def live(self) -> bool:
         return any(sample.ended is None for sample in self.samples)
+
+    def end(self, reason: str) -> None:
+        """All samples that have not ended end for the same reason."""
+        for sample in self.samples:
+            sample.ended = sample.ended or reason
+
+    @property
+    def num_steps_alone(self) -> int:
+        """Steps in which it ends if nobody takes its blocks, one sample after the other, a token a step."""
+        return self.params.num_sequences * (len(self.prompt) + self.max_tokens + 1)
 
     @property
     def parted(self) -> bool:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from paged_backend.config import SchedulerConfig
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.sampling_params import SamplingParams
+from paged_backend.scheduler.fair_queue import INPUT_COST, OUTPUT_COST
 from paged_backend.scheduler.plan import StepResult
-from paged_backend.scheduler.policy import INPUT_COST, OUTPUT_COST
 from paged_backend.scheduler.scheduler import Scheduler
 
 MAX_NUM_SEQS = 4

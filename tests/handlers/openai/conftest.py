@@ -123,14 +123,24 @@ class FakeClient:
     submissions: list[dict[str, Any]] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
 
-    def submit(self, prompt: Any, params: SamplingParams, **arguments: Any) -> FakeStream:
-        if error := self.submit_errors.get(len(self.submissions)):
-            raise error
+    def submit_all(
+        self, prompts: Any, params: SamplingParams, *, request_ids: Sequence[str], **arguments: Any
+    ) -> list[FakeStream]:
         if params.n > 8:
             raise InvalidRequestError("n must be at most 8.", param="n")
-        self.submissions.append({"prompt": prompt, "params": params, **arguments})
-        self.streams.append(FakeStream(self, arguments["request_id"], prompt, params))
-        return self.streams[-1]
+        for number in range(len(self.submissions), len(self.submissions) + len(prompts)):
+            if error := self.submit_errors.get(number):
+                raise error
+        streams = []
+        for prompt, request_id in zip(prompts, request_ids, strict=True):
+            self.submissions.append({"prompt": prompt, "params": params, "request_id": request_id, **arguments})
+            streams.append(FakeStream(self, request_id, prompt, params))
+        self.streams += streams
+        return streams
+
+    def submit(self, prompt: Any, params: SamplingParams, *, request_id: Any, **arguments: Any) -> FakeStream:
+        (stream,) = self.submit_all([prompt], params, request_ids=[request_id], **arguments)
+        return stream
 
     def metrics_text(self) -> str:
         return "vllm:num_requests_running 0.0\n"

@@ -292,7 +292,7 @@ def test_several_prompts_are_accepted_together_or_not_at_all(call, client, error
     client.submit_errors = {2: error}
     reply = call(PATH, {"prompt": ["a", "b", "c"], "stream": True})
     assert reply.status == status and reply.error["param"] == param
-    assert [stream.num_aborts for stream in client.streams] == [1, 1]
+    assert client.streams == []
 
 
 def test_without_a_tokenizer(call, client):

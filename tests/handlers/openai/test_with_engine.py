@@ -192,7 +192,19 @@ def test_a_deadline_that_passes_and_one_that_cannot_be_met(call, engine, path, s
     assert (choice["finish_reason"], choice["stop_reason"]) == ("abort", "timeout")
     wait_until_idle(engine)
     reply = call(path, {**body, "timeout_s": 0.001, "ignore_eos": True})
-    assert reply.status == 429 and reply.error["param"] == "timeout_s"
-    assert int(reply.headers["Retry-After"]) >= 1 and "cannot be met" in reply.error["message"]
+    assert reply.status == 400 and reply.error["param"] == "timeout_s" and "Retry-After" not in reply.headers
+    assert "cannot be met" in reply.error["message"] and "Allow more time" in reply.error["message"]
     assert call(path, {**body, "timeout_s": 0}).error["param"] == "timeout_s"
     assert call(path, {**body, "timeout_s": "1"}).error["param"] == "body.timeout_s"
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_usage_counts_all_samples_of_best_of_and_the_beams_that_come_back(call, path):
+    prompt = {"prompt": "Once"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "Once"}]}
+    body = {**prompt, "max_tokens": 5, "ignore_eos": True}
+    for n, fields, counted in ((2, {}, 2), (1, {"best_of": 4}, 4), (2, {"best_of": 4, "use_beam_search": True}, 2)):
+        reply = call(path, {**body, "n": n, **fields}).json
+        usage = reply["usage"]
+        assert len(reply["choices"]) == n
+        assert usage["completion_tokens"] == 5 * counted
+        assert usage["total_tokens"] == usage["prompt_tokens"] + 5 * counted
