@@ -61,7 +61,7 @@ class OpenAIService:
         try:
             return await self._dispatch(request)
         except Exception as error:
-            return error_response(error)
+            return error_response(error, request.path)
 
     async def _dispatch(self, request: HttpRequest) -> HttpResponse:
         path = request.path.partition("?")[0]
@@ -69,7 +69,7 @@ class OpenAIService:
         tenant = None
         # A browser's preflight carries no key, and learns no more than which method a route takes.
         if (found is None or found[0].needs_key) and request.method != "OPTIONS":
-            tenant = check_bearer(request.headers.get("authorization", ""), self._api_keys)
+            tenant = check_bearer(_authorization(request.headers), self._api_keys)
         if found is None:
             raise NotFoundError(f"There is no route {path!r}. Known: {', '.join(route.path for route in ROUTES)}.")
         route, name = found
@@ -102,6 +102,12 @@ class OpenAIService:
         if not isinstance(body, Mapping):
             raise InvalidRequestError("The body must be a JSON object.", param="body")
         return body
+
+
+def _authorization(headers: Mapping[str, str]) -> str:
+    """The Authorization header, or what it would be for a key that comes as Anthropic's clients send it."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or ("" if key is None else f"Bearer {key}")
 
 
 def _check_method(request: HttpRequest, allowed: str) -> None:
