@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import Any
 
 from paged_backend.handlers.openai.anthropic_input import as_chat
 from paged_backend.handlers.openai.anthropic_stream import MessageEvents, stop_of, usage_of
@@ -12,6 +11,7 @@ from paged_backend.handlers.openai.chat_job import prepare_chat
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.messages import parse_messages
 from paged_backend.handlers.openai.parsing.events import Message as Said
+from paged_backend.handlers.openai.parsing.events import ToolCall
 from paged_backend.handlers.openai.protocol.anthropic import (
     CountTokensRequest,
     Message,
@@ -85,15 +85,18 @@ def _blocks(said: Said) -> list[TextBlock | ThinkingBlock | ToolUseBlock]:
         blocks.append({"type": "thinking", "thinking": said.reasoning, "signature": ""})
     if said.content is not None or not (blocks or said.tool_calls):
         blocks.append({"type": "text", "text": said.content or "", "citations": None})
-    for call in said.tool_calls:
-        blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call.arguments)})
-    return blocks
+    return [*blocks, *map(_tool_use, said.tool_calls)]
 
 
-def _input(arguments: str) -> dict[str, Any]:
-    """A call's arguments; those of one that was cut short are as if there were none."""
+def _tool_use(call: ToolCall) -> ToolUseBlock:
+    """A call; one that was cut short has no arguments."""
     try:
-        value = json.loads(arguments)
+        arguments = json.loads(call.arguments)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        arguments = None
+    return {
+        "type": "tool_use",
+        "id": call.id,
+        "name": call.name,
+        "input": arguments if isinstance(arguments, dict) else {},
+    }

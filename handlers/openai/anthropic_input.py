@@ -25,7 +25,7 @@ _BLOCKS = {
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
     "system": ("text",),
 }
-_TOOL_FIELDS = frozenset({"type", "name", "description", "input_schema", "strict", *("cache_control", "input_examples")})
+_TOOL_FIELDS = frozenset("type name description input_schema strict cache_control input_examples".split())
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -88,7 +88,7 @@ def _messages(request: MessagesRequest | CountTokensRequest) -> tuple[list[dict[
 
 
 def _parse(role: str, content: Any, place: str) -> list[dict[str, Any]]:
-    """The chat's messages of one message: results of tools are messages of their own there, before what else is said."""
+    """The chat's messages of one message: results of tools are some of their own, before what else is said."""
     if isinstance(content, str):
         return [{"content": read_parts(content, place, _TEXT)}]
     if not isinstance(content, list):

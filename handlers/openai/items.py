@@ -60,7 +60,7 @@ def read_parts(value: Any, place: str, kinds: Mapping[str, str]) -> str:
     texts = []
     for part_place, part in read_objects(value, place):
         kind = part.get("type")
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise unknown_kind(part_place, kind, kinds)
         texts.append(read_text(part, kinds[kind], part_place))
     return "\n".join(texts)

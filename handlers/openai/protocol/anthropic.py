@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import WithJsonSchema
+from pydantic import ConfigDict, WithJsonSchema
 from typing_extensions import TypedDict
 
 from paged_backend.handlers.openai.protocol.base import RequestBody
@@ -56,7 +56,7 @@ class OutputFormat(RequestBody):
     type: Literal["json_schema"]
     schema_: dict[str, Any]
 
-    model_config = {"alias_generator": lambda name: name.rstrip("_")}
+    model_config = ConfigDict(alias_generator=lambda name: name.rstrip("_"))
 
 
 class OutputConfig(RequestBody):

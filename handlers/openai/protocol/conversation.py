@@ -61,7 +61,7 @@ class renamed:  # noqa: N801 - reads as a statement
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
         longest_first = sorted(names, key=len, reverse=True)
-        self._word = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, longest_first))})\b")
+        self._word = re.compile(rf"(\bbody\.|(?<![\w.]))({'|'.join(map(re.escape, longest_first))})\b")
 
     def __enter__(self) -> None:
         pass
@@ -69,12 +69,8 @@ class renamed:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if not isinstance(error, InvalidRequestError):
             return
-        param = error.param
-        if param is not None:
-            param = self._rename(param.removeprefix("body."))
-            if error.param != error.param.removeprefix("body."):
-                param = f"body.{param}"
+        param = None if error.param is None else self._rename(error.param)
         raise InvalidRequestError(self._rename(str(error)), param=param) from error
 
     def _rename(self, text: str) -> str:
-        return self._word.sub(lambda match: self._names[match[0]], text)
+        return self._word.sub(lambda match: f"{match[1]}{self._names[match[2]]}", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import WithJsonSchema
+from pydantic import ConfigDict, WithJsonSchema
 from typing_extensions import NotRequired, TypedDict
 
 from paged_backend.handlers.openai.protocol.base import RequestBody
@@ -58,7 +58,7 @@ class TextFormat(RequestBody):
     schema_: dict[str, Any] | None = None
     strict: bool | None = None
 
-    model_config = {"alias_generator": lambda name: name.rstrip("_")}
+    model_config = ConfigDict(alias_generator=lambda name: name.rstrip("_"))
 
 
 class TextConfig(RequestBody):

@@ -67,7 +67,8 @@ def test_without_a_bound_the_rest_of_the_context_is_the_bound(call, client):
 def test_template_options(call, client):
     options = {"add_generation_prompt": False, "continue_final_message": True}
     assert call(PATH, {"messages": HELLO, **options, "chat_template_kwargs": {"mood": 3}}).status == 200
-    assert client.tokenizer.template_arguments == {**options, "mood": 3}
+    nothing = {"chat_template": None, "tools": None, "documents": None}
+    assert client.tokenizer.template_arguments == {**options, **nothing, "mood": 3}
     assert call(PATH, {"messages": HELLO, "add_special_tokens": True}).status == 200
     assert rendered(client) == "<s>[user]yo[assistant]"
 
@@ -157,7 +158,7 @@ def test_defaults_spelled_out_are_fine(call):
         ({"messages": [{"role": "user", "content": "x", "nam": "y"}]}, "messages.0.nam"),
         (
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
-            "messages.0.tool_calls",
+            "body.messages.0.tool_calls.0",
         ),
         ({"messages": [{"role": "user", "content": "x" * 100}]}, "messages"),
         ({"max_tokens": 90}, "max_tokens"),
@@ -172,7 +173,7 @@ def test_defaults_spelled_out_are_fine(call):
         ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": []}, "body.chat_template_kwargs"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "body.tools.0.function"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
@@ -180,7 +181,9 @@ def test_defaults_spelled_out_are_fine(call):
         ({"echo": 0}, "echo"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"modalities": ["audio"]}, "modalities"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning_effort": "hihg"}, "reasoning_effort"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
         ({"stream_options": {}}, "stream_options"),
         ({"prompt": "x"}, "prompt"),
     ],
