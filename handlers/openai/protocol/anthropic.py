@@ -77,7 +77,19 @@ class PromptRequest(ConversationRequest):
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = None
 
-    unsupported = MappingProxyType({"container": (), "context_management": (), "mcp_servers": ([],)})
+    unsupported = MappingProxyType(
+        {
+            "container": (),
+            "context_management": (),
+            "max_completion_tokens": (),
+            "mcp_servers": ([],),
+            "response_format": (),
+            "stop": (),
+        }
+    )
+    successors = MappingProxyType(
+        {"max_completion_tokens": "max_tokens", "response_format": "output_config", "stop": "stop_sequences"}
+    )
 
 
 class MessagesRequest(PromptRequest):

@@ -106,9 +106,22 @@ class ResponsesRequest(ConversationRequest):
             "background": (False,),
             "context_management": ([],),
             "conversation": (),
+            "max_completion_tokens": (),
+            "max_tokens": (),
             "max_tool_calls": (),
+            "messages": (),
             "moderation": (),
             "prompt": (),
+            "response_format": (),
+        }
+    )
+    successors = MappingProxyType(
+        {
+            "conversation": "input",
+            "max_completion_tokens": "max_output_tokens",
+            "max_tokens": "max_output_tokens",
+            "messages": "input",
+            "response_format": "text.format",
         }
     )
 

@@ -70,7 +70,13 @@ def test_a_body_fits_the_document_as_it_fits_the_server(route: Route):
     """Field by field: values of every JSON type, in the document's opinion and in the server's."""
     check = validator(json.dumps({"$ref": f"#/components/schemas/{route.body.__name__}"}))
     required = document()["components"]["schemas"][route.body.__name__].get("required", [])
-    valid = {"prompt": "x", "messages": [{"role": "user", "content": "x"}], "tokens": [1], "input": "x", "max_tokens": 1}
+    valid = {
+        "prompt": "x",
+        "messages": [{"role": "user", "content": "x"}],
+        "tokens": [1],
+        "input": "x",
+        "max_tokens": 1,
+    }
     valid = {name: valid[name] for name in required}
     fields = [*route.body.model_fields, *route.body.unsupported, "user", "store", "unknown_field"]
     for name in fields:
