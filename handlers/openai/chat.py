@@ -52,12 +52,12 @@ class _ChunkWriter:
         self._counts = [job.reader.reasoning_count() for _ in samples]
 
     def first_choices(self, prompt_index: int) -> list[dict[str, Any]]:
-        """The role of every sample."""
+        """The role of every sample, and what it begins with."""
         choices = []
         for index in range(self._job.params.n):
             choice: dict[str, Any] = {
                 "index": index,
-                "delta": {"role": "assistant", "content": ""},
+                "delta": {"role": self._job.role, "content": self._job.echo},
                 "logprobs": None,
                 "finish_reason": None,
             }
@@ -68,47 +68,52 @@ class _ChunkWriter:
 
     def choices(self, prompt_index: int, delta: CompletionDelta) -> list[dict[str, Any]]:
         """What one sample's new text has made certain; its tokens come with the first choice, its end with the last."""
-        parser, count = self._parsers[delta.index], self._counts[delta.index]
+        index, end = delta.index, delta.finish_reason
+        parser, count = self._parsers[index], self._counts[index]
         events = parser.push(delta.text)
+        if end is not None:
+            events += parser.finish()
         if count is not None:
             self._tally.num_reasoning_tokens = (self._tally.num_reasoning_tokens or 0) + count.add(delta.token_ids)
-        if delta.finish_reason is not None:
-            events += parser.finish()
-        deltas = [found for event in events if (found := _delta(event)) is not None]
-        logprobs = _logprobs(self._job, delta.token_ids, delta.logprobs) if delta.token_ids else None
-        tells_tokens = logprobs is not None or (self._job.request.return_token_ids and delta.token_ids)
-        if not deltas and (tells_tokens or delta.finish_reason is not None):
-            deltas = [{"content": ""}]
         choices: list[dict[str, Any]] = [
-            {"index": delta.index, "delta": found, "logprobs": None, "finish_reason": None} for found in deltas
+            {"index": index, "delta": found, "logprobs": None, "finish_reason": None}
+            for event in events
+            if (found := _delta(event))
         ]
+        tells_tokens = delta.logprobs is not None or self._job.request.return_token_ids
         if not choices:
-            return choices
-        choices[0]["logprobs"] = logprobs
+            if end is None and not (tells_tokens and delta.token_ids):
+                return choices
+            choices.append({"index": index, "delta": {"content": ""}, "logprobs": None, "finish_reason": None})
+        if tells_tokens:
+            self._add_tokens(choices, delta)
+        if end is not None:
+            choices[-1]["finish_reason"] = parser.finish_reason(end)
+            choices[-1]["stop_reason"] = delta.stop_reason
+        return choices
+
+    def _add_tokens(self, choices: Sequence[dict[str, Any]], delta: CompletionDelta) -> None:
+        """Says of which tokens the choices are made: in the first of them."""
+        if delta.token_ids:
+            choices[0]["logprobs"] = _logprobs(self._job, delta.token_ids, delta.logprobs)
         if self._job.request.return_token_ids:
             for choice in choices:
                 choice["token_ids"] = []
             choices[0]["token_ids"] = delta.token_ids
-        if delta.finish_reason is not None:
-            choices[-1]["finish_reason"] = parser.finish_reason(delta.finish_reason)
-            choices[-1]["stop_reason"] = delta.stop_reason
-        return choices
 
 
 def _delta(event: Event) -> dict[str, Any] | None:
     """What a chunk says of an event; None where it says nothing."""
-    match event:
-        case Content():
-            return {"content": event.text}
-        case Reasoning():
-            return {"reasoning": event.text}
-        case CallArguments():
-            return {"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]}
-        case CallBegin():
-            function = {"name": event.name, "arguments": ""}
-            return {"tool_calls": [{"index": event.index, "id": event.id, "type": "function", "function": function}]}
-        case _:
-            return None
+    if isinstance(event, Content):
+        return {"content": event.text}
+    if isinstance(event, Reasoning):
+        return {"reasoning": event.text}
+    if isinstance(event, CallArguments):
+        return {"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]}
+    if isinstance(event, CallBegin):
+        function = {"name": event.name, "arguments": ""}
+        return {"tool_calls": [{"index": event.index, "id": event.id, "type": "function", "function": function}]}
+    return None
 
 
 def _logprobs(
@@ -126,7 +131,8 @@ def _choice(job: ChatJob, sample: CompletionOutput, tally: UsageTally) -> dict[s
     message = Message.of([*parser.push(sample.text), *parser.finish()])
     if count is not None:
         tally.num_reasoning_tokens = (tally.num_reasoning_tokens or 0) + count.add(sample.token_ids)
-    said: dict[str, Any] = {"role": "assistant", "content": message.content, "refusal": None}
+    content = job.echo + (message.content or "") or None
+    said: dict[str, Any] = {"role": job.role, "content": content, "refusal": None}
     if job.reader.markers is not None:
         said["reasoning"] = message.reasoning
     if message.tool_calls:
@@ -134,7 +140,7 @@ def _choice(job: ChatJob, sample: CompletionOutput, tally: UsageTally) -> dict[s
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls
         ]
-    elif message.reasoning is None and message.content is None:
+    elif content is None and message.reasoning is None:
         said["content"] = ""
     choice: dict[str, Any] = {
         "index": sample.index,

@@ -32,6 +32,8 @@ class ChatJob:
         reader: makes a parser for each of the `params.n` samples.
         num_top: candidates per token; None where no log probabilities are asked for.
         max_tokens_field: the request's field that bounds the output.
+        role: whose message the answer is.
+        echo: content that comes before the answer's own.
     """
 
     request: ChatRequest
@@ -40,6 +42,8 @@ class ChatJob:
     reader: AnswerReader
     num_top: int | None
     max_tokens_field: str
+    role: str
+    echo: str
 
     def submit(self, context: ServingContext, response_id: str) -> AcceptedRequests:
         """Hands the job to the engine.
@@ -110,7 +114,9 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
         single_call=not request.parallel_tool_calls,
         names_call=tool_use.choice == "named",
     )
-    return ChatJob(request, prompt, params, reader, num_top, max_tokens_field)
+    role = "assistant" if request.add_generation_prompt else messages[-1]["role"]
+    echo = messages[-1]["content"] if request.echo and messages[-1]["role"] == role else ""
+    return ChatJob(request, prompt, params, reader, num_top, max_tokens_field, role, echo)
 
 
 def _max_tokens(request: ChatRequest) -> tuple[str, int | None]:

@@ -61,12 +61,12 @@ class EngineClient:
         """
         model = config.model
         folder = resolve_folder(model.tokenizer) if model.tokenizer else resolve_folder(model.model, model.revision)
-        tokenizer = None if model.skip_tokenizer_init else Tokenizer.load(folder, config.chat.chat_template)
         executor = Executor(config)
         # As a rule one implementation computes all operations.
         choices = dict.fromkeys(f"{chosen}, {reason}" for chosen, reason in executor.kernel_report.values())
         name, kernels = model.served_model_name[0], " ".join(choices)
         logger.info("%s is loaded; CPU threads: %d; kernels: %s", name, executor.num_threads, kernels)
+        tokenizer = None if model.skip_tokenizer_init else Tokenizer.load(folder, config.chat.chat_template)
         return cls(config, executor, tokenizer)
 
     def submit(

@@ -43,9 +43,9 @@ class MessageParser:
         """Adds text; returns what this has made certain."""
         if not text:
             return []
-        if self._splitter is None:
-            return self._in_content([Content(text)])
-        return self._in_content(self._splitter.push(text))
+        if self._splitter is not None:
+            return self._in_content(self._splitter.push(text))
+        return [Content(text)] if self._calls is None else self._told(self._calls.push(text))
 
     def finish(self) -> list[Event]:
         """Returns what was held back: no more text comes."""

@@ -34,6 +34,7 @@ class ChatRequest(GenerationRequest, TemplateFields):
     """Body of /v1/chat/completions. `messages` and `tools` are checked where they are read."""
 
     messages: Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)]
+    echo: bool = False
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
@@ -46,7 +47,6 @@ class ChatRequest(GenerationRequest, TemplateFields):
         {
             **GenerationRequest.unsupported,
             "audio": (),
-            "echo": (False,),
             "function_call": ("none",),
             "functions": ([],),
             "media_io_kwargs": ({},),

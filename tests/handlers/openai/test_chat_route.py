@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from paged_backend.config import EngineConfig
 from paged_backend.errors import InvalidRequestError
 
 PATH = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "yo"}]
+WITH_TEMPLATE = {"messages": HELLO, "chat_template": "{{ x }}"}
 
 
 def rendered(client, index=-1):
@@ -131,6 +133,55 @@ def test_defaults_spelled_out_are_fine(call):
     assert call(PATH, {"messages": HELLO, **body}).status == 200
 
 
+@pytest.mark.parametrize(("role", "generates", "echoed"), [("assistant", False, True), ("user", True, False)])
+def test_echo(call, role, generates, echoed):
+    messages = [*HELLO, {"role": role, "content": "So: "}]
+    body = {"messages": messages, "echo": True, "add_generation_prompt": generates}
+    said = call(PATH, body).json["choices"][0]["message"]
+    assert (said["role"], said["content"]) == ("assistant", "So: Hi0" if echoed else "Hi0")
+    first = call(PATH, {**body, "stream": True}).chunks[0]["choices"][0]["delta"]
+    assert first == {"role": "assistant", "content": "So: " if echoed else ""}
+
+
+def test_the_answer_may_be_anothers(call):
+    said = call(PATH, {"messages": HELLO, "add_generation_prompt": False}).json["choices"][0]["message"]
+    assert said["role"] == "user"
+
+
+class TestTemplates:
+    """A request's own template, and what reaches it."""
+
+    def test_is_refused_unless_trusted(self, call, client):
+        reply = call(PATH, WITH_TEMPLATE)
+        assert reply.status == 400 and reply.error["param"] == "chat_template"
+        assert "trust_request_chat_template" in reply.error["message"]
+        client.config = EngineConfig.from_args(trust_request_chat_template=True)
+        assert call(PATH, WITH_TEMPLATE).status == 200
+        assert client.tokenizer.template_arguments["chat_template"] == "{{ x }}"
+
+    def test_needs_no_template_of_the_model(self, call, client):
+        client.tokenizer.chat_template = None
+        client.config = EngineConfig.from_args(trust_request_chat_template=True)
+        assert call(PATH, WITH_TEMPLATE).status == 200
+
+    def test_documents(self, call, client):
+        documents = [{"title": "a", "text": "b"}]
+        assert call(PATH, {"messages": HELLO, "documents": documents}).status == 200
+        assert client.tokenizer.template_arguments["documents"] == documents
+        assert call(PATH, {"messages": HELLO, "documents": [{"a": 1}]}).error["param"] == "body.documents.0.a"
+
+    def test_defaults_of_the_server(self, call, client):
+        client.config = EngineConfig.from_args(default_chat_template_kwargs={"mood": 1, "tone": 2})
+        assert call(PATH, {"messages": HELLO, "chat_template_kwargs": {"mood": 3}}).status == 200
+        arguments = client.tokenizer.template_arguments
+        assert (arguments["mood"], arguments["tone"]) == (3, 2)
+
+    def test_half_characters_are_refused_wherever_they_come_from(self, call, client):
+        client.tokenizer.apply_chat_template = lambda *_, **arguments: arguments["mood"]
+        reply = call(PATH, {"messages": HELLO, "chat_template_kwargs": {"mood": "\ud800"}})
+        assert reply.status == 400 and reply.error["param"] == "messages"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -177,8 +228,7 @@ def test_defaults_spelled_out_are_fine(call):
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
-        ({"echo": True}, "echo"),
-        ({"echo": 0}, "echo"),
+        ({"echo": 0}, "body.echo"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"reasoning_effort": "hihg"}, "reasoning_effort"),

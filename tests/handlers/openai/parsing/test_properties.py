@@ -55,7 +55,7 @@ def cut(text: str, places: list[int]) -> list[str]:
     return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.sampled_from(STYLES), st.lists(st.sampled_from(MARKERS), max_size=14), st.lists(st.integers(0)))
 @pytest.mark.parametrize("reasoning", [None, "qwen3", "deepseek_r1"])
 def test_cuts_change_nothing(reasoning, style, parts, places):
@@ -66,7 +66,7 @@ def test_cuts_change_nothing(reasoning, style, parts, places):
     assert events_of(text, style, reasoning, is_open=is_open) == whole
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.sampled_from(["hermes", "llama3_json", "mistral", "required"]), calls(), st.lists(st.integers(0)))
 def test_calls_come_back_as_they_were_written(style, made, places):
     text = written(style, made)
@@ -78,7 +78,7 @@ def test_calls_come_back_as_they_were_written(style, made, places):
     assert sum(isinstance(event, CallEnd) for event in found) == len(made)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.sampled_from(["hermes", "mistral", "llama3_json"]), st.text(), calls())
 def test_content_before_calls(style, content, made):
     prefix = "<|python_tag|>" if style == "llama3_json" else ""
@@ -95,29 +95,33 @@ def test_text_without_a_marker_is_content(style, text):
     assert (message_of(text, style).content or "") == text
 
 
+@settings(max_examples=60)
 @given(calls(), st.integers(0))
 def test_what_is_held_back_is_little(made, place):
-    """Content goes out at once but for white space and what may be a marker; so do arguments."""
-    text = "Hello there." + written("hermes", made)
+    """White space, and what may be a marker; of a call, all until its arguments begin, and then nothing."""
+    head, text = "Hello there.", "Hello there." + written("hermes", made)
+    read = 1 + place % len(text)
     reader = parser("hermes")
-    heard = ""
-    for character in text[: place % len(text)]:
-        for event in reader.push(character):
-            heard += event.text if isinstance(event, (Content, CallArguments)) else ""
-        if "<tool_call>" not in text[: len(heard)]:
-            assert len(heard) >= min(len("Hello there."), place % len(text)) or len(heard) <= len("Hello there.")
+    events = [event for character in text[:read] for event in reader.push(character)]
+    content = "".join(event.text for event in events if isinstance(event, Content))
+    assert content == head[:read].rstrip()
+    name, arguments = made[0]
+    begin = text.index('"arguments": ') + len('"arguments": ')
+    if begin < read <= begin + len(arguments):
+        assert [event.name for event in events if isinstance(event, CallBegin)] == [name]
+        assert "".join(event.text for event in events if isinstance(event, CallArguments)) == text[begin:read]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from([*MARKERS, "true", "-", "0", ".", "E"]), max_size=8), VALUES, st.booleans())
 def test_json_values_are_those_of_the_standard_library(parts, value, is_valid):
     text = json.dumps(value) if is_valid else "".join(parts)
     ours = JsonValue()
     end = ours.feed(text + "\n")  # a number is done at the character after it
     try:
-        json.loads(text, parse_constant=lambda name: pytest.fail(name))
+        json.loads(text)
         valid = True
-    except (ValueError, pytest.fail.Exception):
+    except ValueError:
         valid = False
     assert (ours.status == "done" and not text[end:].strip()) == valid
 
