@@ -63,7 +63,7 @@ class QueueFullError(AdmissionError):
 
 
 class DeadlineError(AdmissionError):
-    """A request's timeout_s cannot be met, as far as can be told now."""
+    """A request's time is too short beside all that there is to do, as far as can be told now."""
 
 
 class EngineUnavailableError(PagedBackendError):

@@ -29,9 +29,10 @@ class Scheduler:
     out, the last running sequence is preempted (the fair policy's: the youngest of the tenant that was served most):
     it gives its blocks back, keeps its tokens, and waits to be computed again, or for its blocks to come back from
     host memory, in front of all that came after it. One can therefore always go on, and every request ends. A
-    waiting sequence is admitted only if all its known tokens and one more fit, in the queue's strict order: nobody
-    overtakes. Under the priority policy an urgent arrival waits for blocks like everyone; it goes first when they
-    come free, and it is preempted last.
+    waiting sequence is admitted only if all its known tokens and one more fit, while nobody who runs has more to
+    compute than the step's tokens, in the queue's strict order: nobody overtakes. Under the priority policy an urgent
+    arrival waits for blocks like everyone; it goes first when they come free, and it is preempted last. Who is less
+    urgent may wait for as long as more urgent requests come.
 
     Args:
         config: budget, bounds and policy.

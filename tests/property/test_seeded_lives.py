@@ -115,3 +115,23 @@ def test_everything_at_once(policy: str) -> None:
         seen["ended"] += sum(sample.ended in ("stop", "length") for r in life.requests.values() for sample in r.samples)
     least = {"ended": 250, "preempted": 40, "swapped": 20, "from_host": 50, "restart": 10, "read from disk": 20}
     assert all(seen[what] >= count for what, count in least.items()), seen
+
+
+@pytest.mark.parametrize("orderly", [True, False])
+def test_a_restart_finds_what_is_on_disk(orderly: bool) -> None:
+    """All blocks after an end in good order; else those that the pool had to forget, which others took the place of."""
+    life = SchedulerLife(Shape(num_blocks=8, block_size=3, max_num_seqs=2, spare_budget=4, num_host_slots=8))
+    prompt, params = TEXTS[0][:14], SamplingParams(max_tokens=4, ignore_eos=True)
+    texts = [prompt] if orderly else [prompt, TEXTS[2][:20]]
+    for text in texts:
+        life.submit(text, params, seed=0, salt="salt", priority=0, tenant="")
+        life.drain()
+    assert len(life.executor.disk) == (0 if orderly else 5)
+    life.restart(orderly=orderly)
+    assert life.kv.lookup(prompt, "salt") == []
+    assert life.read_from_disk(life.requests["r0"]) == 4
+    life.submit(prompt, params, seed=0, salt="salt", priority=0, tenant="")
+    (sequence,) = life.scheduler.sequences(f"r{len(texts)}")
+    life.step()
+    assert sequence.num_cached_tokens == 12
+    life.drain()

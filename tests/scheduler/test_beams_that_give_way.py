@@ -28,7 +28,11 @@ def test_they_find_the_same_and_every_beam_has_an_index_of_its_own(policy: str) 
     params = SamplingParams(n=3, use_beam_search=True, ignore_eos=True, max_tokens=MAX_TOKENS)
     groups = {name: scheduler.add(name, prompt, params, seed=0, tenant=name).group for name, prompt in PROMPTS.items()}
     while scheduler.has_work:
-        scheduler.commit(executor.run(scheduler.plan()))
+        plan = scheduler.plan()
+        in_chunks = {line.seq_id for line in plan.sequences if line.sampling is None}
+        # What is free is left to the search whose beams have tokens to compute again, though the budget is not used up.
+        assert sum(any(s.seq_id in in_chunks for s in scheduler.sequences(name)) for name in PROMPTS) <= 1
+        scheduler.commit(executor.run(plan))
         scheduler.check_invariants()
     assert scheduler.num_preemptions > 1 and kv.num_free_blocks == kv.num_blocks
     for name, prompt in PROMPTS.items():
