@@ -113,7 +113,7 @@ class EdgeMiddleware:
             body = await self._read_body(scope, receive)
         except _BodyTooLargeError:
             message = f"The request's body is larger than {self._max_body_bytes} bytes (max_body_bytes)."
-            await send_response(send, refusal(413, message, headers={"Connection": "close"}))
+            await send_response(send, refusal(413, message, path=scope["path"], headers={"Connection": "close"}))
             return
         except _ClientLeftError:
             await send_response(send, HttpResponse(STATUS_CLIENT_LEFT))

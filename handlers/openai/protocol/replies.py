@@ -156,13 +156,14 @@ class ToolCall(TypedDict):
 
 
 class ChatMessage(TypedDict):
-    """The assistant's message.
+    """The message that the model makes.
 
     Attributes:
+        role: "assistant", unless the request has the model go on with another one's message.
         reasoning: what the model thought first, where it marks that.
     """
 
-    role: Literal["assistant"]
+    role: str
     content: str | None
     refusal: None
     reasoning: NotRequired[str | None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -37,6 +38,12 @@ def test_every_route_is_in_it_and_nothing_else():
     assert listed == {(route.method, route.path) for route in ROUTES}
     names = [operation["operationId"] for methods in document()["paths"].values() for operation in methods.values()]
     assert len(set(names)) == len(names)
+
+
+def test_the_docs_list_them():
+    text = (Path(__file__).parents[3] / "docs" / "routes.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(GET|POST) (\S+)` \|", text, re.MULTILINE)
+    assert sorted(listed) == sorted((route.method, route.path) for route in ROUTES)
 
 
 def test_keys_and_their_refusals_are_told_where_there_are_keys():
