@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paged_backend.config import BUNDLED_MODEL, CacheConfig, EngineConfig, engine_argument_names, unknown_name_message
+from paged_backend.config import (
+    BUNDLED_MODEL,
+    CacheConfig,
+    EngineConfig,
+    engine_argument_names,
+    is_template_path,
+    unknown_name_message,
+)
 from paged_backend.errors import ConfigError
 from paged_backend.handlers.access.api_key import keys_from_words
 from paged_backend.handlers.host_configs import BentoConfig, ServerConfig, TorchServeConfig, check_text
@@ -251,6 +258,9 @@ def _with_absolute_folders(engine_args: Mapping[str, Any], base_folder: str | Pa
     folder = resolved.get("kv_offloading_dir")
     if isinstance(folder, str) and folder:  # always a folder, there or not
         resolved["kv_offloading_dir"] = str(Path(base_folder, Path(folder).expanduser()).absolute())
+    template = resolved.get("chat_template")
+    if isinstance(template, str) and template and is_template_path(template):
+        resolved["chat_template"] = str(Path(base_folder, Path(template).expanduser()).absolute())
     return resolved
 
 

@@ -38,7 +38,7 @@ class RequestLimits:
     max_stop_length: int = 1000
     max_prompts: int = 2048
     max_messages: int = 4096
-    max_json_depth: int = 64
+    max_json_depth: int = 128
 
     def __post_init__(self) -> None:
         ceilings = {"max_logprobs": (0, MAX_LOGPROBS), "max_stop_strings": (0, MAX_STOP_STRINGS)}
@@ -57,9 +57,9 @@ class RequestLimits:
             InvalidRequestError: one asks for too much.
         """
         for name in ("n", "best_of"):
-            self._check_number(body, name, "max_n")
+            self._check_number(body, name, 1, "max_n")
         for name in ("logprobs", "top_logprobs", "prompt_logprobs"):
-            self._check_number(body, name, "max_logprobs")
+            self._check_number(body, name, 0, "max_logprobs")
         stops = body.get("stop")
         if isinstance(stops, list):
             self._check_count(len(stops), "stop", "strings", "max_stop_strings")
@@ -94,10 +94,10 @@ class RequestLimits:
             param="body",
         )
 
-    def _check_number(self, body: Mapping[str, Any], name: str, limit: str) -> None:
+    def _check_number(self, body: Mapping[str, Any], name: str, least: int, limit: str) -> None:
         value, most = body.get(name), getattr(self, limit)
         if type(value) is int and value > most:
-            raise InvalidRequestError(f"{name} must be at most {most} ({limit}), got {value}.", param=name)
+            raise InvalidRequestError(f"{name} must be in {least}..{most} ({limit}), got {value}.", param=name)
 
     def _check_count(self, count: int, name: str, what: str, limit: str) -> None:
         most = getattr(self, limit)

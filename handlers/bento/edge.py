@@ -120,7 +120,7 @@ class EdgeMiddleware:
                 body = await self._read_body(scope, receive)
             except _BodyTooLargeError:
                 message = f"The request's body is larger than {self._max_body_bytes} bytes (max_body_bytes)."
-                refused = refusal(413, message, headers={"Connection": "close"})
+                refused = refusal(413, message, path=scope["path"], headers={"Connection": "close"})
             except _ClientLeftError:
                 refused = HttpResponse(STATUS_CLIENT_LEFT)
         if refused is not None:

@@ -53,7 +53,7 @@ class _Endpoint:
             if path == "/health":
                 runtime.check_ready()
         except EngineUnavailableError as error:
-            await send_response(send, error_response(error))
+            await send_response(send, error_response(error, path))
             return
         request = HttpRequest(
             path=path,

@@ -20,7 +20,7 @@ from paged_backend.handlers.openai.streaming import abort_all
 from paged_backend.handlers.openai.wire import encode_json
 from paged_backend.sampling_params import SamplingParams
 
-RESPONSE_PREFIXES = ("cmpl-", "chatcmpl-")
+RESPONSE_PREFIXES = ("cmpl-", "chatcmpl-", "resp_", "msg_")
 """What the ids of responses begin with, each route's with its own; the request_id follows."""
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from paged_backend import __version__
-from paged_backend.handlers.openai.protocol.base import HARMLESS, RequestBody, StreamOptions
+from paged_backend.handlers.openai.protocol.base import HARMLESS, RequestBody, nested_bodies
 from paged_backend.handlers.openai.wire import JSON_TYPE
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def body_schema(kind: type[RequestBody], schemas: dict[str, Schema]) -> Schema:
     """
     schema = _adopt(kind.model_json_schema(ref_template=_REFERENCE), schemas)
     _allow_null(schema)
-    if "stream_options" in kind.model_fields:
-        _allow_null(schemas[StreamOptions.__name__])
+    for nested in _all_nested(kind):
+        _allow_null(schemas[nested.__name__])
     properties = schema.setdefault("properties", {})
     for name in sorted(HARMLESS.difference(kind.model_fields)):
         properties[name] = {"description": "Taken and ignored: it changes nothing about the answer."}
@@ -143,6 +143,12 @@ def _adopt(schema: Schema, schemas: dict[str, Schema]) -> Schema:
     """A schema whose definitions have gone to the document's own."""
     schemas.update(schema.pop("$defs", {}))
     return schema
+
+
+def _all_nested(kind: type[RequestBody]) -> Iterator[type[RequestBody]]:
+    for nested in nested_bodies(kind).values():
+        yield nested
+        yield from _all_nested(nested)
 
 
 def _allow_null(schema: Schema) -> None:

@@ -8,20 +8,41 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from paged_backend.handlers.openai import cancellation, chat, completions, models, probes, tokenization
+from paged_backend.handlers.openai import (
+    anthropic,
+    cancellation,
+    chat,
+    completions,
+    models,
+    probes,
+    responses,
+    tokenization,
+)
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.openapi import openapi_document
 from paged_backend.handlers.openai.protocol import replies
+from paged_backend.handlers.openai.protocol.anthropic import (
+    AnthropicError,
+    CountTokensRequest,
+    Message,
+    MessagesRequest,
+    TokenCount,
+)
 from paged_backend.handlers.openai.protocol.base import RequestBody
 from paged_backend.handlers.openai.protocol.cancellation import CancelReply, CancelRequest
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
 from paged_backend.handlers.openai.protocol.completions import CompletionRequest
+from paged_backend.handlers.openai.protocol.responses import Response, ResponsesRequest
 from paged_backend.handlers.openai.protocol.tokenization import DetokenizeRequest, TokenizeRequest
 from paged_backend.handlers.openai.wire import METRICS_TYPE, HttpResponse, json_response
 
 _CHUNKS = (
     "Server-sent events with stream: true. Each frame is `data: ` and a chunk as JSON, or `data: ` and an error; the "
     "last is `data: [DONE]`."
+)
+_EVENTS = (
+    "Server-sent events with stream: true, each with its kind: `event: `, and `data: ` with the event as JSON, whose "
+    "`type` is the kind too."
 )
 
 
@@ -89,6 +110,34 @@ ROUTES: tuple[Route, ...] = (
         ChatRequest,
         stream=_CHUNKS,
         refusals=_GENERATES,
+    ),
+    Route(
+        "POST",
+        "/v1/responses",
+        responses.create_response,
+        Response,
+        ResponsesRequest,
+        stream=_EVENTS,
+        refusals=_GENERATES,
+    ),
+    Route(
+        "POST",
+        "/v1/messages",
+        anthropic.create_message,
+        Message,
+        MessagesRequest,
+        stream=_EVENTS,
+        refusals=_GENERATES,
+        error=AnthropicError,
+    ),
+    Route(
+        "POST",
+        "/v1/messages/count_tokens",
+        anthropic.count_message_tokens,
+        TokenCount,
+        CountTokensRequest,
+        refusals=_MODEL,
+        error=AnthropicError,
     ),
     Route("POST", "/v1/cancel", cancellation.cancel, CancelReply, CancelRequest, refusals=_BODY),
     Route("POST", "/tokenize", tokenization.tokenize, replies.Tokenized, TokenizeRequest, refusals=_MODEL),

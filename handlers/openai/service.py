@@ -78,7 +78,7 @@ class OpenAIService:
                 record.response_ends(STATUS_CLIENT_LEFT)
             raise
         except Exception as error:
-            response = error_response(error)
+            response = error_response(error, request.path)
         return response if record is None else record.follow(response)
 
     async def _dispatch(
@@ -87,7 +87,7 @@ class OpenAIService:
         caller = ANYBODY
         # A browser's preflight carries no key, and learns no more than which method a route takes.
         if (found is None or found[0].needs_key) and request.method != "OPTIONS":
-            caller = check_bearer(request.headers.get("authorization", ""), self._gate)
+            caller = check_bearer(_authorization(request.headers), self._gate)
         if record is not None:
             record.caller = caller.name
         if found is None:
@@ -132,6 +132,12 @@ class OpenAIService:
         self._request_limits.check_depth(body)
         self._request_limits.check(body)
         return body
+
+
+def _authorization(headers: Mapping[str, str]) -> str:
+    """The Authorization header, or what it would be for a key that comes as Anthropic's clients send it."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or ("" if key is None else f"Bearer {key}")
 
 
 def _check_method(request: HttpRequest, allowed: str) -> None:

@@ -73,7 +73,8 @@ class EngineClient:
         logger.info("%s is loaded; CPU threads: %d; kernels: %s", name, executor.num_threads, kernels)
         tokenizer = None
         if not model.skip_tokenizer_init:
-            tokenizer = Tokenizer.load(folder, trust_remote_code=model.trust_remote_code)
+            template = config.chat.chat_template
+            tokenizer = Tokenizer.load(folder, template, trust_remote_code=model.trust_remote_code)
         return cls(config, executor, tokenizer)
 
     def submit(

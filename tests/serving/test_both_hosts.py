@@ -107,7 +107,7 @@ CALLS = (
     Call("a string", "/v1/chat/completions", "text"),
     Call("no body", "/v1/completions", b""),
     Call("unknown route", "/v1/unknown", {"a": 1}),
-    Call("too deep", "/v1/completions", b'{"prompt": "x", "user": ' + b"[" * 64 + b"]" * 64 + b"}"),
+    Call("too deep", "/v1/completions", b'{"prompt": "x", "user": ' + b"[" * 128 + b"]" * 128 + b"}"),
     Call("far too deep", "/v1/completions", b"[" * 200_000),
     completion("too many samples", n=129),
     completion("too long a stop string", stop="x" * 1001),

@@ -68,6 +68,12 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    """Of the output's tokens, those of the reasoning."""
+
+    reasoning_tokens: int
+
+
 class Usage(TypedDict):
     """Tokens, over all prompts and samples of a response."""
 
@@ -75,6 +81,7 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
 
 
 FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
@@ -133,12 +140,34 @@ class ChatLogprobs(TypedDict):
     content: list[TokenLogprob]
 
 
-class ChatMessage(TypedDict):
-    """The assistant's message."""
+class CalledFunction(TypedDict):
+    """A function, and its arguments as JSON."""
 
-    role: Literal["assistant"]
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call that the model asks for."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class ChatMessage(TypedDict):
+    """The message that the model makes.
+
+    Attributes:
+        role: "assistant", unless the request has the model go on with another one's message.
+        reasoning: what the model thought first, where it marks that.
+    """
+
+    role: str
     content: str | None
     refusal: None
+    reasoning: NotRequired[str | None]
+    tool_calls: NotRequired[list[ToolCall]]
 
 
 class ChatChoice(TypedDict):

@@ -8,24 +8,19 @@ from typing import Annotated, Any
 from pydantic import WithJsonSchema
 
 from paged_backend.handlers.openai.protocol.base import RequestBody
-from paged_backend.handlers.openai.protocol.chat import MESSAGES_SCHEMA
+from paged_backend.handlers.openai.protocol.chat import MESSAGES_SCHEMA, TemplateFields
 
 
-class TokenizeRequest(RequestBody):
+class TokenizeRequest(TemplateFields):
     """Body of /tokenize: a prompt, or messages."""
 
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)] = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None
     return_token_strs: bool = False
 
-    unsupported = MappingProxyType(
-        {"chat_template": (), "media_io_kwargs": ({},), "mm_processor_kwargs": ({},), "tools": ([],)}
-    )
+    unsupported = MappingProxyType({"media_io_kwargs": ({},), "mm_processor_kwargs": ({},)})
 
 
 class DetokenizeRequest(RequestBody):

@@ -60,6 +60,18 @@ def test_a_response_ends_with_abort(service, client, path, body, prefix, by, str
     assert last["choices"][0]["finish_reason"] == "abort"
 
 
+@pytest.mark.parametrize("by", ["id", "request_id"])
+def test_responses_and_messages_end_in_their_own_words(service, client, by):
+    asked = {"id": "resp_mine"} if by == "id" else {"request_id": "mine"}
+    body = {"input": "x", "request_id": "mine"}
+    reply, answers = cancel_meanwhile(service, client, "/v1/responses", body, (asked, None))
+    assert answers[0]["ids"] == ["resp_mine"] and reply.json["status"] == "cancelled"
+    asked = {"id": "msg_mine"} if by == "id" else {"request_id": "mine"}
+    body = {**CHAT_BODY, "max_tokens": 9, "request_id": "mine"}
+    reply, answers = cancel_meanwhile(service, client, "/v1/messages", body, (asked, None))
+    assert answers[0]["ids"] == ["msg_mine"] and reply.json["stop_reason"] == "pause_turn"
+
+
 def test_all_prompts_of_a_response_end(service, client):
     body = {"prompt": ["x", "y", "z"], "request_id": "mine"}
     reply, answers = cancel_meanwhile(service, client, COMPLETIONS, body, ({"id": "cmpl-mine"}, None))
