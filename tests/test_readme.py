@@ -247,9 +247,10 @@ def test_make_commands_name_real_verbs_and_variables() -> None:
 
 
 def test_deployment_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = [block for block in BLOCKS if block.language == "yaml"]
+    block, several = [block for block in BLOCKS if block.language == "yaml"]
     deployment = Deployment.from_dict(yaml.safe_load(block.text), environ={})
     assert deployment.engine.scheduler.max_num_seqs == 32
+    assert Deployment.from_dict(yaml.safe_load(several.text), environ={}).model_names == ("large", "default", "small")
 
     served: list[Deployment] = []
 
