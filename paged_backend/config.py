@@ -16,6 +16,14 @@ from paged_backend.errors import ConfigError
 BUNDLED_MODEL = "paged-tiny"
 """The model argument that means the model that comes with this package."""
 
+DEFAULT_PARAMETERS: Mapping[str, str] = MappingProxyType(
+    {
+        **{name: name for name in ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")},
+        "max_new_tokens": "max_tokens",
+    }
+)
+"""What is taken out of a generation_config.json, and the sampling parameters that this stands for; vLLM's choice."""
+
 TEMPLATE_ARGUMENTS = frozenset(
     """
     add_generation_prompt chat_template continue_final_message conversation documents max_length
@@ -24,14 +32,6 @@ TEMPLATE_ARGUMENTS = frozenset(
     """.split()
 )
 """Arguments of transformers' apply_chat_template: `chat_template_kwargs` may set variables of the template only."""
-
-DEFAULT_PARAMETERS: Mapping[str, str] = MappingProxyType(
-    {
-        **{name: name for name in ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")},
-        "max_new_tokens": "max_tokens",
-    }
-)
-"""What is taken out of a generation_config.json, and the sampling parameters that this stands for; vLLM's choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,9 @@ class ModelConfig:
         max_model_len: most tokens of prompt plus output; None means what the model's configuration says.
         served_model_name: names that requests may use; empty means the model argument's last part.
         revision: branch, tag or commit on the hub.
+        load_format: which files have the weights: "safetensors", or "pt" for a checkpoint that has them as pickles
+            only, which are read as tensors alone; "auto" is safetensors, and never falls back to pickles.
+        trust_remote_code: run the code that comes with a tokenizer, if it has any. The model's own code is never run.
         seed: requests without a seed of their own draw from this one and their arrival number.
         max_logprobs: most candidates per token that a request may ask for (logprobs, prompt_logprobs); -1 for any
             number.
@@ -68,6 +71,8 @@ class ModelConfig:
     max_model_len: int | None = None
     served_model_name: tuple[str, ...] = ()
     revision: str | None = None
+    load_format: str = "auto"
+    trust_remote_code: bool = False
     seed: int = 0
     max_logprobs: int = 20
     generation_config: str = "auto"
@@ -91,6 +96,8 @@ class ModelConfig:
             _check_text("served_model_name", name)
         object.__setattr__(self, "dtype", _dtype_named(self.dtype))
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("load_format", self.load_format, ("auto", "safetensors", "pt"))
+        _check_bool("trust_remote_code", self.trust_remote_code)
         if self.quantization is not None:
             _check_choice("quantization", self.quantization, ("int8", "int4"))
         _check_range("max_model_len", self.max_model_len, low=1, optional=True)
@@ -274,7 +281,7 @@ class ChatConfig:
         if self.chat_template is not None:
             _check_text("chat_template", self.chat_template)
         kwargs = _json_object("default_chat_template_kwargs", self.default_chat_template_kwargs)
-        for name in TEMPLATE_ARGUMENTS.intersection(kwargs or ()):
+        for name in TEMPLATE_ARGUMENTS.intersection(kwargs or {}):
             raise ConfigError(f"default_chat_template_kwargs may set the template's own variables only, not {name!r}.")
         object.__setattr__(self, "default_chat_template_kwargs", kwargs)
         for name in ("trust_request_chat_template", "enable_auto_tool_choice", "exclude_tools_when_tool_choice_none"):
