@@ -9,6 +9,7 @@ import pytest
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import OpenAIService
 from paged_backend.models.folder import resolve_folder
 
@@ -52,7 +53,7 @@ def engine() -> Iterator[EngineClient]:
 
 @pytest.fixture
 def service(engine):
-    return OpenAIService(engine, model_names=("paged-tiny",))
+    return OpenAIService(ServedModels.one(engine, ("paged-tiny",)))
 
 
 def painted(arguments):
@@ -117,7 +118,7 @@ def thinker(tmp_path_factory) -> Iterator[OpenAIService]:
         (folder / file.name).write_bytes(text)
     template = "{{ messages[0].content }}{% if opens %}<think>\n{% endif %}{# </think> #}"
     client = EngineClient.start(EngineConfig.from_args(model=str(folder), max_num_seqs=8, chat_template=template))
-    yield OpenAIService(client, model_names=("thinker",))
+    yield OpenAIService(ServedModels.one(client, ("thinker",)))
     client.shutdown()
 
 
