@@ -44,7 +44,11 @@ class EngineClient:
         self.max_model_len: int = executor.max_model_len
         self.eos_token_ids: frozenset[int] = executor.eos_token_ids
         self._vocab_size: int = executor.vocab_size
-        self._metrics = EngineMetrics(config.model.served_model_name[0], self.max_model_len)
+        self._metrics = EngineMetrics(
+            config.model.served_model_name[0],
+            self.max_model_len,
+            kv_cache_metrics=config.observability.kv_cache_metrics,
+        )
         self._core = EngineCore(config, executor, tokenizer, self._metrics)
         self._loop = EngineLoop(self._core, config.scheduler)
         # When nobody holds the client any more, or the interpreter ends: a thread that still computes would abort it.
