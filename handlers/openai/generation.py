@@ -24,12 +24,14 @@ class ServingContext:
         model_names: names that requests may use; the first is used where a request names none.
         tenant: who asks; None where the server asks nobody who they are.
         on_accepted: called when the engine has taken all of a request's prompts; see `HttpRequest`.
+        trace_headers: the trace that the request is part of; see `HttpRequest`.
     """
 
     engine: EnginePort
     model_names: tuple[str, ...]
     tenant: str | None = None
     on_accepted: Callable[[], None] | None = None
+    trace_headers: Mapping[str, str] | None = None
 
     def model_name(self, asked: str | None) -> str:
         """The name that the response carries.
@@ -114,6 +116,7 @@ def submit_all(
             tenant=context.tenant,
             cache_salt=request.cache_salt,
             timeout_s=request.timeout_s,
+            trace_headers=context.trace_headers,
         )
     except InvalidRequestError as error:
         raise InvalidRequestError(str(error), param=fields.get(error.param or "", error.param)) from error

@@ -89,7 +89,12 @@ class OpenAIService:
             tenant = check_bearer(request.headers.get("authorization", ""), self._api_keys)
         if path in _POST_ROUTES:
             self._check_method(request, "POST")
-            context = dataclasses.replace(self._context, tenant=tenant, on_accepted=request.on_accepted)
+            context = dataclasses.replace(
+                self._context,
+                tenant=tenant,
+                on_accepted=request.on_accepted,
+                trace_headers=request.trace_headers,
+            )
             return await _POST_ROUTES[path](context, self._json_object(request))
         if path in self._get_routes:
             self._check_method(request, "GET")

@@ -17,6 +17,7 @@ from paged_backend.engine.prefetcher import Prefetcher
 from paged_backend.engine.request import EngineRequest, RequestState, SampleState
 from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
 from paged_backend.engine.tokenizer import Tokenizer
+from paged_backend.engine.tracing import RequestTracer
 from paged_backend.errors import EngineUnavailableError, RequestFailedError
 from paged_backend.executor.executor import Executor
 from paged_backend.kv.block_life import BlockWatch
@@ -45,12 +46,18 @@ class EngineCore:
     """
 
     def __init__(
-        self, config: EngineConfig, executor: Executor, tokenizer: Tokenizer | None, metrics: EngineMetrics
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        tokenizer: Tokenizer | None,
+        metrics: EngineMetrics,
+        tracer: RequestTracer | None = None,
     ) -> None:
         self.pace = Pace()
         self._executor = executor
         self._tokenizer = tokenizer
         self._metrics = metrics
+        self._tracer = tracer
         self._transfer = executor.transfer
         self._kv = _new_manager(config, executor, metrics)
         self._prefetcher: Prefetcher | None = None
@@ -195,7 +202,7 @@ class EngineCore:
         return states
 
     def close(self, *, keep_cache: bool = True) -> None:
-        """Frees the model and the cache.
+        """Frees the model and the cache, and sends the last traces.
 
         Args:
             keep_cache: write the cache to disk first, where there is a tier for it.
@@ -203,6 +210,8 @@ class EngineCore:
         if keep_cache and self._transfer is not None:
             self._transfer.flush(self._kv.indexed_blocks(), _FLUSH_TIMEOUT_S)
         self._executor.close()
+        if self._tracer is not None:
+            self._tracer.close()
 
     def _queue(self, state: RequestState, seed: int) -> None:
         request, params = state.request, state.request.params
@@ -355,6 +364,8 @@ class EngineCore:
             sample.sequence.sample = None
         stats = state.close(now_s)
         self._metrics.observe_request_end(stats, max(state.num_generated), reason)
+        if self._tracer is not None:
+            self._tracer.record(state.request, stats, reason)
 
     def _note_first_token(self, state: RequestState, sequence: Sequence, now_s: float) -> None:
         state.num_cached_tokens = sequence.num_cached_tokens

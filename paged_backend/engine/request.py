@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Literal
@@ -40,6 +40,7 @@ class EngineRequest:
         arrival_s: `time.monotonic` at submission.
         deadline_s: `time.monotonic` when it must be over; None where it may take as long as it does.
         deadline_by: what set that: the request's timeout_s, or the engine argument that takes its place.
+        trace_headers: the trace that it is part of, if any: the headers traceparent and tracestate of W3C.
         key: what the engine calls it: no other tenant's request has it.
     """
 
@@ -52,6 +53,7 @@ class EngineRequest:
     arrival_s: float = 0.0
     deadline_s: float | None = None
     deadline_by: DeadlineName = "timeout_s"
+    trace_headers: Mapping[str, str] | None = None
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
