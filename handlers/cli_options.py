@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from paged_backend.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
+from paged_backend.config import CacheConfig, ChatConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
 from paged_backend.errors import ConfigError
 from paged_backend.handlers.deployment import Deployment, yaml_problem
 from paged_backend.sampling_params import SamplingParams
 
-_ENGINE_PARTS = (ModelConfig, CacheConfig, SchedulerConfig, ExecutorConfig)
+_ENGINE_PARTS = (ModelConfig, CacheConfig, SchedulerConfig, ExecutorConfig, ChatConfig)
 _IN_FRONT = ("model",)
 _SAMPLING_NAMES = (
     "max_tokens",
@@ -184,8 +184,10 @@ def _option(field: dataclasses.Field[Any], hint: Any, text: str, *, hidden: bool
 
 
 def _plain_type(hint: Any) -> Any:
-    """The type that the command line parses: a sequence of strings is an option that may be repeated."""
+    """The type that the command line parses: a sequence of strings is a repeated option, and a mapping is JSON."""
     candidates = [hint, *typing.get_args(hint)]
+    if any(typing.get_origin(candidate) is Mapping for candidate in candidates):
+        return str
     if any(typing.get_origin(candidate) in (tuple, list) or _is_sequence(candidate) for candidate in candidates):
         return list[str]
     for kind in (bool, int, float, str):

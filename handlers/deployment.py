@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 import yaml
 
-from paged_backend.config import BUNDLED_MODEL, EngineConfig, engine_argument_names, unknown_name_message
+from paged_backend.config import (
+    BUNDLED_MODEL,
+    EngineConfig,
+    engine_argument_names,
+    is_template_path,
+    unknown_name_message,
+)
 from paged_backend.errors import ConfigError
 
 API_KEY_VARIABLE = "PAGED_BACKEND_API_KEY"
@@ -315,6 +321,9 @@ def _with_absolute_folders(engine_args: Mapping[str, Any], base_folder: str | Pa
     folder = resolved.get("kv_offloading_dir")
     if isinstance(folder, str) and folder and base_folder is not None:  # always a folder, there or not
         resolved["kv_offloading_dir"] = str(Path(base_folder, Path(folder).expanduser()).absolute())
+    template = resolved.get("chat_template")
+    if isinstance(template, str) and template and is_template_path(template) and base_folder is not None:
+        resolved["chat_template"] = str(Path(base_folder, Path(template).expanduser()).absolute())
     return resolved
 
 

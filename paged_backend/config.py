@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -206,6 +207,46 @@ class ExecutorConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChatConfig:
+    """How conversations become prompts, and what the served model's answers are made of.
+
+    Attributes:
+        chat_template: file of a Jinja template, or the template itself, in place of the model's own. None means the
+            model's.
+        default_chat_template_kwargs: variables that templates get where a request's `chat_template_kwargs` does not set
+            them, such as `{enable_thinking: false}`; on the command line as JSON.
+        trust_request_chat_template: allow requests to bring a `chat_template` of their own. It runs in a sandbox, but
+            nothing bounds its time and memory: for clients that you trust only.
+        enable_auto_tool_choice: let the model decide whether it calls a tool. Off, `tools` need a `tool_choice` of
+            "required", "none", or a function's name.
+        tool_call_parser: how the model writes tool calls: "hermes" (Qwen too), "llama3_json" or "mistral". None means
+            as its chat template does, where that is clear.
+        exclude_tools_when_tool_choice_none: leave `tools` out of the prompt where `tool_choice` is "none".
+        reasoning_parser: how the model marks its reasoning: "qwen3", "deepseek_r1" (it begins with it, marker or
+            none), "mistral", or "none", which leaves it in the content. None means as its chat template does.
+    """
+
+    chat_template: str | None = None
+    default_chat_template_kwargs: Mapping[str, Any] | None = None
+    trust_request_chat_template: bool = False
+    enable_auto_tool_choice: bool = True
+    tool_call_parser: str | None = None
+    exclude_tools_when_tool_choice_none: bool = False
+    reasoning_parser: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.chat_template is not None:
+            _check_text("chat_template", self.chat_template)
+        object.__setattr__(self, "default_chat_template_kwargs", _json_object(self.default_chat_template_kwargs))
+        for name in ("trust_request_chat_template", "enable_auto_tool_choice", "exclude_tools_when_tool_choice_none"):
+            _check_bool(name, getattr(self, name))
+        if self.tool_call_parser is not None:
+            _check_choice("tool_call_parser", self.tool_call_parser, ("hermes", "llama3_json", "mistral"))
+        if self.reasoning_parser is not None:
+            _check_choice("reasoning_parser", self.reasoning_parser, ("qwen3", "deepseek_r1", "mistral", "none"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ObservabilityConfig:
     """What is told of the engine's work beside what always is.
 
@@ -242,6 +283,7 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     observability: ObservabilityConfig = field(default_factory=ObservabilityConfig)
 
     def __post_init__(self) -> None:
@@ -286,6 +328,7 @@ _PARTS: dict[str, Any] = {
     "cache": CacheConfig,
     "scheduler": SchedulerConfig,
     "executor": ExecutorConfig,
+    "chat": ChatConfig,
     "observability": ObservabilityConfig,
 }
 
@@ -293,6 +336,11 @@ _PARTS: dict[str, Any] = {
 def engine_argument_names() -> tuple[str, ...]:
     """The flat names that `EngineConfig.from_args` takes."""
     return tuple(f.name for part in _PARTS.values() for f in dataclasses.fields(part))
+
+
+def is_template_path(chat_template: str) -> bool:
+    """Whether the argument names a file: a template itself has braces, or several lines."""
+    return not any(character in chat_template for character in "{}\n")
 
 
 def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
@@ -305,6 +353,21 @@ def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
 def _dtype_named(value: Any) -> Any:
     """The dtype that vLLM's other name for it means; anything else as it is."""
     return {"float": "float32", "half": "float16"}.get(value, value) if isinstance(value, str) else value
+
+
+def _json_object(value: Any) -> dict[str, Any] | None:
+    """The variables that default_chat_template_kwargs sets, given as a mapping or as JSON."""
+    given = value
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+    if value is None and given is None:
+        return None
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"default_chat_template_kwargs must be a mapping of names to values, got {given!r}.")
+    return dict(value)
 
 
 def _check_text(name: str, value: object) -> None:

@@ -33,7 +33,8 @@ class OtlpReceiver:
         """A request's body."""
         with self._changed:
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                self.services.update(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
+                told = {attribute.key: attribute.value for attribute in resource.resource.attributes}
+                self.services.add(told["service.name"].string_value)
                 for scope in resource.scope_spans:
                     self._spans.extend(scope.spans)
             self._changed.notify_all()

@@ -14,8 +14,10 @@ from paged_backend.handlers.bento.native_types import (
     TokenLogprob,
 )
 from paged_backend.handlers.openai.errors import stream_error_body
-from paged_backend.handlers.openai.prompts import check_length, encode_messages, encode_prompts, parse_messages
+from paged_backend.handlers.openai.messages import parse_messages
+from paged_backend.handlers.openai.prompts import check_length, encode_prompts
 from paged_backend.handlers.openai.protocol.generation import check_streamable
+from paged_backend.handlers.openai.rendering import Rendering, render_messages
 from paged_backend.outputs import RequestDelta, RequestOutput, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -62,16 +64,10 @@ async def _encode(client: EngineClient, request: GenerateRequest) -> tuple[str, 
     """The field that holds the prompt, and the prompt's token ids."""
     if request.messages is not None:
         messages = [message.model_dump() for message in request.messages[: client.max_model_len + 1]]
-        token_ids = await encode_messages(
-            client,
-            parse_messages(messages, max_messages=client.max_model_len),
-            add_generation_prompt=True,
-            continue_final_message=False,
-            chat_template_kwargs=None,
-            add_special_tokens=False,  # the template writes them
-            must_fit=True,
+        rendered = await render_messages(
+            client, parse_messages(messages, max_messages=client.max_model_len), Rendering(), must_fit=True
         )
-        return "messages", token_ids
+        return "messages", rendered.token_ids
     if request.prompt is not None:
         (token_ids,) = await encode_prompts(client, [request.prompt], request.add_special_tokens, must_fit=True)
         return "prompt", token_ids

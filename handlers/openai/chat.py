@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paged_backend.errors import InvalidRequestError
-from paged_backend.handlers.openai.generation import ResponseHead, ServingContext, submit_all
+from paged_backend.handlers.openai.chat_job import ChatJob, prepare_chat
+from paged_backend.handlers.openai.generation import ResponseHead, ServingContext
 from paged_backend.handlers.openai.logprobs import chat_logprobs
-from paged_backend.handlers.openai.prompts import encode_messages, parse_messages, room_for, truncate
+from paged_backend.handlers.openai.parsing.events import CallArguments, CallBegin, Content, Event, Message, Reasoning
 from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
-from paged_backend.handlers.openai.protocol.generation import MAX_LOGPROBS, check_generation, sampling_params
-from paged_backend.handlers.openai.streaming import UsageTally, collect_all, stream_response
+from paged_backend.handlers.openai.streaming import ChunkFrames, UsageTally, collect_all, stream_response
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
-from paged_backend.outputs import CompletionDelta, CompletionOutput
+from paged_backend.outputs import CompletionDelta, CompletionOutput, TokenLogprobs
 
 _KIND = "chat.completion"
 _CHUNK_KIND = "chat.completion.chunk"
@@ -29,147 +27,130 @@ async def create_chat_completion(context: ServingContext, body: Mapping[str, Any
     """
     request = parse_body(ChatRequest, body)
     head = ResponseHead.begin("chatcmpl", request, context)
-    engine = context.engine
-    check_generation(request, engine.config.scheduler.scheduling_policy)
-    max_tokens_field, max_tokens = _max_tokens(request)
-    num_top = _num_top(request)
-    limit = engine.max_model_len
-    try:
-        # Checked before the prompt is rendered: a wrong value must not cost a long tokenisation.
-        params = sampling_params(
-            request,
-            max_tokens=limit if max_tokens is None else max_tokens,
-            logprobs=num_top,
-            detokenize=engine.tokenizer is not None,
-        )
-    except InvalidRequestError as error:
-        if error.param != "max_tokens":
-            raise
-        message = str(error).replace("max_tokens", max_tokens_field, 1)
-        raise InvalidRequestError(message, param=max_tokens_field) from error
-    prompt = await encode_messages(
-        engine,
-        parse_messages(request.messages, max_messages=limit),
-        add_generation_prompt=request.add_generation_prompt,
-        continue_final_message=request.continue_final_message,
-        chat_template_kwargs=request.chat_template_kwargs,
-        add_special_tokens=request.add_special_tokens is True,
-        must_fit=request.truncate_prompt_tokens is None,
-    )
-    prompt = truncate(prompt, request, max_model_len=limit, max_tokens=max_tokens)
-    room = room_for(prompt, max_tokens, max_model_len=limit, prompt_field="messages", max_tokens_field=max_tokens_field)
-    params = dataclasses.replace(params, max_tokens=room)
-    requests = submit_all(
-        context,
-        request,
-        [prompt],
-        params,
-        response_id=head.id,
-        prompt_field="messages",
-        max_tokens_field=max_tokens_field,
-    )
-    tally = UsageTally([len(prompt)])
+    job = await prepare_chat(context, request)
+    accepted = [job.submit(context, head.id)]
+    tally = UsageTally([len(job.prompt)])
     if request.stream:
-        options = request.stream_options
-        return stream_response(
-            requests,
-            _ChunkWriter(head, request, num_top, prompt, params.n),
-            tally,
-            include_usage=options is not None and options.include_usage,
-            continuous_usage=options is not None and options.continuous_usage_stats,
-        )
-    (output,) = await collect_all(requests)
+        writer = _ChunkWriter(head, job, tally)
+        return stream_response(accepted, ChunkFrames.of(request.stream_options, writer, tally))
+    (output,) = await collect_all(accepted)
     tally.add_output(0, output)
-    choices = [_choice(request, num_top, sample) for sample in output.outputs]
+    choices = [_choice(job, sample, tally) for sample in output.outputs]
     response = head.body(_KIND, choices, tally.body())
     if request.return_token_ids:
-        response["prompt_token_ids"] = prompt
+        response["prompt_token_ids"] = job.prompt
     return json_response(response)
 
 
 class _ChunkWriter:
-    """Writes a stream's choices: first every sample's role, then the text."""
+    """Writes a stream's choices: first every sample's role, then what its parser finds."""
 
-    def __init__(
-        self, head: ResponseHead, request: ChatRequest, num_top: int | None, prompt: list[int], n: int
-    ) -> None:
+    def __init__(self, head: ResponseHead, job: ChatJob, tally: UsageTally) -> None:
         self.head = head.chunk_head(_CHUNK_KIND)
-        self._request = request
-        self._num_top = num_top
-        self._prompt = prompt
-        self._n = n
+        self._job = job
+        self._tally = tally
+        samples = range(job.params.n)
+        self._parsers = [job.reader.parser() for _ in samples]
+        self._counts = [job.reader.reasoning_count() for _ in samples]
 
     def first_choices(self, prompt_index: int) -> list[dict[str, Any]]:
-        """The role of every sample."""
+        """The role of every sample, and what it begins with."""
         choices = []
-        for index in range(self._n):
+        for index in range(self._job.params.n):
             choice: dict[str, Any] = {
                 "index": index,
-                "delta": {"role": "assistant", "content": ""},
+                "delta": {"role": self._job.role, "content": self._job.echo},
                 "logprobs": None,
                 "finish_reason": None,
             }
-            if self._request.return_token_ids:
-                choice["prompt_token_ids"] = self._prompt
+            if self._job.request.return_token_ids:
+                choice["prompt_token_ids"] = self._job.prompt
             choices.append(choice)
         return choices
 
-    def choice(self, prompt_index: int, delta: CompletionDelta) -> dict[str, Any]:
-        """One sample's new text."""
-        logprobs = None
-        if delta.logprobs is not None and delta.token_ids:
-            logprobs = chat_logprobs(
-                delta.token_ids,
-                delta.logprobs,
-                num_top=self._num_top or 0,
-                as_token_ids=self._request.return_tokens_as_token_ids,
-            )
-        choice: dict[str, Any] = {
-            "index": delta.index,
-            "delta": {"content": delta.text},
-            "logprobs": logprobs,
-            "finish_reason": delta.finish_reason,
-        }
-        if delta.finish_reason is not None:
-            choice["stop_reason"] = delta.stop_reason
-        if self._request.return_token_ids:
-            choice["token_ids"] = delta.token_ids
-        return choice
+    def choices(self, prompt_index: int, delta: CompletionDelta) -> list[dict[str, Any]]:
+        """What one sample's new text has made certain; its tokens come with the first choice, its end with the last."""
+        index, end = delta.index, delta.finish_reason
+        parser, count = self._parsers[index], self._counts[index]
+        events = parser.push(delta.text)
+        if end is not None:
+            events += parser.finish()
+        if count is not None:
+            self._tally.num_reasoning_tokens = (self._tally.num_reasoning_tokens or 0) + count.add(delta.token_ids)
+        choices: list[dict[str, Any]] = [
+            {"index": index, "delta": found, "logprobs": None, "finish_reason": None}
+            for event in events
+            if (found := _delta(event))
+        ]
+        tells_tokens = delta.logprobs is not None or self._job.request.return_token_ids
+        if not choices:
+            if end is None and not (tells_tokens and delta.token_ids):
+                return choices
+            choices.append({"index": index, "delta": {"content": ""}, "logprobs": None, "finish_reason": None})
+        if tells_tokens:
+            self._add_tokens(choices, delta)
+        if end is not None:
+            choices[-1]["finish_reason"] = parser.finish_reason(end)
+            choices[-1]["stop_reason"] = delta.stop_reason
+        return choices
+
+    def _add_tokens(self, choices: Sequence[dict[str, Any]], delta: CompletionDelta) -> None:
+        """Says of which tokens the choices are made: in the first of them."""
+        if delta.token_ids:
+            choices[0]["logprobs"] = _logprobs(self._job, delta.token_ids, delta.logprobs)
+        if self._job.request.return_token_ids:
+            for choice in choices:
+                choice["token_ids"] = []
+            choices[0]["token_ids"] = delta.token_ids
 
 
-def _max_tokens(request: ChatRequest) -> tuple[str, int | None]:
-    """The field that bounds the output, and its value; the newer field wins over the deprecated one."""
-    if request.max_completion_tokens is not None or request.max_tokens is None:
-        return "max_completion_tokens", request.max_completion_tokens
-    return "max_tokens", request.max_tokens
+def _delta(event: Event) -> dict[str, Any] | None:
+    """What a chunk says of an event; None where it says nothing."""
+    if isinstance(event, Content):
+        return {"content": event.text}
+    if isinstance(event, Reasoning):
+        return {"reasoning": event.text}
+    if isinstance(event, CallArguments):
+        return {"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]}
+    if isinstance(event, CallBegin):
+        function = {"name": event.name, "arguments": ""}
+        return {"tool_calls": [{"index": event.index, "id": event.id, "type": "function", "function": function}]}
+    return None
 
 
-def _num_top(request: ChatRequest) -> int | None:
-    """Candidates per token, or None where no log probabilities are asked for."""
-    num_top = request.top_logprobs or 0
-    if not 0 <= num_top <= MAX_LOGPROBS:
-        raise InvalidRequestError(f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {num_top}.", param="top_logprobs")
-    if num_top and not request.logprobs:
-        raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
-    return num_top if request.logprobs else None
+def _logprobs(
+    job: ChatJob, token_ids: Sequence[int], candidates: Sequence[TokenLogprobs] | None
+) -> dict[str, Any] | None:
+    if candidates is None or job.num_top is None:
+        return None
+    return chat_logprobs(
+        token_ids, candidates, num_top=job.num_top, as_token_ids=job.request.return_tokens_as_token_ids
+    )
 
 
-def _choice(request: ChatRequest, num_top: int | None, sample: CompletionOutput) -> dict[str, Any]:
-    logprobs = None
-    if num_top is not None:
-        logprobs = chat_logprobs(
-            sample.token_ids,
-            sample.logprobs or (),
-            num_top=num_top,
-            as_token_ids=request.return_tokens_as_token_ids,
-        )
+def _choice(job: ChatJob, sample: CompletionOutput, tally: UsageTally) -> dict[str, Any]:
+    parser, count = job.reader.parser(), job.reader.reasoning_count()
+    message = Message.of([*parser.push(sample.text), *parser.finish()])
+    if count is not None:
+        tally.num_reasoning_tokens = (tally.num_reasoning_tokens or 0) + count.add(sample.token_ids)
+    content = job.echo + (message.content or "") or None
+    said: dict[str, Any] = {"role": job.role, "content": content, "refusal": None}
+    if job.reader.markers is not None:
+        said["reasoning"] = message.reasoning
+    if message.tool_calls:
+        said["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    elif content is None and message.reasoning is None:
+        said["content"] = ""
     choice: dict[str, Any] = {
         "index": sample.index,
-        "message": {"role": "assistant", "content": sample.text, "refusal": None},
-        "logprobs": logprobs,
-        "finish_reason": sample.finish_reason,
+        "message": said,
+        "logprobs": _logprobs(job, sample.token_ids, sample.logprobs or ()),
+        "finish_reason": parser.finish_reason(sample.finish_reason),
         "stop_reason": sample.stop_reason,
     }
-    if request.return_token_ids:
+    if job.request.return_token_ids:
         choice["token_ids"] = sample.token_ids
     return choice

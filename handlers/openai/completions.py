@@ -19,7 +19,7 @@ from paged_backend.handlers.openai.prompts import (
 from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.protocol.completions import CompletionRequest
 from paged_backend.handlers.openai.protocol.generation import check_generation, sampling_params
-from paged_backend.handlers.openai.streaming import UsageTally, collect_all, stream_response
+from paged_backend.handlers.openai.streaming import ChunkFrames, UsageTally, collect_all, stream_response
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 from paged_backend.outputs import CompletionDelta, CompletionOutput
 
@@ -63,14 +63,8 @@ async def create_completion(context: ServingContext, body: Mapping[str, Any]) ->
     )
     tally = UsageTally([len(ids) for ids in encoded])
     if request.stream:
-        options = request.stream_options
-        return stream_response(
-            requests,
-            _ChunkWriter(head, request, echoes, encoded, params.n),
-            tally,
-            include_usage=options is not None and options.include_usage,
-            continuous_usage=options is not None and options.continuous_usage_stats,
-        )
+        writer = _ChunkWriter(head, request, echoes, encoded, params.n)
+        return stream_response(requests, ChunkFrames.of(request.stream_options, writer, tally))
     choices = []
     for prompt_index, output in enumerate(await collect_all(requests)):
         tally.add_output(prompt_index, output)
@@ -105,8 +99,8 @@ class _ChunkWriter:
         """Nothing: an echoed prompt comes with the first text."""
         return []
 
-    def choice(self, prompt_index: int, delta: CompletionDelta) -> dict[str, Any]:
-        """One sample's new text."""
+    def choices(self, prompt_index: int, delta: CompletionDelta) -> list[dict[str, Any]]:
+        """One sample's new text, in one choice."""
         index = self._n * prompt_index + delta.index
         logprobs = None
         if delta.logprobs is not None:
@@ -132,7 +126,7 @@ class _ChunkWriter:
             if not self._begun[index]:
                 choice["prompt_token_ids"] = self._prompts[prompt_index]
         self._begun[index] = True
-        return choice
+        return [choice]
 
 
 def _check(request: CompletionRequest) -> None:

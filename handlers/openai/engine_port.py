@@ -17,10 +17,9 @@ class TokenizerPort(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
-    def chat_template(self) -> str | None: ...
-
-    @property
     def longest_token_characters(self) -> int | None: ...
+
+    def template_source(self, *, has_tools: bool) -> str | None: ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -32,7 +31,9 @@ class TokenizerPort(Protocol):
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        chat_template: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, str]] | None = None,
         **kwargs: Any,
     ) -> str: ...
 

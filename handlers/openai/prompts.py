@@ -1,9 +1,9 @@
-"""From a body's `prompt` or `messages` to token ids that fit the model."""
+"""From a body's `prompt` to token ids, and what makes any prompt fit the model."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError
@@ -11,36 +11,8 @@ from paged_backend.handlers.openai.engine_port import EnginePort, TokenizerPort
 from paged_backend.handlers.openai.protocol.base import check_text
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 
-_INLINE_CHARACTERS = 4_000
+INLINE_CHARACTERS = 4_000
 """Longer texts are encoded in a thread: it takes milliseconds, in which every stream would stand still."""
-
-_MESSAGE_CHARACTERS = 40
-"""What a message costs beside its text, in characters: a template takes its time over empty ones too."""
-
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-_MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_call_id"})
-_TEMPLATE_ARGUMENTS = frozenset(
-    {
-        "add_generation_prompt",
-        "chat_template",
-        "continue_final_message",
-        "conversation",
-        "documents",
-        "max_length",
-        "messages",
-        "padding",
-        "processor_kwargs",
-        "return_assistant_tokens_mask",
-        "return_dict",
-        "return_tensors",
-        "self",
-        "tokenize",
-        "tokenizer_kwargs",
-        "tools",
-        "truncation",
-    }
-)
-"""Arguments of transformers' own function: chat_template_kwargs may set variables of the template only."""
 
 
 def count_prompts(value: Any) -> int:
@@ -90,7 +62,7 @@ def check_length(value: Any, max_length: int | None, prompt_field: str) -> None:
         InvalidRequestError: it is.
     """
     if max_length is not None and isinstance(value, list) and len(value) > max_length:
-        raise _too_long(f"{len(value)} input tokens", max_length, prompt_field)
+        raise too_long(f"{len(value)} input tokens", max_length, prompt_field)
 
 
 async def encode_prompts(
@@ -115,87 +87,14 @@ async def encode_prompts(
     if must_fit:
         for prompt in prompts:
             if isinstance(prompt, str):
-                _check_hope(prompt, tokenizer, engine.max_model_len, "prompt")
+                check_hope(prompt, tokenizer, engine.max_model_len, "prompt")
 
     def encode() -> list[list[int]]:
         return [
             tokenizer.encode(prompt, add_special_tokens) if isinstance(prompt, str) else prompt for prompt in prompts
         ]
 
-    return await asyncio.to_thread(encode) if num_characters > _INLINE_CHARACTERS else encode()
-
-
-async def encode_messages(
-    engine: EnginePort,
-    messages: Sequence[Mapping[str, str]],
-    *,
-    add_generation_prompt: bool,
-    continue_final_message: bool,
-    chat_template_kwargs: Mapping[str, Any] | None,
-    add_special_tokens: bool,
-    must_fit: bool,
-) -> list[int]:
-    """Token ids of a conversation as the model's chat template writes it.
-
-    Args:
-        messages: from `parse_messages`.
-        add_special_tokens: whether the tokenizer adds its own to what the template wrote.
-        must_fit: refuse what is too long for the model whatever its tokens are, before it is encoded.
-
-    Raises:
-        InvalidRequestError: no tokenizer, no template, or the template cannot render these messages.
-    """
-    tokenizer = require_tokenizer(engine, "messages")
-    if add_generation_prompt and continue_final_message:
-        raise InvalidRequestError(
-            "Cannot set both continue_final_message and add_generation_prompt to true: set the latter to "
-            "false (it is true where it is not given).",
-            param="continue_final_message",
-        )
-    for name in chat_template_kwargs or {}:
-        if name in _TEMPLATE_ARGUMENTS:
-            raise InvalidRequestError(
-                f"chat_template_kwargs may set the template's own variables only, not {name!r}.",
-                param="chat_template_kwargs",
-            )
-    if tokenizer.chat_template is None:
-        raise InvalidRequestError(
-            "This model has no chat template: use /v1/completions, or put a chat_template.jinja into "
-            "the model's folder.",
-            param="messages",
-        )
-
-    def encode() -> list[int]:
-        text = tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            **(chat_template_kwargs or {}),
-        )
-        if must_fit:
-            _check_hope(text, tokenizer, engine.max_model_len, "messages")
-        return tokenizer.encode(text, add_special_tokens)
-
-    is_long = sum(_MESSAGE_CHARACTERS + len(message["content"]) for message in messages) > _INLINE_CHARACTERS
-    return await asyncio.to_thread(encode) if is_long else encode()
-
-
-def parse_messages(value: Any, *, max_messages: int) -> list[dict[str, str]]:
-    """The messages of a chat, each with `role` and `content` as text.
-
-    Args:
-        max_messages: the model's context length: every message takes a token at least.
-
-    Raises:
-        InvalidRequestError: `param` names the place, such as "messages.0.role".
-    """
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise InvalidRequestError("messages: must be a list of objects.", param="body.messages")
-    if not value:
-        raise InvalidRequestError("messages must not be empty.", param="messages")
-    if len(value) > max_messages:
-        raise _too_long(f"{len(value)} messages", max_messages, "messages")
-    return [_parse_message(message, f"messages.{index}") for index, message in enumerate(value)]
+    return await asyncio.to_thread(encode) if num_characters > INLINE_CHARACTERS else encode()
 
 
 def truncate(
@@ -246,7 +145,7 @@ def room_for(
     if not num_tokens:
         raise InvalidRequestError(f"{prompt_field} must not be empty.", param=prompt_field)
     if num_tokens >= max_model_len:
-        raise _too_long(f"{num_tokens} input tokens", max_model_len, prompt_field)
+        raise too_long(f"{num_tokens} input tokens", max_model_len, prompt_field)
     if max_tokens is None:
         return max_model_len - num_tokens
     if num_tokens + max_tokens > max_model_len:
@@ -274,7 +173,8 @@ def _limit(max_model_len: int) -> str:
     return f"This model's maximum context length is {max_model_len} tokens."
 
 
-def _too_long(found: str, max_model_len: int, prompt_field: str) -> InvalidRequestError:
+def too_long(found: str, max_model_len: int, prompt_field: str) -> InvalidRequestError:
+    """The error for a prompt that leaves no room; `found` says how much there is."""
     return InvalidRequestError(
         f"{_limit(max_model_len)} However, your request has {found}, which leaves no room for an "
         f"output token. Please reduce the length of the {prompt_field}.",
@@ -282,67 +182,16 @@ def _too_long(found: str, max_model_len: int, prompt_field: str) -> InvalidReque
     )
 
 
-def _check_hope(text: str, tokenizer: TokenizerPort, max_model_len: int, prompt_field: str) -> None:
-    """Refuses a text that has too many tokens whatever they are: encoding it may take seconds."""
+def check_hope(text: str, tokenizer: TokenizerPort, max_model_len: int, prompt_field: str) -> None:
+    """Refuses a text that has too many tokens whatever they are: encoding it may take seconds.
+
+    Raises:
+        InvalidRequestError: it has.
+    """
     longest = tokenizer.longest_token_characters
     if longest is not None and len(text) > max_model_len * longest:
-        raise _too_long(f"at least {-(-len(text) // longest)} input tokens", max_model_len, prompt_field)
+        raise too_long(f"at least {-(-len(text) // longest)} input tokens", max_model_len, prompt_field)
 
 
 def _are_token_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
-
-
-def _parse_message(message: Mapping[str, Any], place: str) -> dict[str, str]:
-    role = message.get("role")
-    if role not in _ROLES:
-        raise InvalidRequestError(
-            f"{place}.role must be one of {', '.join(_ROLES)}, got {role!r}.", param=f"{place}.role"
-        )
-    for name, value in message.items():
-        # Clients send a reply's message back as they got it, with the fields that it leaves empty.
-        if name not in _MESSAGE_FIELDS and value is not None and value != []:
-            raise InvalidRequestError(
-                f"{place}.{name} is not supported by this server: leave it out.", param=f"{place}.{name}"
-            )
-    # Models know the role by its older name; OpenAI renamed it.
-    parsed = {"role": "system" if role == "developer" else role, "content": _content(message, place)}
-    for name in ("name", "tool_call_id"):
-        value = message.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise InvalidRequestError(f"{place}.{name} must be a string.", param=f"body.{place}.{name}")
-        check_text(value, f"{place}.{name}")
-        parsed[name] = value
-    return parsed
-
-
-def _content(message: Mapping[str, Any], place: str) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        check_text(content, f"{place}.content")
-        return content
-    if not isinstance(content, list) or not content:
-        raise InvalidRequestError(
-            f"{place}.content must be a string or a list of text parts.", param=f"body.{place}.content"
-        )
-    texts = []
-    for index, part in enumerate(content):
-        part_place = f"{place}.content.{index}"
-        kind = part.get("type") if isinstance(part, dict) else None
-        if not isinstance(kind, str):
-            raise InvalidRequestError(
-                f'{part_place} must be an object such as {{"type": "text", "text": "..."}}.',
-                param=f"body.{part_place}",
-            )
-        if kind != "text":
-            raise InvalidRequestError(
-                f"{part_place}: this model takes text only, not {kind!r}.", param=f"{part_place}.type"
-            )
-        text = part.get("text")
-        if not isinstance(text, str):
-            raise InvalidRequestError(f"{part_place}.text must be a string.", param=f"body.{part_place}.text")
-        check_text(text, f"{part_place}.text")
-        texts.append(text)
-    return "\n".join(texts)

@@ -9,10 +9,24 @@ from typing import Any, Protocol
 
 from paged_backend.handlers.openai.engine_port import StreamPort
 from paged_backend.handlers.openai.errors import stream_error_body
+from paged_backend.handlers.openai.protocol.base import StreamOptions
 from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpResponse, encode_json
 from paged_backend.outputs import CompletionDelta, RequestDelta, RequestOutput
 
 DONE = b"data: [DONE]\n\n"
+
+
+class FrameWriter(Protocol):
+    """Writes one response's frames."""
+
+    def frames(self, prompt_index: int, delta: RequestDelta) -> bytes:
+        """Frames of what a prompt gained in one step; b"" where there is nothing to tell."""
+
+    def end(self) -> bytes:
+        """The last frames of a stream that went well."""
+
+    def failure(self, error: Exception) -> bytes:
+        """The last frames of a stream that did not."""
 
 
 class ChunkWriter(Protocol):
@@ -24,8 +38,8 @@ class ChunkWriter(Protocol):
     def first_choices(self, prompt_index: int) -> list[dict[str, Any]]:
         """Choices that precede a prompt's first delta."""
 
-    def choice(self, prompt_index: int, delta: CompletionDelta) -> dict[str, Any]:
-        """One sample's progress."""
+    def choices(self, prompt_index: int, delta: CompletionDelta) -> list[dict[str, Any]]:
+        """One sample's progress, each choice for a chunk of its own."""
 
 
 class EventStream:
@@ -75,11 +89,15 @@ class UsageTally:
     """Token counts of one response, over all of its prompts and samples, of best_of also those that were not chosen.
 
     Of a beam search, the returned beams count: the others were never samples, but continuations that were looked at.
+
+    Attributes:
+        num_reasoning_tokens: how many of the completions' are reasoning; None where nobody looks for it.
     """
 
     def __init__(self, prompt_lengths: Sequence[int]) -> None:
         self.num_prompt_tokens = sum(prompt_lengths)
         self.num_completion_tokens = 0
+        self.num_reasoning_tokens: int | None = None
         self._num_cached = [0] * len(prompt_lengths)
 
     def add(self, prompt_index: int, delta: RequestDelta) -> None:
@@ -96,32 +114,66 @@ class UsageTally:
 
     def body(self) -> dict[str, Any]:
         """The `usage` object."""
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": self.num_completion_tokens,
             "total_tokens": self.num_prompt_tokens + self.num_completion_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(self._num_cached)},
         }
+        if self.num_reasoning_tokens is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self.num_reasoning_tokens}
+        return usage
 
 
-def stream_response(
-    requests: Sequence[StreamPort],
-    writer: ChunkWriter,
-    tally: UsageTally,
-    *,
-    include_usage: bool,
-    continuous_usage: bool,
-) -> HttpResponse:
-    """The streaming response of requests that the engine has accepted.
+class ChunkFrames:
+    """Frames as OpenAI's completions have them: chunks, the usage where it is asked for, [DONE].
 
     Args:
-        requests: one per prompt.
         include_usage: send a last chunk with no choices and the usage.
         continuous_usage: send the usage so far in every chunk.
     """
-    frames = _event_frames(requests, writer, tally, include_usage, continuous_usage)
+
+    def __init__(self, writer: ChunkWriter, tally: UsageTally, *, include_usage: bool, continuous_usage: bool) -> None:
+        self._writer = writer
+        self._tally = tally
+        self._include_usage = include_usage
+        self._continuous_usage = continuous_usage
+        self._begun: set[int] = set()
+
+    @classmethod
+    def of(cls, options: StreamOptions | None, writer: ChunkWriter, tally: UsageTally) -> ChunkFrames:
+        """With the usage that a request's stream_options ask for."""
+        options = options or StreamOptions()
+        return cls(writer, tally, include_usage=options.include_usage, continuous_usage=options.continuous_usage_stats)
+
+    def frames(self, prompt_index: int, delta: RequestDelta) -> bytes:
+        """One engine step gives one piece: hosts pay per piece, not per byte."""
+        writer = self._writer
+        self._tally.add(prompt_index, delta)
+        choices = [choice for output in delta.outputs for choice in writer.choices(prompt_index, output)]
+        if prompt_index not in self._begun:
+            self._begun.add(prompt_index)
+            choices = writer.first_choices(prompt_index) + choices
+        tail = b"]}\n\n"
+        if self._continuous_usage:
+            tail = b'],"usage":' + encode_json(self._tally.body()) + b"}\n\n"
+        return b"".join([b"data: " + writer.head + encode_json(choice) + tail for choice in choices])
+
+    def end(self) -> bytes:
+        """The usage, and the stream's end."""
+        if not self._include_usage:
+            return DONE
+        return b"data: " + self._writer.head + b'],"usage":' + encode_json(self._tally.body()) + b"}\n\n" + DONE
+
+    def failure(self, error: Exception) -> bytes:
+        """What went wrong, and the stream's end."""
+        return b"data: " + encode_json(stream_error_body(error)) + b"\n\n" + DONE
+
+
+def stream_response(requests: Sequence[StreamPort], writer: FrameWriter) -> HttpResponse:
+    """The streaming response of requests that the engine has accepted, one per prompt."""
     headers = {"Content-Type": STREAM_TYPE, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return HttpResponse(200, headers, stream=EventStream(frames, requests))
+    return HttpResponse(200, headers, stream=EventStream(_event_frames(requests, writer), requests))
 
 
 async def collect_all(requests: Sequence[StreamPort]) -> list[RequestOutput]:
@@ -141,43 +193,22 @@ def abort_all(requests: Sequence[StreamPort]) -> None:
         request.abort()
 
 
-async def _event_frames(
-    requests: Sequence[StreamPort],
-    writer: ChunkWriter,
-    tally: UsageTally,
-    include_usage: bool,
-    continuous_usage: bool,
-) -> AsyncGenerator[bytes, None]:
-    begun: set[int] = set()
-
-    def frames(prompt_index: int, delta: RequestDelta) -> bytes:
-        """One engine step gives one piece: hosts pay per piece, not per byte."""
-        tally.add(prompt_index, delta)
-        tail = b"]}\n\n"
-        if continuous_usage:
-            tail = b'],"usage":' + encode_json(tally.body()) + b"}\n\n"
-        choices = [writer.choice(prompt_index, output) for output in delta.outputs]
-        if prompt_index not in begun:
-            begun.add(prompt_index)
-            choices = writer.first_choices(prompt_index) + choices
-        return b"".join([b"data: " + writer.head + encode_json(choice) + tail for choice in choices])
-
+async def _event_frames(requests: Sequence[StreamPort], writer: FrameWriter) -> AsyncGenerator[bytes, None]:
     try:
         if len(requests) == 1:
             async for delta in requests[0]:
-                if piece := frames(0, delta):
+                if piece := writer.frames(0, delta):
                     yield piece
         else:
             async with aclosing(_merged(requests)) as deltas:
                 async for prompt_index, delta in deltas:
-                    if piece := frames(prompt_index, delta):
+                    if piece := writer.frames(prompt_index, delta):
                         yield piece
-        if include_usage:
-            yield b"data: " + writer.head + b'],"usage":' + encode_json(tally.body()) + b"}\n\n"
+        last = writer.end()
     except Exception as error:
         abort_all(requests)
-        yield b"data: " + encode_json(stream_error_body(error)) + b"\n\n"
-    yield DONE
+        last = writer.failure(error)
+    yield last
 
 
 async def _merged(requests: Sequence[StreamPort]) -> AsyncGenerator[tuple[int, RequestDelta], None]:

@@ -9,15 +9,12 @@ from typing import Any
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.engine_port import TokenizerPort
 from paged_backend.handlers.openai.generation import ServingContext
-from paged_backend.handlers.openai.prompts import (
-    encode_messages,
-    encode_prompts,
-    parse_messages,
-    parse_prompts,
-    require_tokenizer,
-)
+from paged_backend.handlers.openai.messages import parse_messages
+from paged_backend.handlers.openai.prompts import encode_prompts, parse_prompts, require_tokenizer
 from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.protocol.tokenization import DetokenizeRequest, TokenizeRequest
+from paged_backend.handlers.openai.rendering import Rendering, render_messages
+from paged_backend.handlers.openai.tools import parse_tools
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 
 
@@ -38,15 +35,10 @@ async def tokenize(context: ServingContext, body: Mapping[str, Any]) -> HttpResp
         # Counting is what this route is for: a text that is too long for the model has a count too.
         (token_ids,) = await encode_prompts(engine, prompts, add_special_tokens, must_fit=False)
     else:
-        token_ids = await encode_messages(
-            engine,
-            parse_messages(request.messages, max_messages=engine.max_model_len),
-            add_generation_prompt=request.add_generation_prompt,
-            continue_final_message=request.continue_final_message,
-            chat_template_kwargs=request.chat_template_kwargs,
-            add_special_tokens=request.add_special_tokens is True,
-            must_fit=False,
-        )
+        tools = parse_tools(request.tools, None).tools
+        messages = parse_messages(request.messages, max_messages=engine.max_model_len)
+        rendered = await render_messages(engine, messages, Rendering.of(request, tools), must_fit=False)
+        token_ids = rendered.token_ids
     token_strs = None
     if request.return_token_strs:
         token_strs = await asyncio.to_thread(_decode_each, require_tokenizer(engine, "return_token_strs"), token_ids)

@@ -75,7 +75,8 @@ class EngineClient:
         choices = dict.fromkeys(f"{chosen}, {reason}" for chosen, reason in executor.kernel_report.values())
         name, kernels = model.served_model_name[0], " ".join(choices)
         logger.info("%s is loaded; CPU threads: %d; kernels: %s", name, executor.num_threads, kernels)
-        return cls(config, executor, None if model.skip_tokenizer_init else Tokenizer.load(folder))
+        tokenizer = None if model.skip_tokenizer_init else Tokenizer.load(folder, config.chat.chat_template)
+        return cls(config, executor, tokenizer)
 
     def submit(
         self,

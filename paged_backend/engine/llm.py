@@ -107,18 +107,29 @@ class LLM:
         use_tqdm: bool = True,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answers one conversation, or many; each a list of {"role", "content"} messages."""
+        """Answers one conversation, or many; each a list of {"role", "content"} messages.
+
+        Args:
+            chat_template: in place of the model's own.
+            tools: functions that the template shows to the model; its calls are in the text, as it writes them.
+            chat_template_kwargs: more variables of the template.
+        """
         tokenizer = self._client.tokenizer
         if tokenizer is None:
             raise InvalidRequestError("chat needs a tokenizer: leave skip_tokenizer_init off.", param="messages")
+        variables = {**(self._client.config.chat.default_chat_template_kwargs or {}), **(chat_template_kwargs or {})}
         texts = [
             tokenizer.apply_chat_template(
                 conversation,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                **(chat_template_kwargs or {}),
+                chat_template=chat_template,
+                tools=tools,
+                **variables,
             )
             for conversation in _as_conversations(messages)
         ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from paged_backend.config import is_template_path
 from paged_backend.engine.token_length import longest_token_characters
 from paged_backend.engine.token_text import TokenTexts
 from paged_backend.errors import InvalidRequestError, ModelLoadError
@@ -34,11 +35,14 @@ class Tokenizer:
         self._texts = {skip: TokenTexts(self._backend, skip) for skip in (False, True)}
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
+    def load(cls, folder: Path, chat_template: str | None = None) -> Tokenizer:
         """Loads the tokenizer of a model folder.
 
+        Args:
+            chat_template: a file, or a template, that replaces the model's own.
+
         Raises:
-            ModelLoadError: there is none, or only a slow one (no tokenizer.json).
+            ModelLoadError: there is none, or only a slow one (no tokenizer.json), or no such template.
         """
         from transformers import AutoTokenizer
 
@@ -54,13 +58,17 @@ class Tokenizer:
                 f"The tokenizer in {folder} has no tokenizer.json. Convert it once with transformers' "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...)."
             )
+        if chat_template is not None:
+            tokenizer.chat_template = _read_template(chat_template)
         return cls(cast("PreTrainedTokenizerFast", tokenizer))
 
-    @property
-    def chat_template(self) -> str | None:
-        """The chat template's source, or None where the model has none."""
-        template = self._tokenizer.chat_template
-        return template if isinstance(template, str) or template is None else str(template.get("default"))
+    def template_source(self, *, has_tools: bool) -> str | None:
+        """The chat template's source, or None where the model has none; some have one of its own for tools."""
+        template: str | dict[str, str] | None = self._tokenizer.chat_template
+        if not isinstance(template, dict):
+            return template
+        name = "tool_use" if has_tools and "tool_use" in template else "default"
+        return template.get(name)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -83,17 +91,24 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        chat_template: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, str]] | None = None,
         **kwargs: Any,
     ) -> str:
         """The prompt text of a conversation, rendered in transformers' template sandbox.
+
+        Args:
+            chat_template: a template in place of the model's own. The sandbox keeps it from the machine, but nothing
+                bounds its time and memory.
+            kwargs: more variables of the template.
 
         Raises:
             InvalidRequestError: the model has no chat template, or the template refuses the messages.
         """
         import jinja2
 
-        if self.chat_template is None:
+        if chat_template is None and self.template_source(has_tools=bool(tools)) is None:
             raise InvalidRequestError(
                 "This model has no chat template: use /v1/completions, or give the model folder a chat_template.jinja.",
                 param="messages",
@@ -102,14 +117,43 @@ class Tokenizer:
             text = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=[dict(tool) for tool in tools] if tools else None,
+                documents=[dict(document) for document in documents] if documents else None,
+                chat_template=chat_template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 **kwargs,
             )
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
+        except (*_TEMPLATE_ERRORS, jinja2.TemplateError) as error:
             raise InvalidRequestError(
-                f"The chat template cannot render these messages: {error}", param="messages"
+                f"The chat template cannot render these messages: {error or type(error).__name__}",
+                param="messages" if chat_template is None else "chat_template",
             ) from error
         assert isinstance(text, str)
         return text
+
+
+_TEMPLATE_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a template's expressions may raise, on values that it was not written for."""
+
+
+def _read_template(chat_template: str) -> str:
+    if not is_template_path(chat_template):
+        return chat_template
+    path = Path(chat_template).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelLoadError(
+            f"chat_template: {path} cannot be read: {error.strerror or error}. Give a file, or a template."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(f"chat_template: {path} is not UTF-8 text: {error.reason}.") from error

@@ -38,8 +38,8 @@ class _Ended(NamedTuple):
 class RequestTracer:
     """Sends a span for each request, with one for its time in the queue, its prefill and its decode in it.
 
-    The request's span continues the trace of its `trace_headers` (W3C: traceparent, tracestate), and has vLLM's name and
-    attributes, from OpenTelemetry's conventions for generative AI. Which traces are kept, the usual variables say
+    The request's span continues the trace of its `trace_headers` (W3C: traceparent, tracestate), and has vLLM's name
+    and attributes, from OpenTelemetry's conventions for generative AI. Which traces are kept, the usual variables say
     (OTEL_TRACES_SAMPLER; without it, a trace that came is kept where its sender keeps it, and all others are).
 
     Whoever ends a request only hands it over. A thread here makes the spans, the SDK's batch processor sends them in

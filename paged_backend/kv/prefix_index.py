@@ -83,7 +83,7 @@ class PrefixIndex:
         assert block not in self._digest_of, f"block {block} is indexed already"
         self._entries[digest] = block, parent, tokens
         self._digest_of[block] = digest
-        if digest[:DIGEST_BYTES] in self._watched:
+        if self._watched and digest[:DIGEST_BYTES] in self._watched:
             self.watched_changed = True
         return True
 
@@ -92,7 +92,7 @@ class PrefixIndex:
         digest = self._digest_of.pop(block, None)
         if digest is not None:
             del self._entries[digest]
-            if digest[:DIGEST_BYTES] in self._watched:
+            if self._watched and digest[:DIGEST_BYTES] in self._watched:
                 self.watched_changed = True
 
     def watch(self, digests: Iterable[bytes]) -> None:

@@ -109,6 +109,19 @@ def test_chat_renders_the_template(llm: LLM) -> None:
     assert len(many) == 2
 
 
+def test_chat_takes_a_template_and_tools(llm: LLM) -> None:
+    template = "{{ tools[0].name }} {{ mood }} {{ messages[0].content }}"
+    (output,) = llm.chat(
+        [{"role": "user", "content": "fox"}],
+        GREEDY,
+        use_tqdm=False,
+        chat_template=template,
+        tools=[{"name": "f"}],
+        chat_template_kwargs={"mood": "sad"},
+    )
+    assert output.prompt == "f sad fox"
+
+
 def test_a_wrong_prompt_leaves_nothing_running(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError):
         llm.generate(["fine", [10**6]], SamplingParams(max_tokens=200, ignore_eos=True), use_tqdm=False)

@@ -20,6 +20,9 @@ class RequestBody(BaseModel):
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
     """Published fields that we do not have, each with the values (beside null) that ask for nothing."""
 
+    successors: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Those among them that have been replaced: by which field."""
+
 
 class StreamOptions(RequestBody):
     """What a stream sends beside its tokens."""
@@ -31,7 +34,6 @@ class StreamOptions(RequestBody):
 _HARMLESS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",
@@ -63,7 +65,8 @@ def parse_body(kind: type[_Body], body: Mapping[str, Any]) -> _Body:
             continue
         if name in unsupported:
             if not any(_same(value, nothing) for nothing in unsupported[name]):
-                raise InvalidRequestError(f"{name} is not supported by this server: leave it out.", param=name)
+                instead = f"use {kind.successors[name]}" if name in kind.successors else "leave it out"
+                raise InvalidRequestError(f"{name} is not supported by this server: {instead}.", param=name)
             continue
         given[name] = value
     _check_names(kind, body, (*kind.model_fields, *_HARMLESS, *unsupported))

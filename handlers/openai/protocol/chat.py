@@ -5,38 +5,47 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+from paged_backend.handlers.openai.protocol.base import RequestBody
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 
 
-class ChatRequest(GenerationRequest):
-    """Body of /v1/chat/completions. `messages` are checked where they are rendered."""
+class TemplateFields(RequestBody):
+    """The fields that say how a conversation is written; /tokenize has them too."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, str]] | None = None
+    reasoning_effort: str | None = None
+
+
+class ChatRequest(GenerationRequest, TemplateFields):
+    """Body of /v1/chat/completions. `messages` and `tools` are checked where they are read."""
 
     messages: Any
+    echo: bool = False
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
 
     unsupported = MappingProxyType(
         {
             **GenerationRequest.unsupported,
             "audio": (),
-            "chat_template": (),
-            "documents": ([],),
-            "echo": (False,),
             "function_call": ("none",),
             "functions": ([],),
-            "include_reasoning": (True,),
             "media_io_kwargs": ({},),
             "mm_processor_kwargs": ({},),
             "modalities": (["text"],),
-            "reasoning_effort": (),
             "return_prompt_text": (False,),
-            "tool_choice": ("none",),
-            "tools": ([],),
             "verbosity": ("medium",),
             "web_search_options": (),
         }
     )
+    successors = MappingProxyType({"function_call": "tool_choice", "functions": "tools"})

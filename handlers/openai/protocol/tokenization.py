@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from paged_backend.handlers.openai.protocol.base import RequestBody
+from paged_backend.handlers.openai.protocol.chat import TemplateFields
 
 
-class TokenizeRequest(RequestBody):
+class TokenizeRequest(TemplateFields):
     """Body of /tokenize: a prompt, or messages."""
 
     model: str | None = None
     prompt: str | None = None
     messages: Any = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None
     return_token_strs: bool = False
 
 

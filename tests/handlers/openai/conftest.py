@@ -24,10 +24,15 @@ class FakeTokenizer:
 
     vocab_size = 0x3000
     longest_token_characters: int | None = 1
+    opening = "[assistant]"
 
     def __init__(self, chat_template: str | None = "fake") -> None:
         self.chat_template = chat_template
+        self.messages: list[Mapping[str, Any]] = []
         self.template_arguments: dict[str, Any] = {}
+
+    def template_source(self, *, has_tools: bool) -> str | None:
+        return self.chat_template
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + [ord(character) for character in text]
@@ -35,10 +40,10 @@ class FakeTokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return "".join(("" if skip_special_tokens else "<s>") if token == BOS else chr(token) for token in token_ids)
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], *, tools: Any = None, **arguments: Any) -> str:
-        self.template_arguments = arguments
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
+        self.messages, self.template_arguments = list(messages), arguments
         text = "".join(f"[{message['role']}]{message['content']}" for message in messages)
-        return text + ("[assistant]" if arguments["add_generation_prompt"] else "")
+        return text + (self.opening if arguments["add_generation_prompt"] else "")
 
 
 class FakeStream:

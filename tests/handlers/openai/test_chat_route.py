@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from paged_backend.config import EngineConfig
 from paged_backend.errors import InvalidRequestError
 
 PATH = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "yo"}]
+WITH_TEMPLATE = {"messages": HELLO, "chat_template": "{{ x }}"}
 
 
 def rendered(client, index=-1):
@@ -67,7 +69,8 @@ def test_without_a_bound_the_rest_of_the_context_is_the_bound(call, client):
 def test_template_options(call, client):
     options = {"add_generation_prompt": False, "continue_final_message": True}
     assert call(PATH, {"messages": HELLO, **options, "chat_template_kwargs": {"mood": 3}}).status == 200
-    assert client.tokenizer.template_arguments == {**options, "mood": 3}
+    nothing = {"chat_template": None, "tools": None, "documents": None}
+    assert client.tokenizer.template_arguments == {**options, **nothing, "mood": 3}
     assert call(PATH, {"messages": HELLO, "add_special_tokens": True}).status == 200
     assert rendered(client) == "<s>[user]yo[assistant]"
 
@@ -130,6 +133,55 @@ def test_defaults_spelled_out_are_fine(call):
     assert call(PATH, {"messages": HELLO, **body}).status == 200
 
 
+@pytest.mark.parametrize(("role", "generates", "echoed"), [("assistant", False, True), ("user", True, False)])
+def test_echo(call, role, generates, echoed):
+    messages = [*HELLO, {"role": role, "content": "So: "}]
+    body = {"messages": messages, "echo": True, "add_generation_prompt": generates}
+    said = call(PATH, body).json["choices"][0]["message"]
+    assert (said["role"], said["content"]) == ("assistant", "So: Hi0" if echoed else "Hi0")
+    first = call(PATH, {**body, "stream": True}).chunks[0]["choices"][0]["delta"]
+    assert first == {"role": "assistant", "content": "So: " if echoed else ""}
+
+
+def test_the_answer_may_be_anothers(call):
+    said = call(PATH, {"messages": HELLO, "add_generation_prompt": False}).json["choices"][0]["message"]
+    assert said["role"] == "user"
+
+
+class TestTemplates:
+    """A request's own template, and what reaches it."""
+
+    def test_is_refused_unless_trusted(self, call, client):
+        reply = call(PATH, WITH_TEMPLATE)
+        assert reply.status == 400 and reply.error["param"] == "chat_template"
+        assert "trust_request_chat_template" in reply.error["message"]
+        client.config = EngineConfig.from_args(trust_request_chat_template=True)
+        assert call(PATH, WITH_TEMPLATE).status == 200
+        assert client.tokenizer.template_arguments["chat_template"] == "{{ x }}"
+
+    def test_needs_no_template_of_the_model(self, call, client):
+        client.tokenizer.chat_template = None
+        client.config = EngineConfig.from_args(trust_request_chat_template=True)
+        assert call(PATH, WITH_TEMPLATE).status == 200
+
+    def test_documents(self, call, client):
+        documents = [{"title": "a", "text": "b"}]
+        assert call(PATH, {"messages": HELLO, "documents": documents}).status == 200
+        assert client.tokenizer.template_arguments["documents"] == documents
+        assert call(PATH, {"messages": HELLO, "documents": [{"a": 1}]}).error["param"] == "body.documents.0.a"
+
+    def test_defaults_of_the_server(self, call, client):
+        client.config = EngineConfig.from_args(default_chat_template_kwargs={"mood": 1, "tone": 2})
+        assert call(PATH, {"messages": HELLO, "chat_template_kwargs": {"mood": 3}}).status == 200
+        arguments = client.tokenizer.template_arguments
+        assert (arguments["mood"], arguments["tone"]) == (3, 2)
+
+    def test_half_characters_are_refused_wherever_they_come_from(self, call, client):
+        client.tokenizer.apply_chat_template = lambda *_, **arguments: arguments["mood"]
+        reply = call(PATH, {"messages": HELLO, "chat_template_kwargs": {"mood": "\ud800"}})
+        assert reply.status == 400 and reply.error["param"] == "messages"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -157,7 +209,7 @@ def test_defaults_spelled_out_are_fine(call):
         ({"messages": [{"role": "user", "content": "x", "nam": "y"}]}, "messages.0.nam"),
         (
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
-            "messages.0.tool_calls",
+            "body.messages.0.tool_calls.0",
         ),
         ({"messages": [{"role": "user", "content": "x" * 100}]}, "messages"),
         ({"max_tokens": 90}, "max_tokens"),
@@ -172,15 +224,16 @@ def test_defaults_spelled_out_are_fine(call):
         ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": []}, "body.chat_template_kwargs"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "body.tools.0.function"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
-        ({"echo": True}, "echo"),
-        ({"echo": 0}, "echo"),
+        ({"echo": 0}, "body.echo"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"modalities": ["audio"]}, "modalities"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning_effort": "hihg"}, "reasoning_effort"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
         ({"stream_options": {}}, "stream_options"),
         ({"prompt": "x"}, "prompt"),
     ],
