@@ -39,11 +39,11 @@ class OtlpReceiver:
                     self._spans.extend(scope.spans)
             self._changed.notify_all()
 
-    def spans(self, name: str, count: int = 1) -> list[Span]:
-        """The spans of a name, in order of their beginning, when there are so many."""
+    def spans(self, name: str, count: int = 1, *, trace_id: str = "") -> list[Span]:
+        """The spans of a name, and of a trace if it is given, in order of their beginning, when there are so many."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._named(name)) >= count, TIMEOUT_S)
-            found = self._named(name)
+            self._changed.wait_for(lambda: len(self._named(name, trace_id)) >= count, TIMEOUT_S)
+            found = self._named(name, trace_id)
         assert len(found) == count, f"{len(found)} spans {name!r}"
         return found
 
@@ -53,8 +53,9 @@ class OtlpReceiver:
             inside = [span for span in self._spans if span.parent_span_id == parent.span_id]
         return sorted(inside, key=lambda span: (span.start_time_unix_nano, span.end_time_unix_nano))
 
-    def _named(self, name: str) -> list[Span]:
-        return sorted([s for s in self._spans if s.name == name], key=lambda span: span.start_time_unix_nano)
+    def _named(self, name: str, trace_id: str) -> list[Span]:
+        found = [span for span in self._spans if span.name == name and trace_id in ("", span.trace_id.hex())]
+        return sorted(found, key=lambda span: span.start_time_unix_nano)
 
 
 def attributes(span: Span) -> dict[str, Any]:

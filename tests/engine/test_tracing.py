@@ -104,6 +104,7 @@ def test_a_receiver_that_is_down_costs_no_request(
     executor: FakeExecutor, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracing, "_CLOSE_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
     config = EngineConfig.from_args(otlp_traces_endpoint=f"http://127.0.0.1:{free_port}/v1/traces")
     client = EngineClient(config, cast(Any, executor), tokenizer=None)
     assert len(client.submit([5], params()).collect().outputs[0].token_ids) == 4
