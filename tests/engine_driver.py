@@ -25,7 +25,7 @@ def new_core(model: Path | str, tokenizer: Tokenizer | None = None, **engine_arg
     compiler = engine_args.pop("compiler", None)
     config = EngineConfig.from_args({"num_threads": 1, **engine_args}, model=str(model))
     executor = Executor(config)
-    return EngineCore(config, executor, tokenizer, EngineMetrics("test", executor.max_model_len), compiler)
+    return EngineCore(config, executor, tokenizer, EngineMetrics("test", executor.max_model_len), compiler=compiler)
 
 
 def new_request(request_id: str, prompt: Sequence[int], params: SamplingParams, **kwargs: Any) -> EngineRequest:

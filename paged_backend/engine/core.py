@@ -18,8 +18,10 @@ from paged_backend.engine.prefetcher import Prefetcher
 from paged_backend.engine.request import EngineRequest, RequestState, SampleState
 from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
 from paged_backend.engine.tokenizer import Tokenizer
+from paged_backend.engine.tracing import RequestTracer
 from paged_backend.errors import EngineUnavailableError, InvalidRequestError, PagedBackendError, RequestFailedError
 from paged_backend.executor.executor import Executor
+from paged_backend.kv.block_life import BlockWatch
 from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
@@ -55,14 +57,16 @@ class EngineCore:
         executor: Executor,
         tokenizer: Tokenizer | None,
         metrics: EngineMetrics,
+        tracer: RequestTracer | None = None,
         compiler: GrammarCompiler | None = None,
     ) -> None:
         self.pace = Pace()
         self._executor = executor
         self._tokenizer = tokenizer
         self._metrics = metrics
+        self._tracer = tracer
         self._transfer = executor.transfer
-        self._kv = _new_manager(config, executor)
+        self._kv = _new_manager(config, executor, metrics)
         self._grammars = GrammarQueue(compiler)
         self._prefetcher: Prefetcher | None = None
         if self._transfer is not None and self._transfer.disk is not None:
@@ -160,6 +164,7 @@ class EngineCore:
             num_waiting=self._scheduler.num_waiting
             + self._grammars.num_waiting
             + (self._prefetcher.num_waiting if self._prefetcher else 0),
+            num_fetching=self._prefetcher.num_waiting if self._prefetcher else 0,
             num_waiting_tokens=self._scheduler.num_waiting_tokens
             + self._grammars.num_waiting_tokens
             + (self._prefetcher.num_waiting_tokens if self._prefetcher else 0),
@@ -219,7 +224,7 @@ class EngineCore:
         return states
 
     def close(self, *, keep_cache: bool = True) -> None:
-        """Frees the model and the cache.
+        """Frees the model and the cache, and sends the last traces.
 
         Args:
             keep_cache: write the cache to disk first, where there is a tier for it.
@@ -228,6 +233,8 @@ class EngineCore:
             self._transfer.flush(self._kv.indexed_blocks(), _FLUSH_TIMEOUT_S)
         self._grammars.close()
         self._executor.close()
+        if self._tracer is not None:
+            self._tracer.close()
 
     def _prefetch(self, state: RequestState, seed: int) -> None:
         """Queues a request, after what is on disk of its prefix, if anything is."""
@@ -253,6 +260,7 @@ class EngineCore:
             salt=request.cache_salt,
             text=text,
         )
+        state.usage = sequence.table.usage
         if state.matcher is not None:
             assert params.structured_outputs is not None
             sequence.task.matcher = state.matcher.after(params.structured_outputs.reasoning, sequence.eos_token_ids)
@@ -300,7 +308,7 @@ class EngineCore:
             state = self._requests[task.request_id]
             state.prompt.scored.extend(tokens)
             if any(token.token_id == NOT_DRAWN for token in tokens):
-                logger.error("request %s: its prompt's logits are not numbers", state.request.request_id)
+                state.is_corrupted = True
                 failed.append(self._fail(state))
         return failed
 
@@ -326,8 +334,10 @@ class EngineCore:
                         num_generated += sum(state.num_generated)
                     continue
                 if token_id == NOT_DRAWN:
+                    fault = faults.get(sequence.request_id)
+                    state.is_corrupted = fault is None
                     changed = [other for other in changed if other is not state]
-                    changed.append(self._fail(state, faults.get(sequence.request_id)))
+                    changed.append(self._fail(state, fault))
                     continue
                 sample = self._add_sample(state, sequence, now_s)
             else:
@@ -365,6 +375,7 @@ class EngineCore:
         if not state.times.first_token_s:
             self._note_first_token(state, sequence, now_s)
         if group.failed:
+            state.is_corrupted = fault is None
             self._fail(state, fault)
         elif group.search.over:
             state.take_beams(group.best)
@@ -405,20 +416,25 @@ class EngineCore:
             self._prefetcher.forget(state.request.key)
         for sample in state.samples.values():
             sample.sequence.sample = None
-        self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)
+        stats = state.close(now_s)
+        self._metrics.observe_request_end(stats, max(state.num_generated), reason)
+        if self._tracer is not None:
+            self._tracer.record(state.request, stats, reason)
 
     def _note_first_token(self, state: RequestState, sequence: Sequence, now_s: float) -> None:
         state.prompt.num_cached_tokens = sequence.num_cached_tokens
         state.times.first_token_s = now_s
         num_prompt_tokens = len(state.request.prompt_token_ids)
         self._num_prompt_tokens += num_prompt_tokens
-        self._metrics.prompt_tokens.inc(num_prompt_tokens)
-        self._metrics.prompt_tokens_cached.inc(sequence.num_cached_tokens)
+        self._metrics.observe_prompt(num_prompt_tokens, sequence.num_cached_tokens, state.usage.num_external_tokens)
         self._metrics.time_to_first_token.observe(now_s - state.times.arrival_s)
 
 
-def _new_manager(config: EngineConfig, executor: Executor) -> KVCacheManager:
-    transfer = executor.transfer
+def _new_manager(config: EngineConfig, executor: Executor, metrics: EngineMetrics) -> KVCacheManager:
+    transfer, observability = executor.transfer, config.observability
+    watch = None
+    if observability.kv_cache_metrics:
+        watch = BlockWatch(observability.kv_cache_metrics_sample, metrics.observe_block)
     disk = None if transfer is None else transfer.disk
     return KVCacheManager(
         executor.num_blocks,
@@ -428,4 +444,5 @@ def _new_manager(config: EngineConfig, executor: Executor) -> KVCacheManager:
         key=None if disk is None else disk.hash_key,
         num_host_slots=0 if transfer is None else transfer.num_slots,
         keeps_on_disk=disk is not None,
+        watch=watch,
     )

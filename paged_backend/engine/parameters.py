@@ -153,7 +153,7 @@ class ParameterDesk:
             )
         found = self._processors[name]
         if not isinstance(wanted, LogitsProcessorConstructor):
-            return found
+            return cast("LogitsProcessor", found)
         try:
             made = found(*wanted.args, **wanted.kwargs)
         except Exception as error:  # whatever a user's code raises

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paged_backend.kv.cache_usage import CacheUsage
 from paged_backend.kv.host_tier import SwappedBlocks
 from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, pack_tokens
@@ -35,6 +36,7 @@ class BlockTable:
         swapped: its blocks in host memory, between a preemption that swapped them out and the next `start`.
         num_findable: leading tokens that it may find computed already; its owner sets it. It does not count for what
             was swapped out.
+        usage: what its request has used of the cache; all of a request's tables have the same.
     """
 
     __slots__ = (
@@ -49,9 +51,10 @@ class BlockTable:
         "root",
         "swapped",
         "token_ids",
+        "usage",
     )
 
-    def __init__(self, token_ids: Sequence[int], root: bytes) -> None:
+    def __init__(self, token_ids: Sequence[int], root: bytes, usage: CacheUsage | None = None) -> None:
         self.token_ids = token_ids
         self.block_ids: list[int] = []
         self.num_computed = 0
@@ -63,6 +66,7 @@ class BlockTable:
         self.active = False
         self.swapped: SwappedBlocks | None = None
         self.num_findable = ALL_TOKENS
+        self.usage = CacheUsage() if usage is None else usage
 
     @property
     def num_held(self) -> int:

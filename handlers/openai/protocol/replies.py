@@ -74,6 +74,29 @@ class CompletionTokensDetails(TypedDict):
     reasoning_tokens: int
 
 
+class Preemptions(TypedDict):
+    """How often a request gave its blocks back, by what brought them again."""
+
+    recompute: int
+    swap: int
+
+
+class Receipt(TypedDict):
+    """What one prompt took.
+
+    The three times add up to its whole life in the engine. kv_block_seconds are blocks of the KV cache times the
+    seconds that it held them; a block that several of its samples share counts for each.
+    """
+
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    cached_tokens: int
+    kv_block_seconds: float
+    preemptions: Preemptions
+    steps: int
+
+
 class Usage(TypedDict):
     """Tokens, over all prompts and samples of a response."""
 
@@ -82,9 +105,10 @@ class Usage(TypedDict):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: NotRequired[CompletionTokensDetails]
+    receipts: NotRequired[list[Receipt]]
 
 
-FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
+FinishReason = Literal["stop", "length", "repetition", "tool_calls", "abort", "error"]
 
 
 class CompletionLogprobs(TypedDict):
@@ -96,6 +120,18 @@ class CompletionLogprobs(TypedDict):
     text_offset: list[int]
 
 
+class PromptLogprob(TypedDict):
+    """A candidate for a token of the prompt; rank 1 is the likeliest."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None
+
+
+PromptTokenLogprobs = dict[str, PromptLogprob]
+"""By token id: the prompt's token, and the likeliest candidates beside it."""
+
+
 class CompletionChoice(TypedDict):
     """One sample of one prompt."""
 
@@ -104,6 +140,7 @@ class CompletionChoice(TypedDict):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None
+    prompt_logprobs: NotRequired[list[PromptTokenLogprobs | None] | None]
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 
@@ -191,6 +228,7 @@ class ChatCompletion(TypedDict):
     system_fingerprint: None
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: NotRequired[list[PromptTokenLogprobs | None] | None]
     prompt_token_ids: NotRequired[list[int]]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import OpenAIService
 from tests.tiny_models import make_tiny_model
 
@@ -52,7 +53,7 @@ def test_they_change_what_is_drawn(call: Any, folder: Path) -> None:
     for name, arguments in (("auto", {}), ("vllm", {"generation_config": "vllm"})):
         engine = EngineClient.start(EngineConfig.from_args(model=str(folder), num_threads=1, **arguments))
         try:
-            served = OpenAIService(engine, model_names=("m",))
+            served = OpenAIService(ServedModels.one(engine, ("m",)))
             fields = {} if name == "auto" else {key: SAMPLING[key] for key in SAMPLING if key != "max_tokens"}
             drawn[name] = call("/v1/completions", {**body, **fields}, service=served).json["choices"][0]["token_ids"]
             drawn[f"{name}, plain"] = call(

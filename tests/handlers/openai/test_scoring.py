@@ -11,6 +11,7 @@ import pytest
 from paged_backend import SamplingParams
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import OpenAIService
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -26,7 +27,7 @@ def engine() -> Iterator[EngineClient]:
 
 @pytest.fixture
 def real_call(call: Any, engine: EngineClient) -> Any:
-    service = OpenAIService(engine, model_names=("paged-tiny",))
+    service = OpenAIService(ServedModels.one(engine, ("paged-tiny",)))
     return lambda path, body: call(path, body, service=service)
 
 
@@ -140,7 +141,7 @@ def test_what_the_operator_allows(call: Any, engine: EngineClient, path: str) ->
     config = EngineConfig.from_args(max_logprobs=-1, max_model_len=64, num_threads=1)
     client = EngineClient.start(config)
     try:
-        service = OpenAIService(client, model_names=("paged-tiny",))
+        service = OpenAIService(ServedModels.one(client, ("paged-tiny",)))
         body = {**content, "max_tokens": 1, field: -1, **({"logprobs": True} if whole else {})}
         logprobs = call(path, body, service=service).json["choices"][0]["logprobs"]
         top = logprobs["content"][0]["top_logprobs"] if whole else logprobs["top_logprobs"][0]
@@ -148,5 +149,5 @@ def test_what_the_operator_allows(call: Any, engine: EngineClient, path: str) ->
         assert len(values) >= 1000 and sum(map(math.exp, values)) == pytest.approx(1, abs=0.02)
     finally:
         client.shutdown()
-    refused = call(path, body, service=OpenAIService(engine, model_names=("paged-tiny",)))
+    refused = call(path, body, service=OpenAIService(ServedModels.one(engine, ("paged-tiny",))))
     assert refused.status == 400 and refused.error["param"] == field and "0..20" in refused.error["message"]
