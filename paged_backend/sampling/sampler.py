@@ -20,6 +20,9 @@ from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, SamplingTask, 
 
 logger = logging.getLogger(__name__)
 
+_OURS = ""
+"""In place of a request's fault: the kernels refuse what we have made of it."""
+
 _NOTHING_LEFT = "The request's parameters leave no token that could be drawn: allow more of them."
 
 
@@ -55,7 +58,7 @@ def _draw(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> St
             return _draw_apart(kernels, logits, tasks)
         logger.exception("a row cannot be sampled; its request ends")
         num_results = tasks[0].num_results
-        return StepResult((NOT_DRAWN,) * num_results, scores=(-math.inf,) * num_results)
+        return StepResult((NOT_DRAWN,) * num_results, scores=(-math.inf,) * num_results, faults={0: _OURS})
     return StepResult(sampled.token_ids, _described(sampled, tasks) if sampled.logprobs else {}, sampled.scores)
 
 
@@ -64,12 +67,14 @@ def _draw_apart(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask])
     token_ids: list[int] = []
     described: dict[int, SampledToken] = {}
     scores: list[float] = []
+    faults: dict[int, str] = {}
     for row, task in enumerate(tasks):
         result = _draw(kernels, logits[row : row + 1], (task,))
+        faults.update({len(token_ids) + place: fault for place, fault in result.faults.items()})
         described.update({len(token_ids) + place: token for place, token in result.described.items()})
         token_ids += result.token_ids
         scores += result.scores or (-math.inf,) * len(result.token_ids)
-    return StepResult(token_ids, described, scores)
+    return StepResult(token_ids, described, scores, faults=faults)
 
 
 def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:
@@ -117,7 +122,8 @@ def _blame(result: StepResult, logits: Tensor, tasks: Sequence[SamplingTask], fa
     """
     by_place = {}
     for row, start in enumerate(_starts(tasks)):
-        if result.token_ids[start] == NOT_DRAWN and math.isfinite(logits[row].max()):
+        is_ours = result.faults.get(start) == _OURS
+        if result.token_ids[start] == NOT_DRAWN and not is_ours and math.isfinite(logits[row].max()):
             by_place[start] = faults.get(row, _NOTHING_LEFT)
     return replace(result, faults=by_place)
 
