@@ -15,6 +15,15 @@ from paged_backend.errors import ConfigError
 BUNDLED_MODEL = "paged-tiny"
 """The model argument that means the model that comes with this package."""
 
+TEMPLATE_ARGUMENTS = frozenset(
+    """
+    add_generation_prompt chat_template continue_final_message conversation documents max_length
+    messages padding processor_kwargs return_assistant_tokens_mask return_dict return_tensors
+    sanitize_control_tokens self tokenize tokenizer_kwargs tools truncation
+    """.split()
+)
+"""Arguments of transformers' apply_chat_template: `chat_template_kwargs` may set variables of the template only."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -343,6 +352,9 @@ def _json_object(value: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ConfigError(f"default_chat_template_kwargs must be a mapping of names to values, got {given!r}.")
+    for name in value:
+        if name in TEMPLATE_ARGUMENTS:
+            raise ConfigError(f"default_chat_template_kwargs may set the template's own variables only, not {name!r}.")
     return dict(value)
 
 

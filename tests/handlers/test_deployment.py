@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,15 @@ def test_the_folder_for_blocks_is_relative_to_the_file_whether_it_is_there_or_no
     for given, expected in (("kv/x", tmp_path / "kv/x"), ("/kv", Path("/kv")), ("~/kv", Path.home() / "kv")):
         file.write_text(f"name: x\nengine: {{kv_offloading_dir: {given}}}\n")
         assert Deployment.load(file, environ={}).engine.cache.kv_offloading_dir == str(expected)
+
+
+def test_a_file_of_a_chat_template_is_relative_to_the_file_and_a_template_is_none(tmp_path):
+    file = tmp_path / "x.yaml"
+    for given, expected in (("chat.jinja", str(tmp_path / "chat.jinja")), ("{{ x }}", "{{ x }}"), ("a\nb", "a\nb")):
+        file.write_text(f"name: x\nengine: {{chat_template: {json.dumps(given)}}}\n")
+        deployment = Deployment.load(file, environ={})
+        assert deployment.engine.chat.chat_template == expected
+        assert Deployment.from_dict(deployment.to_dict(), environ={}) == deployment
 
 
 def test_keys_from_the_environment(monkeypatch):
