@@ -101,9 +101,9 @@ def test_a_request_takes_from_its_keys_quota_and_is_logged_without_its_prompt() 
     lines: list[str] = []
     quota = Quota(KeyLimits(max_concurrent_requests=1), "ann")
     client = FakeClient()
-    record = AccessLog(write=lines.append).begin("POST", "/generate")
 
     async def scenario() -> None:
+        record = AccessLog(write=lines.append).begin("POST", "/generate")
         exchange = Exchange(Caller("ann", "tenant", quota), record)
         stream = await native.submit(client, GenerateRequest(prompt="secret"), exchange)
         assert quota.num_live == 1
@@ -111,9 +111,9 @@ def test_a_request_takes_from_its_keys_quota_and_is_logged_without_its_prompt() 
             await native.submit(client, GenerateRequest(prompt="x"), Exchange(exchange.caller))
         await native.collect(stream)
         assert quota.num_live == 0
+        record.response_ends(200)
 
     asyncio.run(scenario())
-    record.response_ends(200)
     (line,) = lines
     assert f"id={client.submissions[0]['request_id']} " in line and "prompt_tokens=7 output_tokens=3" in line
     assert "secret" not in line
