@@ -9,6 +9,7 @@ import pytest
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import OpenAIService
 from tests.otlp_receiver import OtlpReceiver, attributes, otlp_receiver
 
@@ -43,7 +44,7 @@ def engine(receiver) -> Iterator[EngineClient]:
 
 @pytest.fixture
 def service(engine):
-    return OpenAIService(engine, model_names=("paged-tiny",))
+    return OpenAIService(ServedModels.one(engine, ("paged-tiny",)))
 
 
 def test_a_receipt_says_what_a_request_took(call):
