@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import Any
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from paged_backend.handlers.openai.access_log import FIELDS_ATTRIBUTE
@@ -13,6 +14,9 @@ from paged_backend.handlers.openai.access_log import FIELDS_ATTRIBUTE
 _OURS = "paged_backend"
 _HOSTS = ("bentoml", "uvicorn.error", "uvicorn.access")
 """BentoML's loggers, which have handlers of their own; those of our parts of the host are among them."""
+
+_FOR_TEXT = ("levelname_bracketed", "component", "trace_msg")
+"""What BentoML adds to records for its lines of text."""
 
 
 class JsonLines(JsonFormatter):
@@ -23,10 +27,13 @@ class JsonLines(JsonFormatter):
 
     def __init__(self) -> None:
         names = {"levelname": "level", "name": "logger"}
-        super().__init__(["levelname", "name", "message"], rename_fields=names, timestamp=True)
+        left_out = (*RESERVED_ATTRS, *_FOR_TEXT)
+        super().__init__(["levelname", "name", "message"], rename_fields=names, reserved_attrs=left_out, timestamp=True)
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         """The record's fields, on their way into the line."""
+        if log_data.get("request_id", "") is None:  # BentoML gives every record one
+            del log_data["request_id"]
         fields = log_data.pop(FIELDS_ATTRIBUTE, None)
         if fields is not None:
             log_data["message"] = "request"
