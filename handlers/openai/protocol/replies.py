@@ -75,14 +75,14 @@ class CompletionTokensDetails(TypedDict):
 
 
 class Preemptions(TypedDict):
-    """How often a request's blocks were taken away, by how they came back."""
+    """How often a request gave its blocks back, by what brought them again."""
 
     recompute: int
     swap: int
 
 
 class Receipt(TypedDict):
-    """What one prompt's request took.
+    """What one prompt took.
 
     The three times add up to its whole life in the engine. kv_block_seconds are blocks of the KV cache times the
     seconds that it held them; a block that several of its samples share counts for each.
