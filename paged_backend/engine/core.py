@@ -289,7 +289,8 @@ class EngineCore:
                         num_generated += sum(state.num_generated)
                     continue
                 if token_id == NOT_DRAWN:
-                    logger.error("request %s: its logits are not numbers", state.request.request_id)
+                    request_id = state.request.request_id
+                    logger.error("request %s: its logits are not numbers", request_id, extra={"request_id": request_id})
                     state.is_corrupted = True
                     changed = [other for other in changed if other is not state]
                     changed.append(self._fail(state))
@@ -330,7 +331,12 @@ class EngineCore:
         if not state.times.first_token_s:
             self._note_first_token(state, sequence, now_s)
         if group.failed:
-            logger.error("request %s: its logits are not numbers, or leave too few tokens", state.request.request_id)
+            request_id = state.request.request_id
+            logger.error(
+                "request %s: its logits are not numbers, or leave too few tokens",
+                request_id,
+                extra={"request_id": request_id},
+            )
             state.is_corrupted = True
             self._fail(state)
         elif group.search.over:
