@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.serving import client_cases
 from tests.serving.bento_host import BentoHost
 from tests.serving.torchserve_host import running_torchserve
 
@@ -20,6 +21,7 @@ TIMEOUT_S = 60
 DEPLOYMENT = {"engine": {"model": MODEL, "max_num_seqs": 8, "max_num_batched_tokens": 256, "num_threads": 1}}
 CHAT = [{"role": "user", "content": "Hello, who are you?"}]
 GREEDY = {"model": MODEL, "temperature": 0, "max_tokens": 12}
+RESPONSE = {"model": MODEL, "temperature": 0, "max_output_tokens": 12, "input": "Hello, who are you?"}
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,19 @@ CALLS = (
     chat("wrong role", messages=[{"role": "wizard", "content": "x"}]),
     chat("image", messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
     chat("tools", tools=[{"type": "function", "function": {"name": "f"}}]),
+    Call("response", "/v1/responses", {**RESPONSE, "instructions": "Be kind.", "metadata": {"a": "b"}}),
+    Call("response stream", "/v1/responses", {**RESPONSE, "stream": True, "top_logprobs": 2}),
+    Call("response, too much", "/v1/responses", {**RESPONSE, "max_output_tokens": 100_000}),
+    Call("response of another", "/v1/responses", {**RESPONSE, "previous_response_id": "resp_1", "stream": True}),
+    Call("message", "/v1/messages", {**GREEDY, "messages": CHAT, "system": "Be kind."}),
+    Call("message stream", "/v1/messages", {**GREEDY, "messages": CHAT, "stream": True}),
+    Call("message without bound", "/v1/messages", {"messages": CHAT}),
+    Call("message of another model", "/v1/messages", {**GREEDY, "messages": CHAT, "model": "claude", "stream": True}),
+    Call("message malformed", "/v1/messages", b"{"),
+    Call("tokens of a message", "/v1/messages/count_tokens", {"messages": CHAT, "system": "Be kind."}),
+    Call("cancel nothing", "/v1/cancel", {"id": "chatcmpl-unknown"}),
+    Call("cancel what", "/v1/cancel", {}),
+    Call("the document", "/openapi.json", method="GET"),
     Call("malformed", "/v1/completions", b'{"model": "paged-tiny", '),
     Call("a list", "/v1/completions", [1, 2]),
     Call("a string", "/v1/chat/completions", "text"),
@@ -140,8 +155,10 @@ def answer(url: str, call: Call) -> dict[str, Any]:
 
 def normalise(text: str) -> Any:
     """The body with its ids and times taken out; a stream as its joined chunks."""
-    text = re.sub(r'"(id|request_id)":"(cmpl|chatcmpl|modelperm)-[0-9a-f-]+"', r'"\1":"\2"', text)
-    text = re.sub(r'"created":\d+', '"created":0', text)
+    text = re.sub(r'"(id|request_id|item_id)":"(cmpl-|chatcmpl-|resp_|msg_|rs_)[0-9a-f-]{32,}', r'"\1":"\2', text)
+    text = re.sub(r'"(created|created_at|completed_at)":\d+', r'"\1":0', text)
+    if text.startswith("event: "):
+        return text.split("\n\n")
     if not text.startswith("data: "):
         return json.loads(text)
     frames = [frame.removeprefix("data: ") for frame in text.strip().split("\n\n")]
@@ -153,10 +170,44 @@ def normalise(text: str) -> Any:
 def test_same_answer(urls: tuple[str, str], call: Call) -> None:
     bento, torchserve = (answer(url, call) for url in urls)
     assert bento == torchserve
-    if bento["status"] >= 400:
+    if bento["status"] >= 400 and call.path.startswith("/v1/messages"):
+        assert set(bento["body"]) == {"type", "error"} and set(bento["body"]["error"]) == {"type", "message"}
+    elif bento["status"] >= 400:
         assert set(bento["body"]) == {"error"}
         assert set(bento["body"]["error"]) == {"message", "type", "param", "code"}
         assert bento["body"]["error"]["code"] == bento["status"]
+
+
+@pytest.mark.parametrize(
+    "talk",
+    [
+        client_cases.openai_client,
+        client_cases.anthropic_client,
+        pytest.param(client_cases.litellm_client, marks=pytest.mark.slow),
+        pytest.param(client_cases.langchain_client, marks=pytest.mark.slow),
+    ],
+    ids=lambda talk: talk.__name__,
+)
+def test_published_clients(urls: tuple[str, str], talk: Callable[[str], str]) -> None:
+    bento, torchserve = (talk(url) for url in urls)
+    assert bento == torchserve
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_a_stream_can_be_cancelled(urls: tuple[str, str], path: str) -> None:
+    body: dict[str, Any] = {"stream": True, "ignore_eos": True, "request_id": "mine", "temperature": 0}
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    body |= {limit: 1000, "input" if path == "/v1/responses" else "messages": CHAT}
+    for url in urls:
+        with httpx.stream("POST", f"{url}{path}", json=body, timeout=TIMEOUT_S) as response:
+            lines = response.iter_lines()
+            next(lines)
+            answer = httpx.post(f"{url}/v1/cancel", json={"request_id": "mine"}, timeout=TIMEOUT_S).json()
+            assert answer["cancelled"] and len(answer["ids"]) == 1
+            rest = list(lines)
+            assert any(word in line for line in rest for word in ('"abort"', '"cancelled"', '"pause_turn"'))
+        again = httpx.post(f"{url}/v1/cancel", json={"request_id": "mine"}, timeout=TIMEOUT_S).json()
+        assert again == {"object": "cancellation", "cancelled": False, "ids": []}
 
 
 def test_errors_do_not_disturb_a_stream_beside_them(urls: tuple[str, str]) -> None:

@@ -11,6 +11,19 @@ from typing_extensions import TypedDict
 from paged_backend.handlers.openai.protocol.base import RequestBody
 from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
 
+_BLOCK_SCHEMA = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {
+        "type": {"enum": ["text", "thinking", "redacted_thinking", "tool_use", "tool_result"]},
+        "text": {"type": "string"},
+        "thinking": {"type": "string"},
+        "id": {"type": "string"},
+        "name": {"type": "string"},
+        "input": {"type": "object"},
+        "tool_use_id": {"type": "string"},
+    },
+}
 _MESSAGES_SCHEMA = {
     "type": "array",
     "minItems": 1,
@@ -19,7 +32,7 @@ _MESSAGES_SCHEMA = {
         "required": ["role", "content"],
         "properties": {
             "role": {"enum": ["user", "assistant", "system"]},
-            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _BLOCK_SCHEMA}]},
         },
     },
 }

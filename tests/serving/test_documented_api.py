@@ -1,0 +1,114 @@
+"""/openapi.json against both live hosts: schemathesis asks what it allows and what it forbids, and judges the answers.
+
+Nothing may be answered with a 5xx, a status or a body that the document does not tell of, or be taken against it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.serving.bento_host import BentoHost
+from tests.serving.torchserve_host import running_torchserve
+
+schemathesis = pytest.importorskip(
+    "schemathesis", reason="schemathesis is not installed: pip install -c constraints.txt -e '.[clients]' brings it"
+)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+MODEL = "paged-tiny"
+DEPLOYMENT = {
+    "engine": {"model": MODEL, "max_num_seqs": 8, "max_num_batched_tokens": 256, "max_model_len": 256, "num_threads": 1}
+}
+NUM_EXAMPLES = 60
+MOST_OPTIONAL_FIELDS = 3
+"""A body with all fields at once is refused for one of them as good as always."""
+
+ONE_OF = (("prompt", "messages"), ("id", "request_id"))
+"""Fields of which exactly one must be there, on the routes that have both as optional ones."""
+
+
+@pytest.fixture(scope="module", params=["bentoml", "torchserve"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    with contextlib.ExitStack() as stack:
+        if request.param == "bentoml":
+            bento = stack.enter_context(BentoHost(folder, DEPLOYMENT))
+            bento.wait_ready()
+            yield bento.url
+        else:
+            yield stack.enter_context(running_torchserve(DEPLOYMENT, folder)).url
+
+
+def test_it_does_what_the_document_says(url: str) -> None:
+    from schemathesis import checks
+
+    every = [
+        checks.not_a_server_error,
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_schema_conformance,
+        checks.response_headers_conformance,
+        checks.negative_data_rejection,
+    ]
+    document = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    schemas = document.raw_schema["components"]["schemas"]
+    seen: Counter[tuple[str, int]] = Counter()
+    for result in document.get_all_operations():
+        operation = result.ok()
+        required = _required_fields(operation, schemas)
+        for mode in schemathesis.GenerationMode:
+            if mode.is_negative and not operation.body:
+                continue  # nothing that could be wrong
+
+            @settings(
+                max_examples=NUM_EXAMPLES,
+                deadline=None,
+                database=None,
+                derandomize=True,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(case=operation.as_strategy(generation_mode=mode), data=st.data())
+            def ask(case: Any, data: st.DataObject) -> None:
+                if mode.is_positive:  # noqa: B023 - called at once
+                    _make_likely(case, required, data)  # noqa: B023
+                response = case.call(base_url=url)
+                seen[operation.label, response.status_code] += 1  # noqa: B023
+                case.validate_response(response, checks=every)
+
+            ask()
+    answered = {label for label, status in seen if status == 200}
+    assert answered == {result.ok().label for result in document.get_all_operations()}, seen
+
+
+def _required_fields(operation: Any, schemas: Mapping[str, Any]) -> frozenset[str]:
+    """Of the operation's body."""
+    names = [body.definition["schema"]["$ref"].rpartition("/")[2] for body in operation.body]
+    return frozenset(field for name in names for field in schemas[name].get("required", ()))
+
+
+def _make_likely(case: Any, required: frozenset[str], data: st.DataObject) -> None:
+    """Leaves few of a body's optional fields, and half of the time names a model that is there."""
+    there = data.draw(st.booleans())
+    if there and "model" in (case.path_parameters or {}):
+        case.path_parameters["model"] = MODEL
+    if not isinstance(case.body, dict):
+        return
+    one_of: tuple[str, ...] = ()
+    if not required:
+        one_of = next((names for names in ONE_OF if not set(names).isdisjoint(case.body)), ())
+    optional = sorted(set(case.body) - required - {"model", *one_of})
+    kept = {*required, "model", *one_of[: 1 + (not there)]}
+    if optional:
+        kept |= data.draw(st.sets(st.sampled_from(optional), max_size=MOST_OPTIONAL_FIELDS))
+    case.body = {name: value for name, value in case.body.items() if name in kept}
+    if there and "model" in case.body:
+        case.body["model"] = MODEL
