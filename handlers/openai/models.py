@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from paged_backend.handlers.openai.generation import ServingContext
+from paged_backend.handlers.openai.generation import ServingContext, unknown_model
 from paged_backend.handlers.openai.protocol.replies import Model, ModelList
+from paged_backend.handlers.openai.served_models import ServedModel
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 
 
 async def list_models(context: ServingContext, _: None) -> HttpResponse:
     """All names."""
-    reply: ModelList = {"object": "list", "data": [_model(context, name) for name in context.model_names]}
+    data = [_model(context, model, name) for model in context.models.all for name in model.names]
+    reply: ModelList = {"object": "list", "data": data}
     return json_response(reply)
 
 
@@ -19,16 +21,19 @@ async def show_model(context: ServingContext, name: str) -> HttpResponse:
     Raises:
         NotFoundError: there is none of that name.
     """
-    return json_response(_model(context, context.model_name(name)))
+    model = context.models.find(name)
+    if model is None:
+        raise unknown_model(name)
+    return json_response(_model(context, model, name))
 
 
-def _model(context: ServingContext, name: str) -> Model:
+def _model(context: ServingContext, model: ServedModel, name: str) -> Model:
     return {
         "id": name,
         "object": "model",
         "created": context.created,
         "owned_by": "paged-backend",
-        "root": context.model_names[0],
+        "root": model.names[0],
         "parent": None,
-        "max_model_len": context.engine.max_model_len,
+        "max_model_len": model.engine.max_model_len,
     }

@@ -8,12 +8,12 @@ from paged_backend.handlers.openai.wire import METRICS_TYPE, HttpResponse, json_
 
 
 async def health(context: ServingContext, _: None) -> HttpResponse:
-    """An empty object while the engine serves.
+    """An empty object while all engines serve.
 
     Raises:
-        EngineUnavailableError: it starts, drains, is dead or stuck.
+        EngineUnavailableError: one starts, drains, is dead or stuck; of several, it says whose model's.
     """
-    context.engine.check_health(context.stall_timeout_s)
+    context.models.check_health(context.stall_timeout_s)
     return json_response({})
 
 
@@ -24,4 +24,4 @@ async def version(_: ServingContext, __: None) -> HttpResponse:
 
 async def metrics(context: ServingContext, _: None) -> HttpResponse:
     """Prometheus' text, under vLLM's names."""
-    return HttpResponse(200, {"Content-Type": METRICS_TYPE}, context.engine.metrics_text().encode())
+    return HttpResponse(200, {"Content-Type": METRICS_TYPE}, context.models.metrics_text().encode())

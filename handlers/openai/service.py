@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import time
@@ -9,48 +10,55 @@ from collections.abc import Mapping
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError, NotFoundError
+from paged_backend.handlers.access.gate import ANYBODY, Gate
+from paged_backend.handlers.access.limits import RequestLimits
+from paged_backend.handlers.openai.access_log import STATUS_CLIENT_LEFT, AccessLog, RequestRecord
 from paged_backend.handlers.openai.bearer import check_bearer
-from paged_backend.handlers.openai.engine_port import EnginePort
 from paged_backend.handlers.openai.errors import ProtocolError, error_response
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.protocol.base import parse_body
-from paged_backend.handlers.openai.routes import ROUTES, find_route
+from paged_backend.handlers.openai.routes import ROUTES, Route, find_route
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.wire import HttpRequest, HttpResponse
 
 __all__ = ["HttpRequest", "HttpResponse", "OpenAIService"]
 
 
 class OpenAIService:
-    """Answers requests with one engine. Use it from one event loop."""
+    """Answers requests with the engines of one server. Use it from one event loop."""
 
     def __init__(
         self,
-        client: EnginePort,
+        models: ServedModels,
         *,
-        model_names: tuple[str, ...],
-        api_keys: tuple[str, ...] = (),
+        gate: Gate | None = None,
+        request_limits: RequestLimits | None = None,
         max_body_bytes: int = 20_000_000,
         stall_timeout_s: float | None = None,
+        access_log: AccessLog | None = None,
     ) -> None:
-        """Mounts an engine.
+        """Mounts engines.
 
         Args:
-            client: the engine; `engine.client.EngineClient`, or whatever looks like it.
-            model_names: names that requests may use, the first being the default.
-            api_keys: one of them must come as a bearer token, but to /health and /metrics; none lets everybody in.
-                Each key is a tenant: what it has asked cannot be timed through the prefix cache by another key.
+            models: the engines by the names of their models.
+            gate: asks for a key as a bearer token, but on /health and /metrics; None lets everybody in. Each key is a
+                tenant: what it has asked cannot be timed through the prefix cache by another key.
+            request_limits: how large one request may be; None means the defaults.
             max_body_bytes: larger bodies are refused.
-            stall_timeout_s: /health fails when the engine has work but makes no step for so long; None never.
+            stall_timeout_s: /health fails when an engine has work but makes no step for so long; None never.
+            access_log: gets a line for each request, but of /health and /metrics; None for none.
         """
-        assert model_names, "a service needs a model name"
-        self._api_keys = api_keys
+        self._gate = gate or Gate()
+        self._request_limits = request_limits or RequestLimits()
+        self._access_log = access_log
         self._max_body_bytes = max_body_bytes
         self._context = ServingContext(
-            client,
-            model_names,
+            models.all[0].engine,
+            models.all[0].names,
+            models,
             created=int(time.time()),
             stall_timeout_s=stall_timeout_s,
-            needs_key=bool(api_keys),
+            needs_key=self._gate.asks_for_key,
         )
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
@@ -58,26 +66,46 @@ class OpenAIService:
 
         Cancelling the call aborts the engine's requests, and so does closing a response's stream.
         """
-        try:
-            return await self._dispatch(request)
-        except Exception as error:
-            return error_response(error, request.path)
-
-    async def _dispatch(self, request: HttpRequest) -> HttpResponse:
         path = request.path.partition("?")[0]
         found = find_route(path)
-        tenant = None
+        record = None
+        if self._access_log is not None and (found is None or found[0].needs_key):
+            record = self._access_log.begin(request.method or (found and found[0].method), path)
+        try:
+            response = await self._dispatch(request, found, record)
+        except asyncio.CancelledError:
+            if record is not None:
+                record.response_ends(STATUS_CLIENT_LEFT)
+            raise
+        except Exception as error:
+            response = error_response(error, request.path)
+        return response if record is None else record.follow(response)
+
+    async def _dispatch(
+        self, request: HttpRequest, found: tuple[Route, str | None] | None, record: RequestRecord | None
+    ) -> HttpResponse:
+        caller = ANYBODY
         # A browser's preflight carries no key, and learns no more than which method a route takes.
         if (found is None or found[0].needs_key) and request.method != "OPTIONS":
-            tenant = check_bearer(_authorization(request.headers), self._api_keys)
+            caller = check_bearer(_authorization(request.headers), self._gate)
+        if record is not None:
+            record.caller = caller.name
         if found is None:
+            path = request.path.partition("?")[0]
             raise NotFoundError(f"There is no route {path!r}. Known: {', '.join(route.path for route in ROUTES)}.")
         route, name = found
         _check_method(request, route.method)
-        context = dataclasses.replace(self._context, tenant=tenant, on_accepted=request.on_accepted)
+        context = dataclasses.replace(self._context, caller=caller, record=record, on_accepted=request.on_accepted)
         if route.body is None:
             return await route.answer(context, name)
-        return await route.answer(context, parse_body(route.body, self._json_object(request)))
+        body = self._json_object(request)
+        if record is not None:
+            record.keep_prompt(body)
+        # A name that is none of ours is the route's to refuse: a body that is wrong otherwise is told of that first.
+        model = context.models.find(body.get("model"))
+        if model is not None:
+            context = dataclasses.replace(context, engine=model.engine, model_names=model.names)
+        return await route.answer(context, parse_body(route.body, body))
 
     def _json_object(self, request: HttpRequest) -> Mapping[str, Any]:
         """The body as a JSON object, whether the host has parsed it already or not."""
@@ -101,6 +129,8 @@ class OpenAIService:
             )
         if not isinstance(body, Mapping):
             raise InvalidRequestError("The body must be a JSON object.", param="body")
+        self._request_limits.check_depth(body)
+        self._request_limits.check(body)
         return body
 
 

@@ -57,6 +57,8 @@ class RequestStream:
         self._waiter: Waiter | None = None
         self._comes_at_once = self._waits_for_end = request.params.chooses_at_end
         self._ended = False  # for the reader
+        self._callbacks: deque[Callable[[int], None]] = deque()
+        self.num_generated = 0
 
     def abort(self) -> bool:
         """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time.
@@ -66,11 +68,18 @@ class RequestStream:
         """
         return self._abort(self)
 
+    def add_done_callback(self, callback: Callable[[int], None]) -> None:
+        """Has `callback` called once when the request is over, with the tokens that were generated in all its samples;
+        at once, if it is over. It is called on the engine's thread, and must neither raise nor take long."""
+        self._callbacks.append(callback)
+        if self._closed:
+            self._call_back()
+
     def put(self, gains: list[Gain], is_last: bool) -> Waiter | None:
         """Takes over a step's gains, one at least (engine's thread); returns whom to wake: wake-ups can be batched."""
         self._items.append(gains)
         if is_last:
-            self._closed = True
+            self._close()
         elif self._waits_for_end:
             return None
         return self._waiter
@@ -78,8 +87,21 @@ class RequestStream:
     def put_error(self, error: PagedBackendError) -> Waiter | None:
         """Ends the stream with an error; see `put`."""
         self._items.append(error)
-        self._closed = True
+        self._close()
         return self._waiter
+
+    def _close(self) -> None:
+        self._closed = True
+        self._call_back()
+
+    def _call_back(self) -> None:
+        """Whoever takes a callback out calls it: two threads may be here at once."""
+        while True:
+            try:
+                callback = self._callbacks.popleft()
+            except IndexError:
+                return
+            callback(self.num_generated)
 
     def __iter__(self) -> Iterator[RequestDelta]:
         return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serving import client_cases
-from tests.serving.bento_host import BentoHost
-from tests.serving.torchserve_host import running_torchserve
+from tests.serving.conftest import Host
 
 MODEL = "paged-tiny"
 TIMEOUT_S = 60
-DEPLOYMENT = {"engine": {"model": MODEL, "max_num_seqs": 8, "max_num_batched_tokens": 256, "num_threads": 1}}
 CHAT = [{"role": "user", "content": "Hello, who are you?"}]
 GREEDY = {"model": MODEL, "temperature": 0, "max_tokens": 12}
 RESPONSE = {"model": MODEL, "temperature": 0, "max_output_tokens": 12, "input": "Hello, who are you?"}
@@ -125,16 +121,19 @@ CALLS = (
     Call("a string", "/v1/chat/completions", "text"),
     Call("no body", "/v1/completions", b""),
     Call("unknown route", "/v1/unknown", {"a": 1}),
+    Call("too deep", "/v1/completions", b'{"prompt": "x", "user": ' + b"[" * 128 + b"]" * 128 + b"}"),
+    Call("far too deep", "/v1/completions", b"[" * 200_000),
+    completion("too many samples", n=129),
+    completion("too long a stop string", stop="x" * 1001),
+    completion("too many prompts", prompt=["x"] * 2049),
+    chat("too many messages", messages=CHAT * 4097),
+    completion("a path for a model", model="../../../etc/passwd"),
 )
 
 
-@pytest.fixture(scope="module")
-def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    bento_folder = tmp_path_factory.mktemp("bento")
-    with BentoHost(bento_folder, DEPLOYMENT) as bento:
-        with running_torchserve(DEPLOYMENT, tmp_path_factory.mktemp("torchserve")) as torchserve:
-            bento.wait_ready()
-            yield bento.url, torchserve.url
+@pytest.fixture
+def urls(both_hosts: dict[str, Host]) -> tuple[str, str]:
+    return both_hosts["bentoml"].url, both_hosts["torchserve"].url
 
 
 def answer(url: str, call: Call) -> dict[str, Any]:
@@ -178,38 +177,6 @@ def test_same_answer(urls: tuple[str, str], call: Call) -> None:
         assert bento["body"]["error"]["code"] == bento["status"]
 
 
-@pytest.mark.parametrize(
-    "talk",
-    [
-        client_cases.openai_client,
-        client_cases.anthropic_client,
-        pytest.param(client_cases.litellm_client, marks=pytest.mark.slow),
-        pytest.param(client_cases.langchain_client, marks=pytest.mark.slow),
-    ],
-    ids=lambda talk: talk.__name__,
-)
-def test_published_clients(urls: tuple[str, str], talk: Callable[[str], str]) -> None:
-    bento, torchserve = (talk(url) for url in urls)
-    assert bento == torchserve
-
-
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
-def test_a_stream_can_be_cancelled(urls: tuple[str, str], path: str) -> None:
-    body: dict[str, Any] = {"stream": True, "ignore_eos": True, "request_id": "mine", "temperature": 0}
-    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
-    body |= {limit: 1000, "input" if path == "/v1/responses" else "messages": CHAT}
-    for url in urls:
-        with httpx.stream("POST", f"{url}{path}", json=body, timeout=TIMEOUT_S) as response:
-            lines = response.iter_lines()
-            next(lines)
-            answer = httpx.post(f"{url}/v1/cancel", json={"request_id": "mine"}, timeout=TIMEOUT_S).json()
-            assert answer["cancelled"] and len(answer["ids"]) == 1
-            rest = list(lines)
-            assert any(word in line for line in rest for word in ('"abort"', '"cancelled"', '"pause_turn"'))
-        again = httpx.post(f"{url}/v1/cancel", json={"request_id": "mine"}, timeout=TIMEOUT_S).json()
-        assert again == {"object": "cancellation", "cancelled": False, "ids": []}
-
-
 def test_errors_do_not_disturb_a_stream_beside_them(urls: tuple[str, str]) -> None:
     wrong = [call for call in CALLS if call.name in ("negative temperature", "prompt too long", "malformed", "n")]
     stream = completion("stream", stream=True, max_tokens=200, ignore_eos=True)
@@ -223,11 +190,12 @@ def test_errors_do_not_disturb_a_stream_beside_them(urls: tuple[str, str]) -> No
 
 
 def metrics(url: str) -> dict[str, float]:
-    """The engine's metrics by name; of requests that ended, those that were cut off."""
+    """The first model's metrics by name; of requests that ended, those that were cut off."""
     values: dict[str, float] = {}
     text = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S).raise_for_status().text
     for name, labels, value in re.findall(r"^vllm:(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
-        if name != "request_success_total" or 'finished_reason="abort"' in labels:
+        is_ours = f'model_name="{MODEL}"' in labels
+        if is_ours and (name != "request_success_total" or 'finished_reason="abort"' in labels):
             values[name] = float(value)
     return values
 

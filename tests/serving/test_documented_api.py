@@ -5,28 +5,22 @@ Nothing may be answered with a 5xx, a status or a body that the document does no
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.serving.bento_host import BentoHost
-from tests.serving.torchserve_host import running_torchserve
+from tests.serving.conftest import Host
 
 schemathesis = pytest.importorskip(
     "schemathesis", reason="schemathesis is not installed: pip install -c constraints.txt -e '.[clients]' brings it"
 )
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-MODEL = "paged-tiny"
-DEPLOYMENT = {
-    "engine": {"model": MODEL, "max_num_seqs": 8, "max_num_batched_tokens": 256, "max_model_len": 256, "num_threads": 1}
-}
+MODEL = "second"
 NUM_EXAMPLES = 60
 MOST_OPTIONAL_FIELDS = 3
 """A body with all fields at once is refused for one of them as good as always."""
@@ -35,19 +29,8 @@ ONE_OF = (("prompt", "messages"), ("id", "request_id"))
 """Fields of which exactly one must be there, on the routes that have both as optional ones."""
 
 
-@pytest.fixture(scope="module", params=["bentoml", "torchserve"])
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder: Path = tmp_path_factory.mktemp(request.param)
-    with contextlib.ExitStack() as stack:
-        if request.param == "bentoml":
-            bento = stack.enter_context(BentoHost(folder, DEPLOYMENT))
-            bento.wait_ready()
-            yield bento.url
-        else:
-            yield stack.enter_context(running_torchserve(DEPLOYMENT, folder)).url
-
-
-def test_it_does_what_the_document_says(url: str) -> None:
+def test_it_does_what_the_document_says(each_host: Host) -> None:
+    url = each_host.url
     from schemathesis import checks
 
     every = [

@@ -12,6 +12,10 @@ import pytest
 
 from paged_backend.config import EngineConfig
 from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.access.api_key import keys_from_config
+from paged_backend.handlers.access.gate import Gate
+from paged_backend.handlers.access.key_ring import KeyRing
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import HttpRequest, HttpResponse, OpenAIService
 from paged_backend.outputs import CompletionDelta, Logprob, RequestDelta, RequestOutput
 from paged_backend.sampling_params import SamplingParams
@@ -57,14 +61,35 @@ class FakeStream:
         self._prompt = prompt
         self._params = params
         self._aborted = asyncio.Event()
+        self._begun = False
+        self._num_generated = 0
+        self._callbacks: list[Callable[[int], None]] = []
         self.over = False
 
     def abort(self) -> bool:
         self.num_aborts += 1
         self._aborted.set()
+        if not self._begun:
+            self._end()
         return not self.over
 
+    def add_done_callback(self, callback: Callable[[int], None]) -> None:
+        self._callbacks.append(callback)
+
+    def _end(self) -> None:
+        while self._callbacks:
+            self._callbacks.pop()(self._num_generated)
+
     async def __aiter__(self) -> AsyncIterator[RequestDelta]:
+        self._begun = True
+        try:
+            async for delta in self._deltas():
+                self._num_generated += sum(len(output.token_ids) for output in delta.outputs)
+                yield delta
+        finally:
+            self._end()
+
+    async def _deltas(self) -> AsyncIterator[RequestDelta]:
         client, params = self._client, self._params
         texts = [f"{client.text}{index}"[: params.max_tokens] for index in range(params.n)]
         for step in range(max(map(len, texts))):
@@ -193,6 +218,11 @@ async def read(response: HttpResponse) -> Reply:
     return Reply(response.status, response.headers, body)
 
 
+def gate_of(*keys: str) -> Gate:
+    """A gate that lets these keys in."""
+    return Gate(KeyRing(keys_from_config(list(keys))))
+
+
 @pytest.fixture
 def client() -> FakeClient:
     return FakeClient()
@@ -200,7 +230,7 @@ def client() -> FakeClient:
 
 @pytest.fixture
 def service(client: FakeClient) -> OpenAIService:
-    return OpenAIService(client, model_names=("tiny", "alias"))
+    return OpenAIService(ServedModels.one(client, ("tiny", "alias")))
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import gc
 
 import pytest
 
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
 
-from .conftest import read
+from .conftest import gate_of, read
 
 COMPLETIONS, CHAT, CANCEL = "/v1/completions", "/v1/chat/completions", "/v1/cancel"
 CHAT_BODY = {"messages": [{"role": "user", "content": "x"}]}
@@ -87,7 +88,7 @@ def test_a_name_is_one_response_alone(service, client):
 
 
 def test_only_the_own_key_cancels(client):
-    service = OpenAIService(client, model_names=("tiny",), api_keys=("first", "second"))
+    service = OpenAIService(ServedModels.one(client, ("tiny",)), gate=gate_of("first", "second"))
     mine = {"request_id": "mine"}
     body = {**CHAT_BODY, **mine}
     _, answers = cancel_meanwhile(service, client, CHAT, body, (mine, "second"), (mine, "first"), key="first")

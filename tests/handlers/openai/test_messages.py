@@ -10,7 +10,9 @@ from anthropic.lib.streaming._messages import accumulate_event
 from pydantic import TypeAdapter
 
 from paged_backend.errors import EngineUnavailableError, QueueFullError
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import OpenAIService
+from tests.handlers.openai.conftest import gate_of
 
 from .events import events_of
 
@@ -211,7 +213,7 @@ def test_refusals(call, client, fields, says):
 
 
 def test_errors_have_anthropics_form(call, client):
-    locked = OpenAIService(client, model_names=("tiny",), api_keys=("k",), max_body_bytes=200)
+    locked = OpenAIService(ServedModels.one(client, ("tiny",)), gate=gate_of("k"), max_body_bytes=200)
     cases = [
         ({"body": BODY}, 401, "authentication_error"),
         ({"body": {**BODY, "model": "claude"}, "headers": {"x-api-key": "k"}}, 404, "not_found_error"),
@@ -231,7 +233,7 @@ def test_errors_have_anthropics_form(call, client):
 
 
 def test_either_header_carries_the_key(call, client):
-    locked = OpenAIService(client, model_names=("tiny",), api_keys=("first", "second"))
+    locked = OpenAIService(ServedModels.one(client, ("tiny",)), gate=gate_of("first", "second"))
     for headers in ({"x-api-key": "second"}, {"authorization": "Bearer second"}):
         for path, body in ((PATH, BODY), ("/v1/completions", {"prompt": "x"})):
             assert call(path, body, service=locked, headers=headers).status == 200

@@ -13,7 +13,9 @@ from paged_backend import __version__
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.routes import ROUTES, Route, find_route
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import OpenAIService
+from tests.handlers.openai.conftest import gate_of
 
 from .documented import check_documented, document, validator
 
@@ -27,7 +29,7 @@ def test_it_is_served(call, client):
     reply = call("/openapi.json", method="GET")
     assert reply.json["openapi"] == "3.1.0" and reply.json["info"]["version"] == __version__
     assert reply.json == document(needs_key=False)
-    locked = OpenAIService(client, model_names=("tiny",), api_keys=("k",))
+    locked = OpenAIService(ServedModels.one(client, ("tiny",)), gate=gate_of("k"))
     assert call("/openapi.json", service=locked).status == 401
     reply = call("/openapi.json", service=locked, headers={"authorization": "Bearer k"})
     assert reply.json == document(needs_key=True)

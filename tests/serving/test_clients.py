@@ -1,13 +1,17 @@
-"""What published clients say to a live host, and what they must make of its answers."""
+"""Published clients, as they are, against both live hosts: what they say, and what they must make of the answers."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import anthropic
+import httpx
 import openai
 import pytest
+
+from tests.serving.conftest import Host
 
 MODEL = "paged-tiny"
 QUESTION = "What is a paged KV cache?"
@@ -18,10 +22,10 @@ LIMIT = 40
 INSTALL = "pip install -c constraints.txt -e '.[clients]' brings it"
 
 
-def openai_client(url: str) -> str:
+def ask_openai(url: str) -> str:
     """Chat, completions and responses, whole and streamed; returns the chat's answer."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
-        assert [model.id for model in client.models.list()] == [MODEL]
+        assert MODEL in [model.id for model in client.models.list()]
         greedy: Any = {"model": MODEL, "temperature": 0}
         chat = client.chat.completions.create(messages=HELLO, max_tokens=LIMIT, **greedy)
         answer = chat.choices[0].message.content
@@ -45,7 +49,7 @@ def openai_client(url: str) -> str:
     return answer
 
 
-def anthropic_client(url: str) -> str:
+def ask_anthropic(url: str) -> str:
     """Messages, whole and streamed, and their tokens counted; returns the answer."""
     with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
         asked: Any = {"model": MODEL, "messages": HELLO}
@@ -67,7 +71,7 @@ def anthropic_client(url: str) -> str:
     return block.text
 
 
-def litellm_client(url: str) -> str:
+def ask_litellm(url: str) -> str:
     """Chat through litellm's two ways of calling an API, whole and streamed; returns the answer."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or its import asks the network
     litellm = pytest.importorskip("litellm", reason=f"litellm is not installed: {INSTALL}")
@@ -84,7 +88,7 @@ def litellm_client(url: str) -> str:
     return str(answers[0])
 
 
-def langchain_client(url: str) -> str:
+def ask_langchain(url: str) -> str:
     """Chat over both of OpenAI's routes, whole and streamed; returns the answer."""
     langchain_openai = pytest.importorskip("langchain_openai", reason=f"langchain-openai is not installed: {INSTALL}")
     answers = []
@@ -103,3 +107,34 @@ def langchain_client(url: str) -> str:
         assert "".join(chunk.text for chunk in chat.stream(QUESTION)) == answers[-1]
     assert answers[0] == answers[1] != ""
     return str(answers[0])
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        ask_openai,
+        ask_anthropic,
+        pytest.param(ask_litellm, marks=pytest.mark.slow),
+        pytest.param(ask_langchain, marks=pytest.mark.slow),
+    ],
+    ids=lambda ask: ask.__name__,
+)
+def test_a_client_gets_what_it_asks_for(each_host: Host, ask: Callable[[str], str]) -> None:
+    assert ask(each_host.url).startswith("The KV cache keeps")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_a_stream_can_be_cancelled(each_host: Host, path: str) -> None:
+    body: dict[str, Any] = {"stream": True, "ignore_eos": True, "request_id": "mine", "temperature": 0}
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    body |= {limit: 1000, "input" if path == "/v1/responses" else "messages": HELLO}
+    cancel, asked = f"{each_host.url}/v1/cancel", {"request_id": "mine"}
+    with httpx.stream("POST", f"{each_host.url}{path}", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        answer = httpx.post(cancel, json=asked, timeout=60).json()
+        assert answer["cancelled"] and len(answer["ids"]) == 1
+        rest = list(lines)
+    assert any(word in line for line in rest for word in ('"abort"', '"cancelled"', '"pause_turn"'))
+    again = httpx.post(cancel, json=asked, timeout=60).json()
+    assert again == {"object": "cancellation", "cancelled": False, "ids": []}
