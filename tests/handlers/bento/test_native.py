@@ -103,7 +103,7 @@ def test_a_request_takes_from_its_keys_quota_and_is_logged_without_its_prompt() 
     client = FakeClient()
 
     async def scenario() -> None:
-        record = AccessLog(write=lines.append).begin("POST", "/generate")
+        record = AccessLog(write=lambda line, _: lines.append(line)).begin("POST", "/generate")
         exchange = Exchange(Caller("ann", "tenant", quota), record)
         stream = await native.submit(client, GenerateRequest(prompt="secret"), exchange)
         assert quota.num_live == 1
