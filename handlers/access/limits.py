@@ -55,12 +55,13 @@ class RequestLimits:
             value = body.get(name)
             if type(value) is int and value > self.max_n:
                 raise InvalidRequestError(f"{name} must be in 1..{self.max_n} (max_n), got {value}.", param=name)
-        stops = body.get("stop")
-        if isinstance(stops, list):
-            self._check_count(len(stops), "stop", "strings", "max_stop_strings")
-        for text in stops if isinstance(stops, list) else (stops,):
-            if isinstance(text, str):
-                self._check_count(len(text), "stop", "characters", "max_stop_length")
+        for name in ("stop", "stop_sequences"):
+            stops = body.get(name)
+            if isinstance(stops, list):
+                self._check_count(len(stops), name, "strings", "max_stop_strings")
+            for text in stops if isinstance(stops, list) else (stops,):
+                if isinstance(text, str):
+                    self._check_count(len(text), name, "characters", "max_stop_length")
         prompts = body.get("prompt")
         if isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list)):
             self._check_count(len(prompts), "prompt", "prompts", "max_prompts")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import threading
@@ -12,6 +14,9 @@ from typing import Any
 from paged_backend.handlers.openai.wire import ByteStream, HttpResponse
 
 LOGGER_NAME = "paged_backend.access"
+
+FIELDS_ATTRIBUTE = "access_fields"
+"""Where a log record has the line's fields apart."""
 
 STATUS_CLIENT_LEFT = 499
 """nginx's number for a client that did not wait for the answer."""
@@ -25,22 +30,22 @@ class AccessLog:
 
     Args:
         prompts: whether prompts are in it.
-        write: takes the lines; None means the logger "paged_backend.access".
+        write: takes the lines, each with its fields; None means the logger "paged_backend.access".
     """
 
     def __init__(
         self,
         *,
         prompts: bool = False,
-        write: Callable[[str], None] | None = None,
+        write: Callable[[str, Mapping[str, Any]], None] | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.prompts = prompts
-        self._write = logging.getLogger(LOGGER_NAME).info if write is None else write
+        self._write = write or _log
         self._clock_s = clock_s
 
     def begin(self, method: str | None, path: str) -> RequestRecord:
-        """The record of a request that has just come in."""
+        """The record of a request that has just come in, on the event loop that serves it."""
         return RequestRecord(self._write, self._clock_s, method, path, prompts=self.prompts)
 
 
@@ -54,7 +59,7 @@ class RequestRecord:
 
     def __init__(
         self,
-        write: Callable[[str], None],
+        write: Callable[[str, Mapping[str, Any]], None],
         clock_s: Callable[[], float],
         method: str | None,
         path: str,
@@ -74,6 +79,7 @@ class RequestRecord:
         self._status: int | None = None
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
+        self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._num_pending = 1  # the response, and whatever the engine runs for it
 
@@ -91,7 +97,10 @@ class RequestRecord:
 
     def engine_ends(self, num_output_tokens: int) -> None:
         """One of them is over, and generated so many. For any thread."""
-        self._end(num_output_tokens=num_output_tokens)
+        if self._end(num_output_tokens):
+            # A line may take its time: it is none of an engine's thread's affairs.
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the process about to end
+                self._loop.call_soon_threadsafe(self._write_line)
 
     def follow(self, response: HttpResponse) -> HttpResponse:
         """The response, on whose end the record is told of it."""
@@ -111,32 +120,36 @@ class RequestRecord:
         if self._status is None:
             self._status = status
             self.first_piece()
-            self._end()
+            if self._end():
+                self._write_line()
 
-    def _end(self, num_output_tokens: int = 0) -> None:
+    def _end(self, num_output_tokens: int = 0) -> bool:
+        """Whether that was the last thing to wait for."""
         with self._lock:
             self._num_output_tokens += num_output_tokens
             self._num_pending -= 1
-            if self._num_pending:
-                return
-        self._write(self._line())
+            return not self._num_pending
 
-    def _line(self) -> str:
+    def _write_line(self) -> None:
+        fields = self._fields()
+        self._write(" ".join(f"{name}={_plain(_text(value))}" for name, value in fields.items()), fields)
+
+    def _fields(self) -> dict[str, Any]:
         now_s = self._clock_s()
         fields: dict[str, Any] = {
-            "id": self.request_id or "-",
-            "key": self.caller or "-",
-            "method": self._method or "-",
+            "request_id": self.request_id,
+            "key": self.caller,
+            "method": self._method,
             "path": self._path,
             "status": self._status,
             "prompt_tokens": self._num_prompt_tokens,
             "output_tokens": self._num_output_tokens,
-            "first_s": f"{(self._first_s or now_s) - self._begun_s:.3f}",
-            "total_s": f"{now_s - self._begun_s:.3f}",
+            "first_s": round((self._first_s or now_s) - self._begun_s, 6),
+            "total_s": round(now_s - self._begun_s, 6),
         }
         if self._prompt is not None:
             fields["prompt"] = self._prompt
-        return " ".join(f"{name}={_plain(str(value))}" for name, value in fields.items())
+        return fields
 
 
 class _FollowedStream:
@@ -167,6 +180,16 @@ class _FollowedStream:
             await self._stream.aclose()
         finally:
             self._record.response_ends(STATUS_CLIENT_LEFT)
+
+
+def _log(line: str, fields: Mapping[str, Any]) -> None:
+    logging.getLogger(LOGGER_NAME).info(line, extra={FIELDS_ATTRIBUTE: fields})
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _plain(text: str) -> str:

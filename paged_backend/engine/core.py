@@ -399,7 +399,9 @@ class EngineCore:
             self._scheduler.finish_sequence(sequence, "error")
         if fault is not None:
             return self._end_with(state, InvalidRequestError(fault))
-        logger.error("request %s: a step failed, or its logits are not numbers", state.request.request_id)
+        request_id = state.request.request_id
+        extra = {"request_id": request_id}
+        logger.error("request %s: a step failed, or its logits are not numbers", request_id, extra=extra)
         return self._end_with(state, RequestFailedError("The engine failed on this request: try it again."))
 
     def _end_with(self, state: RequestState, error: PagedBackendError) -> RequestState:

@@ -22,6 +22,9 @@ from paged_backend.structured.token_masks import TokenMasks
 
 logger = logging.getLogger(__name__)
 
+_OURS = ""
+"""In place of a request's fault: the kernels refuse what we have made of it."""
+
 _NOTHING_LEFT = "The request's parameters leave no token that could be drawn: allow more of them."
 
 
@@ -60,7 +63,7 @@ def _draw(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask], masks
             return _draw_apart(kernels, logits, tasks, masks)
         logger.exception("a row cannot be sampled; its request ends")
         num_results = tasks[0].num_results
-        return StepResult((NOT_DRAWN,) * num_results, scores=(-math.inf,) * num_results)
+        return StepResult((NOT_DRAWN,) * num_results, scores=(-math.inf,) * num_results, faults={0: _OURS})
     return StepResult(sampled.token_ids, _described(sampled, tasks) if sampled.logprobs else {}, sampled.scores)
 
 
@@ -71,12 +74,14 @@ def _draw_apart(
     token_ids: list[int] = []
     described: dict[int, SampledToken] = {}
     scores: list[float] = []
+    faults: dict[int, str] = {}
     for row, task in enumerate(tasks):
         result = _draw(kernels, logits[row : row + 1], (task,), masks)
+        faults.update({len(token_ids) + place: fault for place, fault in result.faults.items()})
         described.update({len(token_ids) + place: token for place, token in result.described.items()})
         token_ids += result.token_ids
         scores += result.scores or (-math.inf,) * len(result.token_ids)
-    return StepResult(token_ids, described, scores)
+    return StepResult(token_ids, described, scores, faults=faults)
 
 
 def build_batch(tasks: Sequence[SamplingTask], masks: TokenMasks | None = None) -> SamplingBatch:
@@ -128,7 +133,8 @@ def _blame(result: StepResult, logits: Tensor, tasks: Sequence[SamplingTask], fa
     """
     by_place = {}
     for row, start in enumerate(_starts(tasks)):
-        if result.token_ids[start] == NOT_DRAWN and math.isfinite(logits[row].max()):
+        is_ours = result.faults.get(start) == _OURS
+        if result.token_ids[start] == NOT_DRAWN and not is_ours and math.isfinite(logits[row].max()):
             by_place[start] = faults.get(row) or fault_of(tasks[row]) or _NOTHING_LEFT
     return replace(result, faults=by_place)
 

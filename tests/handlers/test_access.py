@@ -143,6 +143,7 @@ class TestRequestLimits:
             ({"best_of": 5}, "best_of"),
             ({"stop": ["a", "b", "c"]}, "stop"),
             ({"stop": "a" * 11}, "stop"),
+            ({"stop_sequences": ["a" * 11]}, "stop_sequences"),
             ({"stop": ["a", "a" * 11]}, "stop"),
             ({"prompt": ["a"] * 4}, "prompt"),
             ({"prompt": [[1]] * 4}, "prompt"),

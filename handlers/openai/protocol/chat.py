@@ -10,12 +10,32 @@ from pydantic import WithJsonSchema
 from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 
+_TEXT_PART = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+}
 MESSAGES_SCHEMA = {
     "type": "array",
     "minItems": 1,
-    "items": {"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}}},
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+            "content": {
+                "anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART, "minItems": 1}, {"type": "null"}]
+            },
+            "name": {"type": ["string", "null"]},
+            "tool_call_id": {"type": ["string", "null"]},
+            "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
+            "reasoning": {"type": ["string", "null"]},
+            "reasoning_content": {"type": ["string", "null"]},
+        },
+        "additionalProperties": {"enum": [None, []], "description": "A reply's empty fields may come back."},
+    },
 }
-"""What `parse_messages` takes, roughly: what else a message holds depends on its role."""
+"""What `parse_messages` takes, roughly: only an assistant's message with calls or reasoning may have no content."""
 
 
 class TemplateFields(RequestBody):
