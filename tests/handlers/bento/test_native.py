@@ -58,7 +58,7 @@ def test_a_long_prompt_is_encoded_beside_the_event_loop(fields: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": "x", "logprobs": 21}, "logprobs"),
+        ({"prompt": "x", "logprobs": -2}, "logprobs"),
         ({"prompt": "x", "request_id": "a\nb"}, "request_id"),
         ({"prompt": "x", "priority": 2**63}, "priority"),
         ({"prompt": "x", "cache_salt": "\ud800"}, "cache_salt"),
