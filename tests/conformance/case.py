@@ -1,0 +1,83 @@
+"""One row of the conformance list: what is sent where, and what must come back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.conformance.exchange import Exchange
+
+Check = Callable[["Exchange"], None]
+"""Looks at an answer of status 200, beyond the form that its request alone prescribes."""
+
+MODEL = "paged-tiny"
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+BOTH = (COMPLETIONS, CHAT)
+PROMPT = "Once upon a time"
+MESSAGES = ({"role": "user", "content": "Tell me a short story."},)
+BASE: dict[str, dict[str, Any]] = {
+    COMPLETIONS: {"model": MODEL, "prompt": PROMPT, "max_tokens": 6, "temperature": 0},
+    CHAT: {"model": MODEL, "messages": list(MESSAGES), "max_tokens": 6, "temperature": 0},
+}
+"""What the rows of a route have in common; a row's own fields replace these."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request, and what must come back.
+
+    Attributes:
+        body: sent as JSON; bytes are sent as they are.
+        param: of an error's body; what is wrong, as the client wrote it.
+        checks: of an answer of status 200.
+        needs_method: it is about the HTTP method, which TorchServe does not tell its models.
+    """
+
+    name: str
+    path: str
+    body: Any = None
+    method: str = "POST"
+    status: int = 200
+    param: str | None = None
+    checks: tuple[Check, ...] = ()
+    needs_method: bool = False
+
+
+def accepted(field: str, value: Any, *checks: Check, on: tuple[str, ...] = BOTH, **others: Any) -> list[Case]:
+    """A field's value that is right, on each route whole and streamed; `others` are fields that stand beside it."""
+    return _cases(field, value, on, others, checks=checks)
+
+
+def refused(
+    field: str, value: Any, param: str | None = None, *, on: tuple[str, ...] = BOTH, **others: Any
+) -> list[Case]:
+    """A field's value that is wrong: 400, before the first frame where it would have been streamed.
+
+    Args:
+        param: the error's; the field's own name where it is left out.
+    """
+    return _cases(field, value, on, others, status=400, param=param or field)
+
+
+def wrong_types(field: str, *values: Any, param: str | None = None, on: tuple[str, ...] = BOTH) -> list[Case]:
+    """Values of a type that the field does not have."""
+    return [case for value in values for case in refused(field, value, param or f"body.{field}", on=on)]
+
+
+def request(path: str, stream: bool = False, /, **fields: Any) -> dict[str, Any]:
+    """A route's body with these fields."""
+    return {**BASE[path], **({"stream": True} if stream else {}), **fields}
+
+
+def _cases(field: str, value: Any, on: tuple[str, ...], others: dict[str, Any], **expected: Any) -> list[Case]:
+    cases = []
+    for path in on:
+        for stream in (False, True):
+            fields = {**others, field: value}
+            told = json.dumps({field: value, **others}, ensure_ascii=True)
+            name = f"{path.rpartition('/v1/')[2]}{' stream' if stream else ''} {told if len(told) < 90 else told[:87]}"
+            cases.append(Case(name, path, request(path, stream, **fields), **expected))
+    return cases
