@@ -159,7 +159,7 @@ model: install ## train the bundled model again, about an hour on 2 cores
 slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m "slow and not soak" $(ARGS)
 
-soak: install ## requests alone and in crowds, every token and logprob compared, about 10 minutes on 2 cores
+soak: install ## requests alone and in crowds, every token and logprob compared, 12 minutes of processor time
 	$(BIN)/python -m pytest -m soak tests/soak $(ARGS)
 
 # mypy knows no install hooks: links show it the folders under the names that they are imported by.

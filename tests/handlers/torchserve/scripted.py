@@ -13,7 +13,7 @@ class ScriptedService:
     """Does what a request's body says.
 
     With `accept` the request is accepted at once. `delay` seconds pass first. Then `status` gives a JSON error;
-    `frames` gives a stream of so many numbered frames, `gap` seconds apart, or with `step` when `self.step` is set;
+    `frames` gives a stream of so many numbered frames, `gap` seconds apart, or with `step` one at each `release`;
     `bytes` gives a body of that size; `raise` breaks the service's promise.
     """
 
@@ -21,7 +21,12 @@ class ScriptedService:
         self.requests: list[HttpRequest] = []
         self.num_running = 0
         self.num_waiting = 0
-        self.step = asyncio.Event()
+        self._step = asyncio.Event()
+
+    def release(self) -> None:
+        """Lets every stream that waits send a frame."""
+        self._step.set()
+        self._step.clear()
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         self.requests.append(request)
@@ -51,7 +56,7 @@ class ScriptedService:
             for number in range(count):
                 if gap_s is None:
                     self.num_waiting += 1
-                    await self.step.wait()
+                    await self._step.wait()
                 else:
                     await asyncio.sleep(gap_s)
                 yield f"data: {number}{'x' * size}\n\n".encode()

@@ -38,12 +38,15 @@ class Host:
                     del self.live[request_id]
         return answers
 
-    def run(self, timeout_s: float = 10.0) -> None:
-        """Polls until nothing lives."""
+    def call_until(self, done: Callable[[], bool], timeout_s: float = 10.0) -> None:
         end_s = time.monotonic() + timeout_s
-        while self.live:
+        while not done():
             assert time.monotonic() < end_s, f"still live: {list(self.live)}"
             self.call()
+
+    def run(self) -> None:
+        """Polls until nothing lives."""
+        self.call_until(lambda: not self.live)
 
     def body(self, request_id: str) -> bytes:
         return b"".join(reply.body for reply in self.replies[request_id])
@@ -89,8 +92,12 @@ def test_stream_ended_by_its_first_reply_is_never_called_a_last_chunk(host: Host
     assert host.body("a") == b"data: 0\n\ndata: 1\n\n"
 
 
-def test_stream_gives_its_frames_as_they_come(host: Host) -> None:
-    host.send("a", frames=4, gap=0.06)
+def test_stream_gives_its_frames_as_they_come(host: Host, service: ScriptedService) -> None:
+    host.send("a", frames=4, step=True)
+    for count in range(1, 5):
+        host.call_until(lambda count=count: service.num_waiting >= count)
+        host.pump._loop.call_soon_threadsafe(service.release)
+        host.call_until(lambda count=count: host.body("a").count(b"data") == count)
     host.run()
     replies = host.replies["a"]
     assert host.body("a") == b"data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\n"
@@ -172,7 +179,7 @@ def test_frames_of_one_step_travel_together(host: Host, service: ScriptedService
     while service.num_waiting < 20:
         host.call()
     before = {request_id: len(replies) for request_id, replies in host.replies.items()}
-    host.pump._loop.call_soon_threadsafe(service.step.set)
+    host.pump._loop.call_soon_threadsafe(service.release)
     end_s = time.monotonic() + 5
     while not any(host.body(request_id) for request_id in host.replies):
         assert time.monotonic() < end_s
