@@ -45,6 +45,11 @@ class Case:
     checks: tuple[Check, ...] = ()
     needs_method: bool = False
 
+    @property
+    def content(self) -> bytes | None:
+        """The body as it is sent."""
+        return encode(self.body)
+
 
 def accepted(field: str, value: Any, *checks: Check, on: tuple[str, ...] = BOTH, **others: Any) -> list[Case]:
     """A field's value that is right, on each route whole and streamed; `others` are fields that stand beside it."""
@@ -63,8 +68,24 @@ def refused(
 
 
 def wrong_types(field: str, *values: Any, param: str | None = None, on: tuple[str, ...] = BOTH) -> list[Case]:
-    """Values of a type that the field does not have."""
-    return [case for value in values for case in refused(field, value, param or f"body.{field}", on=on)]
+    """Values of a type that the field does not have; types are looked at before it matters whether it is a stream."""
+    expected = {"status": 400, "param": param or f"body.{field}"}
+    return [case for value in values for case in _cases(field, value, on, {}, streams=(False,), **expected)]
+
+
+def whole(cases: list[Case]) -> list[Case]:
+    """Those that are not streamed."""
+    return [case for case in cases if not case.body.get("stream")]
+
+
+def streamed(cases: list[Case]) -> list[Case]:
+    """Those that are."""
+    return [case for case in cases if case.body.get("stream")]
+
+
+def encode(body: Any) -> bytes | None:
+    """A body as it is sent: as JSON, or as it is where it is bytes."""
+    return body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
 
 
 def request(path: str, stream: bool = False, /, **fields: Any) -> dict[str, Any]:
@@ -72,10 +93,17 @@ def request(path: str, stream: bool = False, /, **fields: Any) -> dict[str, Any]
     return {**BASE[path], **({"stream": True} if stream else {}), **fields}
 
 
-def _cases(field: str, value: Any, on: tuple[str, ...], others: dict[str, Any], **expected: Any) -> list[Case]:
+def _cases(
+    field: str,
+    value: Any,
+    on: tuple[str, ...],
+    others: dict[str, Any],
+    streams: tuple[bool, ...] = (False, True),
+    **expected: Any,
+) -> list[Case]:
     cases = []
     for path in on:
-        for stream in (False, True):
+        for stream in streams:
             fields = {**others, field: value}
             told = json.dumps({field: value, **others}, ensure_ascii=True)
             name = f"{path.rpartition('/v1/')[2]}{' stream' if stream else ''} {told if len(told) < 90 else told[:87]}"

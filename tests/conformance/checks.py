@@ -6,7 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from tests.conformance.case import Check
-from tests.conformance.exchange import Exchange, comparable, text_of
+from tests.conformance.exchange import Exchange
+from tests.conformance.reply import comparable, text_of
 
 
 def same_as(**changes: Any) -> Check:
@@ -144,9 +145,7 @@ def tokens_named_by_id(exchange: Exchange) -> None:
     """Tokens are written as "token_id:N", and are those that came out."""
     for choice, token_ids in zip(exchange.choices, exchange.token_ids(), strict=True):
         logprobs = choice["logprobs"]
-        names = (
-            [item["token"] for item in logprobs["content"]] if "content" in logprobs else logprobs["tokens"]
-        )
+        names = [item["token"] for item in logprobs["content"]] if "content" in logprobs else logprobs["tokens"]
         assert names == [f"token_id:{token_id}" for token_id in token_ids]
 
 

@@ -1,13 +1,13 @@
-"""A request and its answer. A stream is read into the form of the whole answer, so that both are checked alike."""
+"""A request and its answer."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.conformance.transports import Reply, Transport
+from tests.conformance.case import encode
+from tests.conformance.reply import Reply, text_of
+from tests.conformance.transports import Transport
 
 
 class Caller:
@@ -19,7 +19,7 @@ class Caller:
 
     def ask(self, method: str, path: str, body: Any = None) -> Exchange:
         """Sends a body as JSON, bytes as they are."""
-        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        content = encode(body)
         key = (method, path, content)
         if key not in self._known:
             self._known[key] = Exchange(self, path, body, self._transport.send(method, path, content))
@@ -40,28 +40,12 @@ class Exchange:
     reply: Reply
 
     @property
-    def streamed(self) -> bool:
-        return self.reply.content_type == "text/event-stream"
-
-    @property
     def json(self) -> Any:
-        """The body of an answer that is not streamed."""
-        assert self.reply.content_type == "application/json", self.reply
-        return json.loads(self.reply.body)
-
-    @property
-    def chunks(self) -> list[dict[str, Any]]:
-        """A stream's chunks; that it is framed as it must be, and ends as it must, is checked."""
-        assert self.streamed, self.reply
-        *frames, done, rest = self.reply.body.decode().split("\n\n")
-        assert (done, rest) == ("data: [DONE]", ""), self.reply.body[-200:]
-        assert all(frame.startswith("data: {") and "\n" not in frame for frame in frames)
-        return [json.loads(frame.removeprefix("data: ")) for frame in frames]
+        return self.reply.json
 
     @property
     def answer(self) -> dict[str, Any]:
-        """The whole answer, of a stream what its chunks give together."""
-        return whole_of(self.chunks) if self.streamed else self.json
+        return self.reply.answer
 
     @property
     def choices(self) -> list[dict[str, Any]]:
@@ -83,63 +67,3 @@ class Exchange:
         """Each choice's tokens, asked for if they were not."""
         found = self if self.body.get("return_token_ids") else self.asked(return_token_ids=True)
         return [choice["token_ids"] for choice in found.choices]
-
-
-def text_of(choice: Mapping[str, Any]) -> str:
-    """A choice's text, on whichever route."""
-    return choice["text"] if "text" in choice else choice["message"].get("content") or ""
-
-
-def whole_of(chunks: list[dict[str, Any]]) -> dict[str, Any]:
-    """A whole answer out of a stream's chunks: texts and lists are joined, the last of anything else counts."""
-    choices: dict[int, dict[str, Any]] = {}
-    answer: dict[str, Any] = {}
-    for chunk in chunks:
-        answer |= {name: value for name, value in chunk.items() if name != "choices" and value is not None}
-        for part in chunk["choices"]:
-            part = dict(part)
-            choice = choices.setdefault(part["index"], {})
-            if "delta" in part:
-                _join(choice.setdefault("message", {}), part.pop("delta"))
-            index, reason = part.pop("index"), part.pop("finish_reason", None)
-            _join(choice, part)
-            choice["index"] = index
-            if reason is not None:
-                assert "finish_reason" not in choice, "a choice that ended twice"
-                choice["finish_reason"] = reason
-    return {**answer, "choices": [choices[index] for index in sorted(choices)]}
-
-
-def _join(into: dict[str, Any], part: Mapping[str, Any]) -> None:
-    for name, value in part.items():
-        known = into.get(name)
-        if name == "role":
-            into[name] = value
-        elif name == "tool_calls" and value:
-            calls = into.setdefault(name, [])
-            for call in value:
-                call = dict(call)
-                if call.pop("index") == len(calls):
-                    calls.append({})
-                _join(calls[-1], call)
-        elif isinstance(known, dict) and isinstance(value, Mapping):
-            _join(known, value)
-        elif isinstance(known, (str, list)) and isinstance(value, type(known)):
-            into[name] = known + value
-        elif value is not None or name not in into:
-            into[name] = dict(value) if isinstance(value, Mapping) else value
-
-
-def comparable(value: Any) -> Any:
-    """An answer without what may differ between two of the same request: what says when it was, which of many it was,
-    what was in the cache, and what is null or empty and may as well be absent."""
-    if isinstance(value, list):
-        return [comparable(item) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    kept = {
-        name: comparable(item)
-        for name, item in value.items()
-        if name not in ("id", "created", "object", "prompt_tokens_details")
-    }
-    return {name: item for name, item in kept.items() if item is not None and item != "" and item != []}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.conformance.case import CHAT, COMPLETIONS, accepted, refused, wrong_types
+from tests.conformance.case import CHAT, COMPLETIONS, accepted, refused, streamed, whole, wrong_types
 from tests.conformance.checks import (
     all_alike,
     all_different,
@@ -92,26 +92,22 @@ ROWS = [
     *refused("n", 10**9),
     *wrong_types("n", "2", 1.5, [1]),
     # best_of: ours on chat, OpenAI's on completions; what is chosen at the end cannot be streamed.
-    *(case for case in accepted("best_of", 3, seed=5, temperature=0.9) if not case.body.get("stream")),
-    *(case for case in accepted("best_of", 3, n=2, seed=5, temperature=0.9) if not case.body.get("stream")),
+    *whole(accepted("best_of", 3, seed=5, temperature=0.9)),
+    *whole(accepted("best_of", 3, n=2, seed=5, temperature=0.9)),
     *accepted("best_of", 1, same_as(best_of=None)),
     *accepted("best_of", 2, n=2),
     *refused("best_of", 1, n=2),
     *refused("best_of", 0),
-    *(case for case in refused("best_of", 9) if not case.body.get("stream")),
-    *refused("stream", True, best_of=3),
+    *whole(refused("best_of", 9)),
+    *streamed(refused("best_of", 3, "stream")),
     *wrong_types("best_of", "3"),
     # Beam search.
-    *(case for case in accepted("use_beam_search", True, n=2) if not case.body.get("stream")),
-    *(case for case in accepted("use_beam_search", True, n=1, best_of=3) if not case.body.get("stream")),
-    *(
-        case
-        for case in accepted("length_penalty", 0.6, n=2, use_beam_search=True, early_stopping="never")
-        if not case.body.get("stream")
-    ),
+    *whole(accepted("use_beam_search", True, n=2)),
+    *whole(accepted("use_beam_search", True, n=1, best_of=3)),
+    *whole(accepted("length_penalty", 0.6, n=2, use_beam_search=True, early_stopping="never")),
     *accepted("use_beam_search", False, same_as(use_beam_search=None)),
     *accepted("length_penalty", 1.0, same_as(length_penalty=None)),
-    *refused("stream", True, use_beam_search=True, n=2),
+    *streamed(refused("use_beam_search", True, "stream", n=2)),
     *refused("length_penalty", 0.6),
     *refused("early_stopping", True),
     *refused("early_stopping", "soon", use_beam_search=True, n=2),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.conformance.case import BOTH, CHAT, COMPLETIONS, PROMPT, accepted, refused, wrong_types
+from tests.conformance.case import CHAT, COMPLETIONS, PROMPT, accepted, refused, streamed, whole, wrong_types
 from tests.conformance.checks import (
     echoes,
     generated,
@@ -107,19 +107,13 @@ _STREAMS = [
             {},
         )
         for others in ({}, {"n": 2}, {"n": 2, "temperature": 0.9, "seed": 3, "return_token_ids": True})
-        for path in BOTH
-        for case in accepted("stream_options", options, on=(path,), **others)
-        if case.body.get("stream")
+        for case in streamed(accepted("stream_options", options, **others))
     ),
-    *(case for case in refused("stream_options", {"include_usage": True}) if not case.body.get("stream")),
-    *(case for case in refused("stream_options", {"usage": True}, "stream_options.usage") if case.body.get("stream")),
-    *(
-        case
-        for case in refused("stream_options", {"include_usage": 1}, "body.stream_options.include_usage")
-        if case.body.get("stream")
-    ),
-    *(case for case in wrong_types("stream_options", True, [1]) if case.body.get("stream")),
-    *(case for case in wrong_types("stream", "yes", 1, {}) if not isinstance(case.body["stream"], bool)),
+    *whole(refused("stream_options", {"include_usage": True})),
+    *streamed(refused("stream_options", {"usage": True}, "stream_options.usage")),
+    *streamed(refused("stream_options", {"include_usage": 1}, "body.stream_options.include_usage")),
+    *streamed(refused("stream_options", True, "body.stream_options")),
+    *wrong_types("stream", "yes", 1, {}),
 ]
 
 _LABELS = [
@@ -136,7 +130,8 @@ _LABELS = [
         )
         for case in accepted(field, value, same_as(**{field: None}), on=_ON_CHAT)
     ),
-    *accepted("request_id", "mine"),
+    *whole(accepted("request_id", "mine")),
+    *streamed(accepted("request_id", "mine, streamed")),
     *refused("request_id", ""),
     *refused("request_id", "x" * 257),
     *refused("request_id", "a\nb"),

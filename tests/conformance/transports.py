@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 import httpx
 
 from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
+from tests.conformance.reply import Reply
 
 _TIMEOUT_S = 60
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer, read to its end.
-
-    Attributes:
-        content_type: without its parameters.
-    """
-
-    status: int
-    content_type: str
-    body: bytes
 
 
 class Transport(Protocol):
@@ -61,11 +49,15 @@ class Live:
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=_TIMEOUT_S)
 
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
     def send(self, method: str, path: str, content: bytes | None) -> Reply:
         headers = {} if content is None else {"content-type": "application/json"}
         response = self._client.request(method, path, content=content, headers=headers)
         return Reply(response.status_code, response.headers["content-type"].partition(";")[0], response.content)
-
-    def close(self) -> None:
-        """Closes its connections."""
-        self._client.close()

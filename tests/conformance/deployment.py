@@ -1,10 +1,9 @@
-"""The service in this process, with the deployment of the live hosts."""
+"""What serves the conformance list: the same deployment in this process and on the live hosts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import pytest
+from contextlib import contextmanager
 
 from paged_backend.handlers.deployment import Deployment
 from paged_backend.handlers.loading import load_engine
@@ -14,10 +13,13 @@ from tests.conformance.transports import InProcess
 DEPLOYMENT = {"engine": {"model": "paged-tiny", "max_num_seqs": 8, "max_num_batched_tokens": 256, "num_threads": 1}}
 
 
-@pytest.fixture(scope="session")
-def in_process() -> Iterator[Caller]:
+@contextmanager
+def served_in_process() -> Iterator[Caller]:
+    """The service that both hosts mount, over an engine with the bundled model."""
     client, service = load_engine(Deployment.from_dict({"name": "paged-tiny", **DEPLOYMENT}))
     transport = InProcess(service)
-    yield Caller(transport)
-    transport.close()
-    client.shutdown()
+    try:
+        yield Caller(transport)
+    finally:
+        transport.close()
+        client.shutdown()
