@@ -19,7 +19,8 @@ import yaml
 
 from paged_backend.config import CacheConfig, ChatConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
 from paged_backend.errors import ConfigError
-from paged_backend.handlers.deployment import Deployment, yaml_problem
+from paged_backend.handlers.deployment import Deployment
+from paged_backend.handlers.yaml_file import yaml_problem
 from paged_backend.sampling_params import SamplingParams
 
 _ENGINE_PARTS = (ModelConfig, CacheConfig, SchedulerConfig, ExecutorConfig, ChatConfig)
@@ -94,15 +95,20 @@ def build_deployment(
     if config is not None:
         Deployment.load(config)  # a mistake in the file itself is told with the file's name
         data = Deployment.read(config)
-    engine = data["engine"] = dict(data.get("engine") or {})
-    file_model = engine.get("model", _DEFAULT_MODEL)
-    engine.update(engine_args)
+    file_model = _model_of(data)
+    if engine_args and "models" in data:
+        raise ConfigError(
+            f"{config} has several models: write {', '.join(sorted(engine_args))} into their entries, as the command "
+            "line does not say whose it is."
+        )
+    if engine_args:
+        data["engine"] = {**(data.get("engine") or {}), **engine_args}
     if port is not None:
         data["server"] = {**(data.get("server") or {}), "port": port}
     assigned = {_assign(data, assignment) for assignment in assignments}
     model = _model_of(data)
     is_named = "name" in assigned or "engine.served_model_name" in assigned or "served_model_name" in engine_args
-    if "name" not in data or (model != file_model and not is_named):
+    if "name" not in data or ("models" not in data and model != file_model and not is_named):
         # The file's name is the name of the file's model.
         data["name"] = _name_of(model)
     return Deployment.from_dict(data, base_folder=Path.cwd())
@@ -120,8 +126,17 @@ def _name_of(model: str) -> str:
 
 
 def build_engine_config(config: Path | None, engine_args: Mapping[str, Any], assignments: list[str]) -> EngineConfig:
-    """The engine's part of `build_deployment`."""
-    return build_deployment(config, engine_args, assignments, None).engine
+    """The engine's part of `build_deployment`.
+
+    Raises:
+        ConfigError: the deployment has several models.
+    """
+    deployment = build_deployment(config, engine_args, assignments, None)
+    if len(deployment.engines) > 1:
+        raise ConfigError(
+            f"{config} has several models ({', '.join(deployment.model_names)}): give a file with one, or --model."
+        )
+    return deployment.engine
 
 
 def _assign(data: dict[str, Any], assignment: str) -> str:

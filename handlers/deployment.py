@@ -3,135 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from paged_backend.config import (
     BUNDLED_MODEL,
+    CacheConfig,
     EngineConfig,
     engine_argument_names,
     is_template_path,
     unknown_name_message,
 )
 from paged_backend.errors import ConfigError
+from paged_backend.handlers.access.api_key import keys_from_words
+from paged_backend.handlers.host_configs import BentoConfig, ServerConfig, TorchServeConfig, check_text
+from paged_backend.handlers.yaml_file import read_yaml
 
 API_KEY_VARIABLE = "PAGED_BACKEND_API_KEY"
-"""The environment variable that overrides `server.api_key`, so that no file has to hold a key; several are
-separated by spaces."""
+"""The environment variable that overrides `server.api_key` and `server.api_key_file`, so that no file has to hold a
+key: each is KEY or NAME:KEY, and several are separated by spaces."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
-_JAVA_SIZE = re.compile(r"[1-9][0-9]*[kmgKMG]")
 _ENGINE_PATHS = ("model", "tokenizer")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """What both hosts' servers have in common.
-
-    Attributes:
-        host: address to bind. Loopback by default: put a reverse proxy with TLS in front for anything else.
-        port: TCP port; None means the host's own default (TorchServe 8080, BentoML 3000).
-        api_key: clients must send it, or one of them, as `Authorization: Bearer KEY`; none lets everybody in. Each key
-            is a tenant of its own: no other key's requests share its prefixes, or its part of the engine under
-            engine.scheduling_policy: fair. In a file it may be a single string, or null.
-        max_body_bytes: larger request bodies are refused with 413.
-        drain_timeout_s: seconds that running requests get to end after the server is told to stop.
-        stall_timeout_s: seconds without an engine step, while there is work, after which it counts as stuck.
-    """
-
-    host: str = "127.0.0.1"
-    port: int | None = None
-    api_key: tuple[str, ...] = field(default=(), repr=False)
-    max_body_bytes: int = 20_000_000
-    drain_timeout_s: float = 10.0
-    stall_timeout_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        _check_text("server.host", self.host)
-        _check_integer("server.port", self.port, low=1, high=65535, optional=True)
-        object.__setattr__(self, "api_key", _api_keys(self.api_key))
-        _check_integer("server.max_body_bytes", self.max_body_bytes, low=1)
-        _check_seconds("server.drain_timeout_s", self.drain_timeout_s, above_zero=False)
-        _check_seconds("server.stall_timeout_s", self.stall_timeout_s)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TorchServeConfig:
-    """What only TorchServe needs.
-
-    Attributes:
-        management_port, metrics_port: TorchServe's other two ports.
-        batch_size: most requests that live at once in the worker; None means what engine.max_num_seqs and
-            engine.max_num_queued_reqs let in, so that the engine's own queue answers 429. Those beyond it wait in
-            TorchServe's job queue.
-        job_queue_size: requests that may wait there; one more is refused with 503.
-        startup_timeout_s: seconds that the worker may take to load the model.
-        response_timeout_s: seconds that one call of the handler may take (a call, not a stream).
-        max_response_bytes: largest reply; TorchServe kills the worker past it.
-        java_heap: the JVM's heap bound, such as "512m".
-    """
-
-    management_port: int = 8081
-    metrics_port: int = 8082
-    batch_size: int | None = None
-    job_queue_size: int = 100
-    startup_timeout_s: int = 600
-    response_timeout_s: int = 20
-    max_response_bytes: int = 100_000_000
-    java_heap: str = "512m"
-
-    def __post_init__(self) -> None:
-        _check_integer("torchserve.management_port", self.management_port, low=1, high=65535)
-        _check_integer("torchserve.metrics_port", self.metrics_port, low=1, high=65535)
-        _check_integer("torchserve.batch_size", self.batch_size, low=1, optional=True)
-        _check_integer("torchserve.job_queue_size", self.job_queue_size, low=1)
-        _check_integer("torchserve.startup_timeout_s", self.startup_timeout_s, low=1)
-        _check_integer("torchserve.response_timeout_s", self.response_timeout_s, low=1)
-        _check_integer("torchserve.max_response_bytes", self.max_response_bytes, low=1)
-        if not isinstance(self.java_heap, str) or not _JAVA_SIZE.fullmatch(self.java_heap):
-            raise ConfigError(f'torchserve.java_heap must look like "512m" or "2g", got {self.java_heap!r}.')
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BentoConfig:
-    """What only BentoML needs.
-
-    Attributes:
-        timeout_s: bound on the time to a response's first byte; BentoML answers 504 past it.
-        access_log: log a line per request.
-        tracing: keep OpenTelemetry on for the API routes; it costs more than the rest of the host's overhead.
-    """
-
-    timeout_s: int = 3600
-    access_log: bool = False
-    tracing: bool = False
-
-    def __post_init__(self) -> None:
-        _check_integer("bento.timeout_s", self.timeout_s, low=1)
-        _check_bool("bento.access_log", self.access_log)
-        _check_bool("bento.tracing", self.tracing)
+_KEYS = ("name", "version", "engine", "models", "server", "torchserve", "bento")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """A model under a name, an engine for it, and the servers' settings.
+    """Models, an engine for each, and the servers' settings.
 
     Attributes:
-        name: route name on TorchServe, and the served model name where engine.served_model_name is not given.
+        name: route name on TorchServe, and the served model name of a single model that has none of its own.
         version: route version on TorchServe, such as "1.0".
+        engines: one for each model. A file has the only one under `engine`, several under `models`.
     """
 
     name: str
     version: str = "1.0"
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    engines: tuple[EngineConfig, ...] = (EngineConfig(),)
     server: ServerConfig = field(default_factory=ServerConfig)
     torchserve: TorchServeConfig = field(default_factory=TorchServeConfig)
     bento: BentoConfig = field(default_factory=BentoConfig)
@@ -144,11 +59,17 @@ class Deployment:
             )
         if not isinstance(self.version, str) or not _VERSION.fullmatch(self.version):
             raise ConfigError(f'version must be a quoted string such as "1.0", got {self.version!r}.')
+        _check_apart(self.engines)
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The first model's engine: in most deployments the only one."""
+        return self.engines[0]
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """The names that requests may use; the first one is used in replies where a request names none."""
-        return self.engine.model.served_model_name
+        """The names that requests may use; the first one is meant where a request names none."""
+        return tuple(name for engine in self.engines for name in engine.model.served_model_name)
 
     @classmethod
     def load(cls, path: str | Path, *, environ: Mapping[str, str] | None = None) -> Deployment:
@@ -176,20 +97,12 @@ class Deployment:
             ConfigError: the file cannot be read, is not YAML, or is not a mapping; its keys are not checked.
         """
         file = Path(path)
-        try:
-            data = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-        except OSError as error:
-            raise ConfigError(f"{file}: cannot be read: {error.strerror or error}.") from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{file}: is not valid YAML: {yaml_problem(error)}.") from None
+        data = read_yaml(file)
         if data is None:
             return {}
         if not isinstance(data, Mapping):
             raise ConfigError(f"{file}: deployment must be a mapping of keys to values, got {type(data).__name__}.")
-        content = dict(data)
-        if isinstance(content.get("engine"), Mapping):
-            content["engine"] = _with_absolute_folders(content["engine"], file.resolve().parent)
-        return content
+        return _with_absolute_paths(data, file.resolve().parent)
 
     @classmethod
     def from_dict(
@@ -209,25 +122,30 @@ class Deployment:
         Raises:
             ConfigError: a key is unknown (the nearest known one is named) or a value is wrong.
         """
-        top = _section("deployment", data, tuple(f.name for f in dataclasses.fields(cls)))
+        top = _section("deployment", data, _KEYS)
         if "name" not in top:
             raise ConfigError("name is missing: give the deployment one, it becomes part of its URL.")
-        _check_text("name", top["name"])
-        engine_args = _section("engine", top.get("engine"), engine_argument_names())
-        engine_args = _with_absolute_folders(engine_args, base_folder)
-        if not engine_args.get("served_model_name"):
-            engine_args["served_model_name"] = (top["name"],)
+        check_text("name", top["name"])
+        if base_folder is not None:
+            top = _with_absolute_paths(top, base_folder)
+        if "engine" in top and "models" in top:
+            raise ConfigError("Give engine, for one model, or models, for several; not both.")
+        if "models" in top:
+            engines = _several(top["models"])
+        else:
+            arguments = _section("engine", top.get("engine"), engine_argument_names())
+            if not arguments.get("served_model_name"):
+                arguments["served_model_name"] = (top["name"],)
+            engines = (EngineConfig.from_args(arguments),)
         server_args = _arguments(ServerConfig, "server", top.get("server"))
         override = (os.environ if environ is None else environ).get(API_KEY_VARIABLE)
         if override is not None:
-            if not override.split():
-                # An empty key would silently open the server: most likely a secret that failed to load.
-                raise ConfigError(f"{API_KEY_VARIABLE} is set but empty: give it a key, or unset it.")
-            server_args["api_key"] = override.split()
+            server_args["api_key"] = keys_from_words(override.split(), API_KEY_VARIABLE)
+            server_args.pop("api_key_file", None)
         return cls(
             name=top["name"],
             version=top.get("version", "1.0"),
-            engine=EngineConfig.from_args(engine_args),
+            engines=engines,
             server=ServerConfig(**server_args),
             torchserve=TorchServeConfig(**_arguments(TorchServeConfig, "torchserve", top.get("torchserve"))),
             bento=BentoConfig(**_arguments(BentoConfig, "bento", top.get("bento"))),
@@ -237,17 +155,18 @@ class Deployment:
         """Plain data (for YAML or JSON) that gives this deployment again through `from_dict`.
 
         Args:
-            with_api_key: False leaves the keys out: do so for files that others may read, and hand the keys
-                over in PAGED_BACKEND_API_KEY.
+            with_api_key: False leaves the keys out (but not the name of their file): do so for files that others may
+                read, and hand the keys over in PAGED_BACKEND_API_KEY.
         """
-        engine_args = {name: _plain(value) for name, value in self.engine.to_args().items()}
+        engines = [{name: _plain(value) for name, value in engine.to_args().items()} for engine in self.engines]
         server = {name: _plain(value) for name, value in dataclasses.asdict(self.server).items()}
+        server["api_key"] = {key.name: key.secret for key in self.server.api_key} or None
         if not with_api_key:
             del server["api_key"]
         return {
             "name": self.name,
             "version": self.version,
-            "engine": engine_args,
+            **({"engine": engines[0]} if len(engines) == 1 else {"models": engines}),
             "server": server,
             "torchserve": dataclasses.asdict(self.torchserve),
             "bento": dataclasses.asdict(self.bento),
@@ -259,41 +178,6 @@ class Deployment:
 
 
 _Part = TypeVar("_Part", ServerConfig, TorchServeConfig, BentoConfig)
-
-
-def yaml_problem(error: Exception) -> str:
-    """What is wrong with a YAML text, and where, without a word of the text: it may hold a key."""
-    if isinstance(error, yaml.MarkedYAMLError):
-        problem = error.problem or error.context or "malformed"
-        if not isinstance(error, _RepeatedKeyError):
-            # What PyYAML quotes, it has from the text, but for single characters and its own <names>.
-            problem = re.sub(r"(['\"])(?!<)(?!.\1).*\1", "...", problem)
-        mark = error.problem_mark or error.context_mark
-        return f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else problem
-    if isinstance(error, yaml.reader.ReaderError):
-        return f"{error.reason} (position {error.position})"
-    if isinstance(error, UnicodeDecodeError):
-        return f"{error.reason} (byte {error.start})"
-    return "nested too deeply" if isinstance(error, RecursionError) else "a malformed value"
-
-
-class _RepeatedKeyError(yaml.constructor.ConstructorError):
-    """A key that a mapping holds twice."""
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error: the first value would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
-            key = key_node.value
-            if key != "<<" and key in seen:
-                raise _RepeatedKeyError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _arguments(part: type[_Part], name: str, data: object) -> dict[str, Any]:
@@ -312,22 +196,75 @@ def _section(name: str, data: object, known: tuple[str, ...]) -> dict[str, Any]:
     return dict(data)
 
 
-def _with_absolute_folders(engine_args: Mapping[str, Any], base_folder: str | Path | None) -> dict[str, Any]:
+def _several(value: object) -> tuple[EngineConfig, ...]:
+    """The engines of a file's `models`. Those that do not say how much memory their cache may take divide what a single
+    one would get."""
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ConfigError("models must be a list of engine arguments, with one entry for each model.")
+    engines = []
+    for place, entry in enumerate(value):
+        arguments = _section(f"models.{place}", entry, engine_argument_names())
+        arguments.setdefault("gpu_memory_utilization", CacheConfig().gpu_memory_utilization / len(value))
+        try:
+            engines.append(EngineConfig.from_args(arguments))
+        except ConfigError as error:
+            raise ConfigError(f"models.{place}: {error}") from error
+    return tuple(engines)
+
+
+def _check_apart(engines: Sequence[EngineConfig]) -> None:
+    """Several engines must have names, folders and memory of their own."""
+    if not engines:
+        raise ConfigError("A deployment needs a model.")
+    for what, values in (
+        ("served_model_name", [name for engine in engines for name in engine.model.served_model_name]),
+        ("kv_offloading_dir", [engine.cache.kv_offloading_dir for engine in engines if engine.cache.kv_offloading_dir]),
+    ):
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise ConfigError(f"{what} {twice[0]!r} is given twice: each model needs one of its own.")
+    caches = [engine.cache for engine in engines]
+    share = sum(cache.gpu_memory_utilization for cache in caches if cache.kv_cache_memory_bytes is None)
+    if share > 1:
+        raise ConfigError(
+            f"The models' gpu_memory_utilization add up to {share:g}, more than all free memory: lower them, or give "
+            "kv_cache_memory_bytes."
+        )
+
+
+def _with_absolute_paths(data: Mapping[str, Any], base_folder: str | Path) -> dict[str, Any]:
+    """A copy of a file's content in which what may be a folder or a file is resolved; nothing is checked."""
+    result = dict(data)
+    if isinstance(data.get("engine"), Mapping):
+        result["engine"] = _with_absolute_folders(data["engine"], base_folder)
+    if isinstance(data.get("models"), (list, tuple)):
+        result["models"] = [
+            _with_absolute_folders(entry, base_folder) if isinstance(entry, Mapping) else entry
+            for entry in data["models"]
+        ]
+    server = data.get("server")
+    if isinstance(server, Mapping) and isinstance(server.get("api_key_file"), str) and server["api_key_file"]:
+        file = str(Path(base_folder, Path(server["api_key_file"]).expanduser()).absolute())
+        result["server"] = {**server, "api_key_file": file}
+    return result
+
+
+def _with_absolute_folders(engine_args: Mapping[str, Any], base_folder: str | Path) -> dict[str, Any]:
     """A copy in which the arguments that may be folders are resolved."""
     resolved = {
         key: _resolve(value, base_folder) if key in _ENGINE_PATHS and isinstance(value, str) else value
         for key, value in engine_args.items()
     }
     folder = resolved.get("kv_offloading_dir")
-    if isinstance(folder, str) and folder and base_folder is not None:  # always a folder, there or not
+    if isinstance(folder, str) and folder:  # always a folder, there or not
         resolved["kv_offloading_dir"] = str(Path(base_folder, Path(folder).expanduser()).absolute())
     template = resolved.get("chat_template")
-    if isinstance(template, str) and template and is_template_path(template) and base_folder is not None:
+    if isinstance(template, str) and template and is_template_path(template):
         resolved["chat_template"] = str(Path(base_folder, Path(template).expanduser()).absolute())
     return resolved
 
 
-def _resolve(value: str, base_folder: str | Path | None) -> str:
+def _resolve(value: str, base_folder: str | Path) -> str:
     """A model argument with a relative folder made absolute.
 
     "./x", "../x" and "~/x" are always folders. Another value is one where such a folder lies beside the file
@@ -335,7 +272,7 @@ def _resolve(value: str, base_folder: str | Path | None) -> str:
     """
     if value.startswith("~"):
         return str(Path(value).expanduser())
-    if base_folder is None or not value or value == BUNDLED_MODEL:
+    if not value or value == BUNDLED_MODEL:
         return value
     folder = Path(base_folder) / value
     if value.split("/", 1)[0] in (".", "..") or folder.is_dir():
@@ -346,45 +283,3 @@ def _resolve(value: str, base_folder: str | Path | None) -> str:
 def _plain(value: Any) -> Any:
     """A value as YAML and JSON know it."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def _api_keys(given: object) -> tuple[str, ...]:
-    """The keys, given as one, several or None. A key must not get into a log, so no message here repeats it."""
-    if given is None:
-        return ()
-    keys = tuple(given) if isinstance(given, (list, tuple)) else (given,)
-    for key in keys:
-        if not isinstance(key, str) or not key:
-            raise ConfigError("server.api_key must be a quoted string that is not empty, or several in a list.")
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise ConfigError("server.api_key must be printable ASCII without spaces, as it travels in a header.")
-    if len(set(keys)) < len(keys):
-        raise ConfigError("server.api_key holds a key twice: each is a tenant of its own.")
-    return tuple(str(key) for key in keys)
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{name} must be a string that is not empty, got {value!r}.")
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, got {value!r}.")
-
-
-def _check_integer(name: str, value: object, *, low: int, high: int | None = None, optional: bool = False) -> None:
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be an integer, got {value!r}.")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"in {low}..{high}"
-        raise ConfigError(f"{name} must be {bounds}, got {value}.")
-
-
-def _check_seconds(name: str, value: object, *, above_zero: bool = True) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{name} must be a number of seconds, got {value!r}.")
-    if value < 0 or (above_zero and value == 0):
-        raise ConfigError(f"{name} must be {'above' if above_zero else 'at least'} 0, got {value}.")

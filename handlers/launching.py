@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from paged_backend.errors import ConfigError
+from paged_backend.handlers.access.api_key import words_of
 from paged_backend.handlers.deployment import API_KEY_VARIABLE, Deployment
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -58,7 +59,7 @@ def server_environment(deployment: Deployment, changes: Mapping[str, str]) -> di
     result = {**os.environ, **changes}
     result.pop(API_KEY_VARIABLE, None)
     if deployment.server.api_key:
-        result[API_KEY_VARIABLE] = " ".join(deployment.server.api_key)
+        result[API_KEY_VARIABLE] = words_of(deployment.server.api_key)
     return result
 
 
@@ -68,7 +69,7 @@ def ready_text(deployment: Deployment, place: str, base_url: str) -> str:
     Args:
         place: where, in words: "TorchServe at http://...".
     """
-    export = f" (first, export {API_KEY_VARIABLE} with a key of the server)" if deployment.server.api_key else ""
+    export = f" (first, export {API_KEY_VARIABLE} with a key of the server)" if deployment.server.asks_for_key else ""
     return f"Ready: {', '.join(deployment.model_names)} on {place}. Try{export}:\n\n{curl_line(deployment, base_url)}\n"
 
 
@@ -79,7 +80,7 @@ def curl_line(deployment: Deployment, base_url: str) -> str:
         "messages": [{"role": "user", "content": "Tell me a short story."}],
         "max_tokens": 64,
     }
-    key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if deployment.server.api_key else ""
+    key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if deployment.server.asks_for_key else ""
     url = shlex.quote(f"{base_url}/v1/chat/completions")
     return f"curl {url} -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}"
 

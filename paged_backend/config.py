@@ -15,6 +15,15 @@ from paged_backend.errors import ConfigError
 BUNDLED_MODEL = "paged-tiny"
 """The model argument that means the model that comes with this package."""
 
+TEMPLATE_ARGUMENTS = frozenset(
+    """
+    add_generation_prompt chat_template continue_final_message conversation documents max_length
+    messages padding processor_kwargs return_assistant_tokens_mask return_dict return_tensors
+    sanitize_control_tokens self tokenize tokenizer_kwargs tools truncation
+    """.split()
+)
+"""Arguments of transformers' apply_chat_template: `chat_template_kwargs` may set variables of the template only."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -31,6 +40,9 @@ class ModelConfig:
         max_model_len: most tokens of prompt plus output; None means what the model's configuration says.
         served_model_name: names that requests may use; empty means the model argument's last part.
         revision: branch, tag or commit on the hub.
+        load_format: which files have the weights: "safetensors", or "pt" for a checkpoint that has them as pickles
+            only, which are read as tensors alone; "auto" is safetensors, and never falls back to pickles.
+        trust_remote_code: run the code that comes with a tokenizer, if it has any. The model's own code is never run.
         seed: requests without a seed of their own draw from this one and their arrival number.
     """
 
@@ -42,6 +54,8 @@ class ModelConfig:
     max_model_len: int | None = None
     served_model_name: tuple[str, ...] = ()
     revision: str | None = None
+    load_format: str = "auto"
+    trust_remote_code: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,6 +75,8 @@ class ModelConfig:
             _check_text("served_model_name", name)
         object.__setattr__(self, "dtype", _dtype_named(self.dtype))
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("load_format", self.load_format, ("auto", "safetensors", "pt"))
+        _check_bool("trust_remote_code", self.trust_remote_code)
         if self.quantization is not None:
             _check_choice("quantization", self.quantization, ("int8", "int4"))
         _check_range("max_model_len", self.max_model_len, low=1, optional=True)
@@ -336,6 +352,9 @@ def _json_object(value: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ConfigError(f"default_chat_template_kwargs must be a mapping of names to values, got {given!r}.")
+    for name in value:
+        if name in TEMPLATE_ARGUMENTS:
+            raise ConfigError(f"default_chat_template_kwargs may set the template's own variables only, not {name!r}.")
     return dict(value)
 
 

@@ -30,13 +30,17 @@ FLOORS = {
     "paged_backend.executor": 4,
     "paged_backend.engine": 5,
     "paged_backend.handlers": 6,
+    "paged_backend.handlers.access": 1,  # keys, limits and counts: standard library only
+    "paged_backend.handlers.yaml_file": 1,
+    "paged_backend.handlers.host_configs": 2,
+    "paged_backend.handlers.deployment": 3,
     "paged_backend.handlers.openai": 6,
-    "paged_backend.handlers.deployment": 6,
-    "paged_backend.handlers.loading": 7,
+    "paged_backend.handlers.engine_group": 7,
+    "paged_backend.handlers.loading": 8,
     "paged_backend.handlers.launching": 7,
-    "paged_backend.handlers.torchserve": 8,
-    "paged_backend.handlers.bento": 8,
-    "paged_backend.handlers.cli": 9,  # the front door: it starts the hosts
+    "paged_backend.handlers.torchserve": 9,
+    "paged_backend.handlers.bento": 9,
+    "paged_backend.handlers.cli": 10,  # the front door: it starts the hosts
 }
 
 # Floor 0 may name its own neighbour: everybody raises from the one tree of exceptions.

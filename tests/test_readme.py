@@ -21,6 +21,7 @@ from paged_backend.config import EngineConfig, engine_argument_names
 from paged_backend.handlers import cli
 from paged_backend.handlers.bento import launch
 from paged_backend.handlers.deployment import Deployment
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import OpenAIService
 from paged_backend.handlers.openai.wire import HttpRequest
 from paged_backend.handlers.torchserve.java import find_java
@@ -246,9 +247,10 @@ def test_make_commands_name_real_verbs_and_variables() -> None:
 
 
 def test_deployment_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = [block for block in BLOCKS if block.language == "yaml"]
+    block, several = [block for block in BLOCKS if block.language == "yaml"]
     deployment = Deployment.from_dict(yaml.safe_load(block.text), environ={})
     assert deployment.engine.scheduler.max_num_seqs == 32
+    assert Deployment.from_dict(yaml.safe_load(several.text), environ={}).model_names == ("large", "default", "small")
 
     served: list[Deployment] = []
 
@@ -279,7 +281,7 @@ def test_argument_table_is_complete() -> None:
 
 def test_routes_are_those_of_the_service() -> None:
     async def statuses() -> dict[str, int]:
-        service = OpenAIService(cast(Any, object()), model_names=("m",))
+        service = OpenAIService(ServedModels.one(cast(Any, object()), ("m",)))
         paths = set(re.findall(r"`(/[a-z0-9/]+)`", README)) - {"/v1"}
         requests = {path: HttpRequest(path=path, method=None, headers={}, body=b"{}") for path in paths}
         return {path: (await service.handle(request)).status for path, request in requests.items()}

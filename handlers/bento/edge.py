@@ -8,22 +8,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paged_backend.errors import InvalidRequestError, PagedBackendError
+from paged_backend.handlers.access.gate import ANYBODY, Caller, Gate
 from paged_backend.handlers.bento.responses import refusal, send_response
+from paged_backend.handlers.openai.access_log import STATUS_CLIENT_LEFT, AccessLog, RequestRecord
 from paged_backend.handlers.openai.bearer import check_bearer
 from paged_backend.handlers.openai.errors import error_response
 from paged_backend.handlers.openai.wire import HttpResponse
 
 logger = logging.getLogger("bentoml.paged_backend")
-
-STATUS_CLIENT_LEFT = 499
-"""nginx's number, seen only in BentoML's own metrics and log: the client is not there any more."""
 
 _REFUSED_BODY_BYTES = 65_536
 _JSON_TYPES = ("", "application/json")
@@ -34,16 +33,18 @@ class Exchange:
     """What one request and its response share between this middleware and an API method.
 
     Attributes:
-        tenant: whose key the request carries; None where the native API asks for none.
+        caller: whose key the request carries.
+        record: what the access log will say of a request of the native API; the OpenAI service keeps its own.
         error: set by an API method, before its first byte, to have this sent in place of what BentoML makes of it.
     """
 
-    def __init__(self, tenant: str | None) -> None:
-        self.tenant = tenant
+    def __init__(self, caller: Caller = ANYBODY, record: RequestRecord | None = None) -> None:
+        self.caller = caller
+        self.record = record
         self.error: PagedBackendError | None = None
-        self._aborts: list[Callable[[], None]] = []
+        self._aborts: list[Callable[[], object]] = []
 
-    def on_client_left(self, abort: Callable[[], None]) -> None:
+    def on_client_left(self, abort: Callable[[], object]) -> None:
         """Has `abort` called if the client leaves before the response has ended."""
         self._aborts.append(abort)
 
@@ -74,8 +75,8 @@ class EdgeMiddleware:
         owns: whether a path is ours.
         native: paths of BentoML API methods, whose errors are put into the common shape, and which ask for the key.
         max_body_bytes: larger bodies are refused with 413 while they come in, with Content-Length or without.
-        api_keys: gives the keys of which the native API asks for one; none lets everybody in. (The OpenAI service asks
-            by itself.)
+        gate: gives the gate of the native API. (The OpenAI service asks by itself.)
+        access_log: gets a line for each request of the native API, and for what does not come to the OpenAI service.
         json_only: whether the native API takes JSON alone; services of one server talk to each other in pickles.
     """
 
@@ -86,14 +87,16 @@ class EdgeMiddleware:
         owns: Callable[[str], bool],
         native: frozenset[str],
         max_body_bytes: int,
-        api_keys: Callable[[], Sequence[str]],
+        gate: Callable[[], Gate],
+        access_log: AccessLog | None = None,
         json_only: Callable[[], bool] = lambda: True,
     ) -> None:
         self._app = app
         self._owns = owns
         self._native = native
         self._max_body_bytes = max_body_bytes
-        self._api_keys = api_keys
+        self._gate = gate
+        self._access_log = access_log
         self._json_only = json_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,23 +105,28 @@ class EdgeMiddleware:
             await self._app(scope, receive, send)
             return
         native = scope["path"] in self._native
-        tenant = None
+        record = None if self._access_log is None else self._access_log.begin(scope["method"], scope["path"])
+        caller = ANYBODY
+        refused = None
         if native and scope["method"] != "OPTIONS":
             try:
-                tenant = self._check_native(scope)
+                caller = self._check_native(scope)
             except PagedBackendError as error:
-                await send_response(send, error_response(error))
-                return
-        try:
-            body = await self._read_body(scope, receive)
-        except _BodyTooLargeError:
-            message = f"The request's body is larger than {self._max_body_bytes} bytes (max_body_bytes)."
-            await send_response(send, refusal(413, message, headers={"Connection": "close"}))
+                refused = error_response(error)
+        if record is not None:
+            record.caller = caller.name
+        if refused is None:
+            try:
+                body = await self._read_body(scope, receive)
+            except _BodyTooLargeError:
+                message = f"The request's body is larger than {self._max_body_bytes} bytes (max_body_bytes)."
+                refused = refusal(413, message, path=scope["path"], headers={"Connection": "close"})
+            except _ClientLeftError:
+                refused = HttpResponse(STATUS_CLIENT_LEFT)
+        if refused is not None:
+            await send_response(send, refused if record is None else record.follow(refused))
             return
-        except _ClientLeftError:
-            await send_response(send, HttpResponse(STATUS_CLIENT_LEFT))
-            return
-        await self._serve(scope, receive, send, body, Exchange(tenant), native)
+        await self._serve(scope, receive, send, body, Exchange(caller, record if native else None), native)
 
     async def _serve(
         self, scope: Scope, receive: Receive, send: Send, body: bytes, exchange: Exchange, native: bool
@@ -160,6 +168,8 @@ class EdgeMiddleware:
             raise
         finally:
             watcher.cancel()
+            if exchange.record is not None and handler.done():
+                exchange.record.response_ends(STATUS_CLIENT_LEFT if left.is_set() else reply.status)
         await self._finish(handler, reply, left=left.is_set())
 
     async def _finish(self, handler: asyncio.Future[Any], reply: _Reply, *, left: bool) -> None:
@@ -193,17 +203,17 @@ class EdgeMiddleware:
             if not message.get("more_body", False):
                 return b"".join(chunks)
 
-    def _check_native(self, scope: Scope) -> str | None:
+    def _check_native(self, scope: Scope) -> Caller:
         """Whose key the request carries."""
         headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}
-        tenant = check_bearer(headers.get(b"authorization", ""), self._api_keys())
+        caller = check_bearer(headers.get(b"authorization", ""), self._gate())
         content_type = headers.get(b"content-type", "").partition(";")[0].strip().lower()
         if self._json_only() and content_type not in _JSON_TYPES:
             # BentoML would log a traceback for its own types, and answer in a shape of its own.
             raise InvalidRequestError(
                 f"The body must be JSON, not {content_type!r}: send Content-Type: application/json.", param="body"
             )
-        return tenant
+        return caller
 
 
 class _BodyTooLargeError(Exception):
@@ -220,11 +230,13 @@ class _Reply:
     Attributes:
         started: whether the client was sent anything.
         ended: whether it was sent everything.
+        status: of what was sent; 500 where nothing was.
     """
 
     def __init__(self, send: Send, exchange: Exchange, native: bool) -> None:
         self.started = False
         self.ended = False
+        self.status = 500
         self._send = send
         self._exchange = exchange
         self._native = native
@@ -255,6 +267,8 @@ class _Reply:
     async def send_raw(self, message: Message) -> None:
         """Sends as it is."""
         self.started = True
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.ended = True
         await self._send(message)

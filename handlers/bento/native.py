@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paged_backend.errors import InvalidRequestError, PagedBackendError
+from paged_backend.handlers.bento.edge import Exchange
 from paged_backend.handlers.bento.native_types import (
     GeneratedSample,
     GenerateRequest,
     GenerateResponse,
     TokenLogprob,
 )
+from paged_backend.handlers.openai.engine_port import EnginePort, StreamPort
 from paged_backend.handlers.openai.errors import stream_error_body
 from paged_backend.handlers.openai.messages import parse_messages
+from paged_backend.handlers.openai.metering import submit_metered
 from paged_backend.handlers.openai.prompts import check_length, encode_prompts
 from paged_backend.handlers.openai.protocol.generation import check_streamable
 from paged_backend.handlers.openai.rendering import Rendering, render_messages
 from paged_backend.outputs import RequestDelta, RequestOutput, TokenLogprobs
-
-if TYPE_CHECKING:
-    from paged_backend.engine.client import EngineClient
-    from paged_backend.engine.stream import RequestStream
 
 PING = ": ping\n\n"
 """A comment, sent at once: BentoML notices that the client of a stream left only after the first chunk."""
@@ -31,11 +31,12 @@ DONE = "data: [DONE]\n\n"
 
 
 async def submit(
-    client: EngineClient, request: GenerateRequest, tenant: str | None, *, streams: bool = False
-) -> RequestStream:
-    """Hands a tenant's request to the engine; a long prompt is encoded beside the event loop.
+    client: EnginePort, request: GenerateRequest, exchange: Exchange, *, streams: bool = False
+) -> StreamPort:
+    """Hands a request to its model's engine; a long prompt is encoded beside the event loop.
 
     Args:
+        exchange: says who asks.
         streams: whether the answer is to come piece by piece.
 
     Raises:
@@ -46,21 +47,32 @@ async def submit(
     if streams:
         check_streamable(params)
     field, token_ids = await _encode(client, request)
+    request_id = request.request_id or uuid.uuid4().hex
+    if exchange.record is not None:
+        exchange.record.request_id = request_id
     try:
-        return client.submit(
-            token_ids,
+        (stream,) = submit_metered(
+            lambda: client.submit_all(
+                [token_ids],
+                params,
+                request_ids=[request_id],
+                priority=request.priority,
+                tenant=exchange.caller.tenant,
+                cache_salt=request.cache_salt,
+                timeout_s=request.timeout_s,
+            ),
+            [token_ids],
             params,
-            request_id=request.request_id,
-            priority=request.priority,
-            tenant=tenant,
-            cache_salt=request.cache_salt,
-            timeout_s=request.timeout_s,
+            max_model_len=client.max_model_len,
+            caller=exchange.caller,
+            record=exchange.record,
         )
+        return stream
     except InvalidRequestError as error:
         raise InvalidRequestError(str(error), param=field if error.param == "prompt" else error.param) from error
 
 
-async def _encode(client: EngineClient, request: GenerateRequest) -> tuple[str, list[int]]:
+async def _encode(client: EnginePort, request: GenerateRequest) -> tuple[str, list[int]]:
     """The field that holds the prompt, and the prompt's token ids."""
     if request.messages is not None:
         messages = [message.model_dump() for message in request.messages[: client.max_model_len + 1]]
@@ -76,7 +88,7 @@ async def _encode(client: EngineClient, request: GenerateRequest) -> tuple[str, 
     return "prompt_token_ids", token_ids
 
 
-async def collect(stream: RequestStream) -> GenerateResponse:
+async def collect(stream: StreamPort) -> GenerateResponse:
     """Waits for the whole output; whoever is cancelled meanwhile has aborted the request.
 
     Raises:
@@ -90,7 +102,7 @@ async def collect(stream: RequestStream) -> GenerateResponse:
     return _response(output)
 
 
-async def frames(stream: RequestStream) -> AsyncIterator[str]:
+async def frames(stream: StreamPort) -> AsyncIterator[str]:
     """SSE frames, one per delta; a fault becomes a frame with `error`; `[DONE]` is always the last.
 
     Text is ASCII-only JSON, so that readers may cut the bytes anywhere: BentoML's own clients decode each chunk alone.

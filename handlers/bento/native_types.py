@@ -80,6 +80,7 @@ class GenerateRequest(NativeRequest):
         json_schema_extra={"example": {"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0.0}},
     )
 
+    model: str | None = Field(None, description="One of the served models' names; null means the first.")
     prompt: str | None = Field(None, description="Text to continue.")
     prompt_token_ids: list[int] | None = Field(None, description="Token ids to continue.")
     messages: list[ChatMessage] | None = Field(

@@ -12,9 +12,10 @@ from paged_backend.errors import EngineUnavailableError
 from paged_backend.handlers.bento.responses import send_response
 from paged_backend.handlers.bento.runtime import EngineRuntime
 from paged_backend.handlers.openai.errors import error_response
+from paged_backend.handlers.openai.routes import ROUTES
 from paged_backend.handlers.openai.wire import HttpRequest
 
-_ROOT_PATHS = ("/health", "/version", "/tokenize", "/detokenize", "/metrics")
+_ROOT_PATHS = tuple(route.path for route in ROUTES if not route.path.startswith("/v1/"))
 
 
 def owns_path(path: str) -> bool:
@@ -52,7 +53,7 @@ class _Endpoint:
             if path == "/health":
                 runtime.check_ready()
         except EngineUnavailableError as error:
-            await send_response(send, error_response(error))
+            await send_response(send, error_response(error, path))
             return
         request = HttpRequest(
             path=path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -59,29 +58,54 @@ def end_server(_reason: str) -> None:
     _exit_after(STOP_GRACE_S)
 
 
-def watch_signals(begin_stop: Callable[[], object], *, drain_timeout_s: float) -> None:
-    """Calls `begin_stop` on the event loop as soon as SIGTERM or SIGINT comes; then goes on to uvicorn's handler.
+def watch_signals(begin_stop: Callable[[], asyncio.Future[None]], *, drain_timeout_s: float) -> None:
+    """Calls `begin_stop` on the event loop as soon as SIGTERM or SIGINT comes; uvicorn's handler gets the signal when
+    that is done, or when the same one comes again.
 
-    BentoML runs its shutdown hooks only after the last open connection has closed, which may be never.
+    BentoML runs its shutdown hooks only after the last open connection has closed, which may be never. And uvicorn
+    takes no more connections from the signal on, while its supervisor keeps the port open: whoever asks meanwhile, for
+    its health too, would wait for nothing instead of hearing 503.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        before = signal.getsignal(number)
+        signal.signal(number, _StopHandler(signal.getsignal(number), begin_stop, loop, drain_timeout_s))
 
-        def handle(
-            received: int,
-            frame: FrameType | None,
-            before: Callable[[int, FrameType | None], object] | int | None = before,
-        ) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to drain
-                loop.call_soon_threadsafe(begin_stop)
-            _exit_after(drain_timeout_s + STOP_GRACE_S)
-            if callable(before):
-                before(received, frame)
 
-        signal.signal(number, handle)
+class _StopHandler:
+    """Handles one signal; `before` is who handled it until now."""
+
+    def __init__(
+        self,
+        before: Callable[[int, FrameType | None], object] | int | None,
+        begin_stop: Callable[[], asyncio.Future[None]],
+        loop: asyncio.AbstractEventLoop,
+        drain_timeout_s: float,
+    ) -> None:
+        self._before = before
+        self._begin_stop = begin_stop
+        self._loop = loop
+        self._drain_timeout_s = drain_timeout_s
+        self._came = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        _exit_after(self._drain_timeout_s + STOP_GRACE_S)
+        if self._came:
+            self._pass_on(number)
+            return
+        self._came = True
+        try:
+            self._loop.call_soon_threadsafe(self._stop, number)
+        except RuntimeError:  # the loop is closed: nothing is left to drain
+            self._pass_on(number)
+
+    def _stop(self, number: int) -> None:
+        self._begin_stop().add_done_callback(lambda _: self._pass_on(number))
+
+    def _pass_on(self, number: int) -> None:
+        if callable(self._before):
+            self._before(number, None)
 
 
 async def watch_supervisor() -> None:

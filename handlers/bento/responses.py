@@ -14,18 +14,24 @@ _STATUSES = frozenset({401, 404, 405, 413, 500})
 
 
 def refusal(
-    status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+    status: int,
+    message: str,
+    *,
+    path: str = "",
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> HttpResponse:
     """An error that this host found by itself, in the common shape.
 
     Args:
+        path: the request's; some have a shape of their own.
         status: one that the common shape has no type for becomes 400, or 500.
     """
     if status not in _STATUSES:
         if status < 500:
-            return error_response(InvalidRequestError(message, param=param))
+            return error_response(InvalidRequestError(message, param=param), path)
         status = 500
-    return error_response(ProtocolError(message, status=status, headers=headers))
+    return error_response(ProtocolError(message, status=status, headers=headers), path)
 
 
 async def send_response(send: Send, response: HttpResponse) -> None:

@@ -1,4 +1,4 @@
-"""One engine's life inside an event loop: starting, ready, failed, draining, stopped."""
+"""The engines' life inside an event loop: starting, ready, failed, draining, stopped."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, TypeVar
 
 from paged_backend.errors import EngineUnavailableError, PagedBackendError
 from paged_backend.handlers.deployment import Deployment
-from paged_backend.handlers.loading import load_engine
+from paged_backend.handlers.loading import load_engines
 
 if TYPE_CHECKING:
-    from paged_backend.engine.client import EngineClient
+    from paged_backend.handlers.engine_group import EngineGroup
     from paged_backend.handlers.openai.service import OpenAIService
 
 logger = logging.getLogger("bentoml.paged_backend")
 
-Engine = tuple["EngineClient", "OpenAIService"]
+Engines = tuple["EngineGroup", "OpenAIService"]
 T = TypeVar("T")
 
 WATCH_INTERVAL_S = 0.5
 
 
 class EngineRuntime:
-    """Owns the engine of one process. Everything but the loading itself runs on the event loop's thread.
+    """Owns the engines of one process. Everything but the loading itself runs on the event loop's thread.
 
     Args:
         deployment: what to serve.
-        load: blocking; gives the engine's client and the OpenAI service.
+        load: blocking; gives the engines and the OpenAI service.
         on_load_failed: called once, with the reason, when loading failed; the runtime stays failed.
         on_engine_lost: called once, with the reason, when an engine that was ready died or got stuck.
     """
@@ -39,7 +39,7 @@ class EngineRuntime:
         self,
         deployment: Deployment,
         *,
-        load: Callable[[Deployment], Engine] = load_engine,
+        load: Callable[[Deployment], Engines] = load_engines,
         on_load_failed: Callable[[str], None] | None = None,
         on_engine_lost: Callable[[str], None] | None = None,
     ) -> None:
@@ -47,7 +47,7 @@ class EngineRuntime:
         self._load = load
         self._on_load_failed = on_load_failed
         self._on_engine_lost = on_engine_lost
-        self._engine: Engine | None = None
+        self._engines: Engines | None = None
         self._reason = "The engine is not started."
         self._failed = False
         self._starting: asyncio.Task[None] | None = None
@@ -55,17 +55,17 @@ class EngineRuntime:
         self._stopping: asyncio.Task[None] | None = None
 
     @property
-    def client(self) -> EngineClient:
-        """The engine's client.
+    def engines(self) -> EngineGroup:
+        """The engines.
 
         Raises:
-            EngineUnavailableError: the engine is starting, failed to load, or is stopped.
+            EngineUnavailableError: they are starting, failed to load, or are stopped.
         """
         return self._loaded()[0]
 
     @property
     def openai(self) -> OpenAIService:
-        """The OpenAI service over the engine; raises as `client` does."""
+        """The OpenAI service over them; raises as `engines` does."""
         return self._loaded()[1]
 
     @property
@@ -75,10 +75,10 @@ class EngineRuntime:
 
     def check_ready(self) -> None:
         """Raises EngineUnavailableError, with the reason, unless requests can be served now."""
-        client = self.client
+        engines = self.engines
         if self._failed or self._stopping is not None:
             raise EngineUnavailableError(self._reason)
-        client.check_health(self.deployment.server.stall_timeout_s)
+        engines.check_health(self.deployment.server.stall_timeout_s)
 
     def start(self) -> asyncio.Task[None]:
         """Begins to load, once; the task ends when loading has ended, well or not."""
@@ -99,7 +99,7 @@ class EngineRuntime:
     def begin_stop(self) -> asyncio.Task[None]:
         """Begins to drain, once: no new requests; what still runs after drain_timeout_s ends with an error."""
         if self._stopping is None:
-            self._reason = "The server is shutting down."
+            self._reason = "The server is draining: it takes no more requests."
             self._stopping = asyncio.ensure_future(self._stop())
         return self._stopping
 
@@ -107,41 +107,42 @@ class EngineRuntime:
         """Drains and stops the engine."""
         await asyncio.shield(self.begin_stop())
 
-    def _loaded(self) -> Engine:
-        if self._engine is None:
+    def _loaded(self) -> Engines:
+        if self._engines is None:
             raise EngineUnavailableError(self._reason)
-        return self._engine
+        return self._engines
 
     async def _start(self) -> None:
         try:
-            engine = await _in_daemon_thread(lambda: self._load(self.deployment), "paged-backend-load")
+            engines = await _in_daemon_thread(lambda: self._load(self.deployment), "paged-backend-load")
         except PagedBackendError as error:
             self._fail_to_load(str(error))
         except Exception:
-            # A bug of ours or of a library: the log has it, clients of /health learn no internals.
+            # A bug of ours or of a library.
             logger.exception("Loading the engine failed.")
-            self._fail_to_load("an internal error; the server's log has the details.")
+            self._fail_to_load("an internal error.")
         else:
             if self._stopping is not None:
-                await _in_daemon_thread(engine[0].shutdown, "paged-backend-stop")
+                await _in_daemon_thread(engines[0].shutdown, "paged-backend-stop")
                 return
-            self._engine = engine
-            self._watching = asyncio.ensure_future(self._watch(engine[0]))
+            self._engines = engines
+            self._watching = asyncio.ensure_future(self._watch(engines[0]))
             logger.info("The engine is ready: serving %s.", ", ".join(self.deployment.model_names))
 
     def _fail_to_load(self, reason: str) -> None:
         self._failed = True
-        self._reason = f"The engine could not be loaded: {reason}"
-        logger.error("%s", self._reason)
+        # Clients of /health, which asks for no key, learn nothing of folders and files.
+        self._reason = "The engine could not be loaded: the server's log says why."
+        logger.error("The engine could not be loaded: %s", reason)
         if self._on_load_failed is not None:
-            self._on_load_failed(self._reason)
+            self._on_load_failed(reason)
 
-    async def _watch(self, client: EngineClient) -> None:
+    async def _watch(self, engines: EngineGroup) -> None:
         """Notices an engine that died or got stuck, also when nobody sends requests or asks for its health."""
         while self._stopping is None:
             await asyncio.sleep(WATCH_INTERVAL_S)
             try:
-                client.check_health(self.deployment.server.stall_timeout_s)
+                engines.check_health(self.deployment.server.stall_timeout_s)
             except EngineUnavailableError as error:
                 if self._stopping is not None:
                     return
@@ -157,14 +158,14 @@ class EngineRuntime:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
-        if self._engine is None:
+        if self._engines is None:
             return
-        client = self._engine[0]
+        engines = self._engines[0]
         timeout_s = self.deployment.server.drain_timeout_s
-        ended = await _in_daemon_thread(lambda: client.drain(timeout_s), "paged-backend-drain")
+        ended = await _in_daemon_thread(lambda: engines.drain(timeout_s), "paged-backend-drain")
         if not ended:
             logger.warning("Requests still ran after %g s of draining: they end with an error.", timeout_s)
-        await _in_daemon_thread(client.shutdown, "paged-backend-stop")
+        await _in_daemon_thread(engines.shutdown, "paged-backend-stop")
 
 
 def _in_daemon_thread(function: Callable[[], T], name: str) -> asyncio.Future[T]:

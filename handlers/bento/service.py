@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bentoml
 from pydantic import ValidationError
 from starlette.responses import Response
 
 from paged_backend.errors import EngineUnavailableError, PagedBackendError
+from paged_backend.handlers.access.gate import Gate
 from paged_backend.handlers.bento import native, process
 from paged_backend.handlers.bento.edge import CURRENT_EXCHANGE, EdgeMiddleware, Exchange
 from paged_backend.handlers.bento.native_types import (
@@ -25,9 +27,9 @@ from paged_backend.handlers.bento.native_types import (
 from paged_backend.handlers.bento.openai_app import openai_app, owns_path
 from paged_backend.handlers.bento.runtime import EngineRuntime
 from paged_backend.handlers.bento.settings import load_deployment
-
-if TYPE_CHECKING:
-    from paged_backend.engine.stream import RequestStream
+from paged_backend.handlers.loading import load_engines, make_access_log
+from paged_backend.handlers.openai.engine_port import StreamPort
+from paged_backend.handlers.openai.generation import unknown_model
 
 _METRIC_OF_OURS = re.compile(r"(# (HELP|TYPE) )?vllm:")
 
@@ -35,6 +37,8 @@ NATIVE_PATHS = frozenset({"/generate", "/generate_stream", "/abort"})
 
 # Read once, when `bentoml serve` imports this module: a wrong file ends it at once, with the reason.
 DEPLOYMENT = load_deployment()
+GATE = DEPLOYMENT.server.make_gate()
+ACCESS_LOG = make_access_log(DEPLOYMENT)
 
 
 def _runtime() -> EngineRuntime:
@@ -42,9 +46,9 @@ def _runtime() -> EngineRuntime:
     return runtime
 
 
-def _native_api_keys() -> tuple[str, ...]:
+def _native_gate() -> Gate:
     # Behind `depends` only the other services of the same server reach the socket.
-    return DEPLOYMENT.server.api_key if process.is_entry_service() else ()
+    return GATE if process.is_entry_service() else Gate()
 
 
 def _refused(error: PagedBackendError, exchange: Exchange | None) -> Response:
@@ -91,7 +95,12 @@ class PagedLLM:
     """
 
     def __init__(self) -> None:
-        self.runtime = EngineRuntime(DEPLOYMENT, on_load_failed=process.end_server, on_engine_lost=process.end_worker)
+        self.runtime = EngineRuntime(
+            DEPLOYMENT,
+            load=functools.partial(load_engines, gate=GATE, access_log=ACCESS_LOG),
+            on_load_failed=process.end_server,
+            on_engine_lost=process.end_worker,
+        )
         self._orphan_watch: asyncio.Task[None] | None = None
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
@@ -124,7 +133,7 @@ class PagedLLM:
         # label, and keeps those of workers that died: only the live engine tells its own.
         bento = "".join(line for line in text.splitlines(keepends=True) if not _METRIC_OF_OURS.match(line))
         try:
-            return bento + self.runtime.client.metrics_text()
+            return bento + self.runtime.engines.models.metrics_text()
         except EngineUnavailableError:
             return bento
 
@@ -178,12 +187,10 @@ class PagedLLM:
         if exchange is not None and exchange.error is not None:
             return _refused(exchange.error, exchange)  # type: ignore[return-value]
         with contextlib.suppress(EngineUnavailableError):  # no engine, no request
-            self.runtime.client.abort(request_id, tenant=None if exchange is None else exchange.tenant)
+            self.runtime.engines.abort(request_id, tenant=None if exchange is None else exchange.caller.tenant)
         return AbortResponse(request_id=request_id)
 
-    async def _submit(
-        self, fields: dict[str, Any], exchange: Exchange | None, *, streams: bool = False
-    ) -> RequestStream:
+    async def _submit(self, fields: dict[str, Any], exchange: Exchange | None, *, streams: bool = False) -> StreamPort:
         if exchange is None:
             # An in-process caller: nothing has checked its arguments, and maybe nothing has started the engine.
             await self.ensure_started()
@@ -194,8 +201,12 @@ class PagedLLM:
         else:
             exchange.check()
             request = GenerateRequest.model_construct(**fields)
-        tenant = None if exchange is None else exchange.tenant
-        return await native.submit(self.runtime.client, request, tenant, streams=streams)
+        DEPLOYMENT.server.request_limits.check(fields)
+        models = self.runtime.engines.models
+        model = models.find(request.model)
+        if model is None:
+            raise unknown_model(str(request.model))
+        return await native.submit(model.engine, request, exchange or Exchange(), streams=streams)
 
 
 _service: Any = PagedLLM  # for type checkers, the decorator has left it a class
@@ -204,6 +215,7 @@ _service.add_asgi_middleware(
     owns=_owns,
     native=NATIVE_PATHS,
     max_body_bytes=DEPLOYMENT.server.max_body_bytes,
-    api_keys=_native_api_keys,
+    gate=_native_gate,
+    access_log=ACCESS_LOG,
     json_only=process.is_entry_service,
 )

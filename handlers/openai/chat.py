@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from paged_backend.handlers.openai.chat_job import ChatJob, prepare_chat
 from paged_backend.handlers.openai.generation import ResponseHead, ServingContext
 from paged_backend.handlers.openai.logprobs import chat_logprobs
 from paged_backend.handlers.openai.parsing.events import CallArguments, CallBegin, Content, Event, Message, Reasoning
-from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
 from paged_backend.handlers.openai.streaming import ChunkFrames, UsageTally, collect_all, stream_response
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
@@ -19,16 +18,15 @@ _KIND = "chat.completion"
 _CHUNK_KIND = "chat.completion.chunk"
 
 
-async def create_chat_completion(context: ServingContext, body: Mapping[str, Any]) -> HttpResponse:
+async def create_chat_completion(context: ServingContext, request: ChatRequest) -> HttpResponse:
     """Answers a chat request.
 
     Raises:
         PagedBackendError: whatever refuses it; nothing is left running.
     """
-    request = parse_body(ChatRequest, body)
     head = ResponseHead.begin("chatcmpl", request, context)
     job = await prepare_chat(context, request)
-    accepted = [job.submit(context, head.id)]
+    accepted = job.submit(context, head.id)
     tally = UsageTally([len(job.prompt)])
     if request.stream:
         writer = _ChunkWriter(head, job, tally)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.answers import AnswerReader, AnswerStyle, marker_ids
-from paged_backend.handlers.openai.engine_port import StreamPort
 from paged_backend.handlers.openai.generation import ServingContext, submit_all
+from paged_backend.handlers.openai.live import AcceptedRequests
 from paged_backend.handlers.openai.messages import parse_messages
 from paged_backend.handlers.openai.prompts import require_tokenizer, room_for, truncate
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
@@ -45,14 +45,14 @@ class ChatJob:
     role: str
     echo: str
 
-    def submit(self, context: ServingContext, response_id: str) -> StreamPort:
+    def submit(self, context: ServingContext, response_id: str) -> AcceptedRequests:
         """Hands the job to the engine.
 
         Raises:
             InvalidRequestError: `param` is the request's field.
             AdmissionError, EngineUnavailableError: as from the engine.
         """
-        (accepted,) = submit_all(
+        return submit_all(
             context,
             self.request,
             [self.prompt],
@@ -61,7 +61,6 @@ class ChatJob:
             prompt_field="messages",
             max_tokens_field=self.max_tokens_field,
         )
-        return accepted
 
 
 async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError
@@ -16,7 +16,6 @@ from paged_backend.handlers.openai.prompts import (
     room_for,
     truncate,
 )
-from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.protocol.completions import CompletionRequest
 from paged_backend.handlers.openai.protocol.generation import check_generation, sampling_params
 from paged_backend.handlers.openai.streaming import ChunkFrames, UsageTally, collect_all, stream_response
@@ -27,13 +26,12 @@ _KIND = "text_completion"
 _DEFAULT_MAX_TOKENS = 16
 
 
-async def create_completion(context: ServingContext, body: Mapping[str, Any]) -> HttpResponse:
+async def create_completion(context: ServingContext, request: CompletionRequest) -> HttpResponse:
     """Answers a completion request.
 
     Raises:
         PagedBackendError: whatever refuses it; nothing is left running.
     """
-    request = parse_body(CompletionRequest, body)
     head = ResponseHead.begin("cmpl", request, context)
     engine = context.engine
     check_generation(request, engine.config.scheduler.scheduling_policy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from paged_backend.config import EngineConfig
@@ -46,7 +46,9 @@ class StreamPort(Protocol):
 
     def __aiter__(self) -> AsyncIterator[RequestDelta]: ...
 
-    def abort(self) -> None: ...
+    def abort(self) -> bool: ...
+
+    def add_done_callback(self, callback: Callable[[int], None]) -> None: ...
 
     async def collect_async(self) -> RequestOutput: ...
 

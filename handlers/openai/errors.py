@@ -30,6 +30,18 @@ _TYPES = {
 }
 
 
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_ANTHROPIC_PATH = "/v1/messages"
+
+
 class ProtocolError(PagedBackendError):
     """A request that fails before it means anything: no key, no such route, too large.
 
@@ -49,10 +61,18 @@ def error_body(message: str, *, status: int, param: str | None = None) -> dict[s
     return {"error": {"message": message, "type": _TYPES[status], "param": param, "code": status}}
 
 
-def error_response(error: Exception) -> HttpResponse:
-    """The response to an exception. One that is our bug is logged here and says nothing of its inside."""
+def error_response(error: Exception, path: str = "") -> HttpResponse:
+    """The response to an exception. One that is our bug is logged here and says nothing of its inside.
+
+    Args:
+        path: the request's, as `HttpRequest` has it: below /v1/messages errors have Anthropic's form.
+    """
     status, message, param, headers = _describe(error)
-    return json_response(error_body(message, status=status, param=param), status=status, headers=headers)
+    if path.startswith(_ANTHROPIC_PATH):
+        body = _anthropic_body(message, status=status)
+    else:
+        body = error_body(message, status=status, param=param)
+    return json_response(body, status=status, headers=headers)
 
 
 def stream_error_body(error: Exception) -> dict[str, Any]:
@@ -61,9 +81,19 @@ def stream_error_body(error: Exception) -> dict[str, Any]:
     return error_body(message, status=status, param=param)
 
 
+def anthropic_stream_error_body(error: Exception) -> dict[str, Any]:
+    """`stream_error_body` in Anthropic's form."""
+    status, message, _, _ = _describe(error)
+    return _anthropic_body(message, status=status)
+
+
 def unavailable_response(reason: str) -> HttpResponse:
     """What a host answers while it has no engine that could: it starts, drains, or has lost its engine."""
     return error_response(EngineUnavailableError(reason))
+
+
+def _anthropic_body(message: str, *, status: int) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(status, "api_error"), "message": message}}
 
 
 def _describe(error: Exception) -> tuple[int, str, str | None, dict[str, str]]:

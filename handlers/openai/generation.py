@@ -5,15 +5,23 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError, NotFoundError
-from paged_backend.handlers.openai.engine_port import EnginePort, StreamPort
+from paged_backend.handlers.access.gate import ANYBODY, Caller
+from paged_backend.handlers.openai.access_log import RequestRecord
+from paged_backend.handlers.openai.engine_port import EnginePort
+from paged_backend.handlers.openai.live import AcceptedRequests, LiveResponses
+from paged_backend.handlers.openai.metering import submit_metered
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.streaming import abort_all
 from paged_backend.handlers.openai.wire import encode_json
 from paged_backend.sampling_params import SamplingParams
+
+RESPONSE_PREFIXES = ("cmpl-", "chatcmpl-", "resp_", "msg_")
+"""What the ids of responses begin with, each route's with its own; the request_id follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +29,33 @@ class ServingContext:
     """What a route needs beside the body.
 
     Attributes:
-        model_names: names that requests may use; the first is used where a request names none.
-        tenant: who asks; None where the server asks nobody who they are.
+        engine: of the model that the request names.
+        model_names: that model's names; the first is used where a request names none.
+        models: all that the server has.
+        created: seconds since 1970 at which the service began.
+        stall_timeout_s: how long an engine may have work and make no step before it counts as stuck; None: for ever.
+        needs_key: whether the server asks for an API key.
+        live: the responses that are being made.
+        caller: who asks.
+        record: what the access log will say of the request; None where nothing is logged.
         on_accepted: called when the engine has taken all of a request's prompts; see `HttpRequest`.
     """
 
     engine: EnginePort
     model_names: tuple[str, ...]
-    tenant: str | None = None
+    models: ServedModels
+    created: int = 0
+    stall_timeout_s: float | None = None
+    needs_key: bool = False
+    live: LiveResponses = field(default_factory=LiveResponses)
+    caller: Caller = ANYBODY
+    record: RequestRecord | None = None
     on_accepted: Callable[[], None] | None = None
+
+    @property
+    def tenant(self) -> str | None:
+        """The caller's name for the engine; None where the server asks nobody who they are."""
+        return self.caller.tenant
 
     def model_name(self, asked: str | None) -> str:
         """The name that the response carries.
@@ -40,8 +66,13 @@ class ServingContext:
         if asked is None:
             return self.model_names[0]
         if asked not in self.model_names:
-            raise NotFoundError(f"The model `{asked}` does not exist.", param="model")
+            raise unknown_model(asked)
         return asked
+
+
+def unknown_model(name: str) -> NotFoundError:
+    """What a request for a model that is not served is answered with."""
+    return NotFoundError(f"The model `{name}` does not exist.", param="model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +127,7 @@ def submit_all(
     response_id: str,
     prompt_field: str,
     max_tokens_field: str,
-) -> Sequence[StreamPort]:
+) -> AcceptedRequests:
     """Submits one engine request per prompt: all of them, or none.
 
     Raises:
@@ -105,18 +136,29 @@ def submit_all(
     """
     fields = {"prompt": prompt_field, "max_tokens": max_tokens_field}
     several = len(prompts) > 1
+    if context.record is not None:
+        context.record.request_id = response_id
     try:
-        accepted = context.engine.submit_all(
+        streams = submit_metered(
+            lambda: context.engine.submit_all(
+                prompts,
+                params,
+                request_ids=[f"{response_id}-{index}" if several else response_id for index in range(len(prompts))],
+                priority=request.priority,
+                tenant=context.tenant,
+                cache_salt=request.cache_salt,
+                timeout_s=request.timeout_s,
+            ),
             prompts,
             params,
-            request_ids=[f"{response_id}-{index}" if several else response_id for index in range(len(prompts))],
-            priority=request.priority,
-            tenant=context.tenant,
-            cache_salt=request.cache_salt,
-            timeout_s=request.timeout_s,
+            max_model_len=context.engine.max_model_len,
+            caller=context.caller,
+            record=context.record,
         )
     except InvalidRequestError as error:
         raise InvalidRequestError(str(error), param=fields.get(error.param or "", error.param)) from error
+    accepted = AcceptedRequests(streams)
+    context.live.add(context.tenant, response_id, accepted)
     if context.on_accepted is not None:
         try:
             context.on_accepted()

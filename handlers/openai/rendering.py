@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from paged_backend.config import unknown_name_message
+from paged_backend.config import TEMPLATE_ARGUMENTS, unknown_name_message
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.engine_port import EnginePort, TokenizerPort
 from paged_backend.handlers.openai.prompts import INLINE_CHARACTERS, check_hope, require_tokenizer
@@ -18,30 +18,6 @@ from paged_backend.handlers.openai.tools import check_depth
 
 _MESSAGE_CHARACTERS = 40
 """What a message costs beside its text, in characters: a template takes its time over empty ones too."""
-
-_TEMPLATE_ARGUMENTS = frozenset(
-    {
-        "add_generation_prompt",
-        "chat_template",
-        "continue_final_message",
-        "conversation",
-        "documents",
-        "max_length",
-        "messages",
-        "padding",
-        "processor_kwargs",
-        "return_assistant_tokens_mask",
-        "return_dict",
-        "return_tensors",
-        "sanitize_control_tokens",
-        "self",
-        "tokenize",
-        "tokenizer_kwargs",
-        "tools",
-        "truncation",
-    }
-)
-"""Arguments of transformers' own function: chat_template_kwargs may set variables of the template only."""
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _NO_THINKING = MappingProxyType({"enable_thinking": False, "thinking": False})
@@ -99,7 +75,7 @@ class Rendering:
             )
         check_text(self.chat_template, "chat_template")
         for name in self.chat_template_kwargs or {}:
-            if name in _TEMPLATE_ARGUMENTS:
+            if name in TEMPLATE_ARGUMENTS:
                 raise InvalidRequestError(
                     f"chat_template_kwargs may set the template's own variables only, not {name!r}.",
                     param="chat_template_kwargs",
@@ -116,7 +92,9 @@ class Rendering:
         Raises:
             InvalidRequestError: there is none.
         """
-        source = self.chat_template or tokenizer.template_source(has_tools=bool(self.tools))
+        if self.chat_template is not None:
+            return self.chat_template
+        source = tokenizer.template_source(has_tools=bool(self.tools))
         if source is None:
             raise InvalidRequestError(
                 "This model has no chat template: use /v1/completions, or put a chat_template.jinja into "

@@ -2,109 +2,110 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote
 
-from paged_backend import __version__
 from paged_backend.errors import InvalidRequestError, NotFoundError
+from paged_backend.handlers.access.gate import ANYBODY, Gate
+from paged_backend.handlers.access.limits import RequestLimits
+from paged_backend.handlers.openai.access_log import STATUS_CLIENT_LEFT, AccessLog, RequestRecord
 from paged_backend.handlers.openai.bearer import check_bearer
-from paged_backend.handlers.openai.chat import create_chat_completion
-from paged_backend.handlers.openai.completions import create_completion
-from paged_backend.handlers.openai.engine_port import EnginePort
 from paged_backend.handlers.openai.errors import ProtocolError, error_response
 from paged_backend.handlers.openai.generation import ServingContext
-from paged_backend.handlers.openai.tokenization import detokenize, tokenize
-from paged_backend.handlers.openai.wire import METRICS_TYPE, HttpRequest, HttpResponse, json_response
+from paged_backend.handlers.openai.protocol.base import parse_body
+from paged_backend.handlers.openai.routes import ROUTES, Route, find_route
+from paged_backend.handlers.openai.served_models import ServedModels
+from paged_backend.handlers.openai.wire import HttpRequest, HttpResponse
 
 __all__ = ["HttpRequest", "HttpResponse", "OpenAIService"]
 
-_BodyRoute = Callable[[ServingContext, Mapping[str, Any]], Awaitable[HttpResponse]]
-_POST_ROUTES: Mapping[str, _BodyRoute] = {
-    "/v1/completions": create_completion,
-    "/v1/chat/completions": create_chat_completion,
-    "/tokenize": tokenize,
-    "/detokenize": detokenize,
-}
-_MODELS = "/v1/models"
-_OPEN_PATHS = ("/health", "/metrics")
-"""Probes and scrapers carry no key."""
-
 
 class OpenAIService:
-    """Answers requests with one engine. Use it from one event loop."""
+    """Answers requests with the engines of one server. Use it from one event loop."""
 
     def __init__(
         self,
-        client: EnginePort,
+        models: ServedModels,
         *,
-        model_names: tuple[str, ...],
-        api_keys: tuple[str, ...] = (),
+        gate: Gate | None = None,
+        request_limits: RequestLimits | None = None,
         max_body_bytes: int = 20_000_000,
         stall_timeout_s: float | None = None,
+        access_log: AccessLog | None = None,
     ) -> None:
-        """Mounts an engine.
+        """Mounts engines.
 
         Args:
-            client: the engine; `engine.client.EngineClient`, or whatever looks like it.
-            model_names: names that requests may use, the first being the default.
-            api_keys: one of them must come as a bearer token, but to /health and /metrics; none lets everybody in.
-                Each key is a tenant: what it has asked cannot be timed through the prefix cache by another key.
+            models: the engines by the names of their models.
+            gate: asks for a key as a bearer token, but on /health and /metrics; None lets everybody in. Each key is a
+                tenant: what it has asked cannot be timed through the prefix cache by another key.
+            request_limits: how large one request may be; None means the defaults.
             max_body_bytes: larger bodies are refused.
-            stall_timeout_s: /health fails when the engine has work but makes no step for so long; None never.
+            stall_timeout_s: /health fails when an engine has work but makes no step for so long; None never.
+            access_log: gets a line for each request, but of /health and /metrics; None for none.
         """
-        assert model_names, "a service needs a model name"
-        self._client = client
-        self._api_keys = api_keys
-        self._context = ServingContext(client, model_names)
+        self._gate = gate or Gate()
+        self._request_limits = request_limits or RequestLimits()
+        self._access_log = access_log
         self._max_body_bytes = max_body_bytes
-        self._stall_timeout_s = stall_timeout_s
-        self._created = int(time.time())
-        self._get_routes: Mapping[str, Callable[[], HttpResponse]] = {
-            "/health": self._health,
-            "/version": self._version,
-            "/metrics": self._metrics,
-            _MODELS: self._models,
-        }
+        self._context = ServingContext(
+            models.all[0].engine,
+            models.all[0].names,
+            models,
+            created=int(time.time()),
+            stall_timeout_s=stall_timeout_s,
+            needs_key=self._gate.asks_for_key,
+        )
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answers one request; whatever goes wrong becomes a response.
 
         Cancelling the call aborts the engine's requests, and so does closing a response's stream.
         """
-        try:
-            return await self._dispatch(request)
-        except Exception as error:
-            return error_response(error)
-
-    async def _dispatch(self, request: HttpRequest) -> HttpResponse:
         path = request.path.partition("?")[0]
-        path = path.rstrip("/") or "/"
-        # A browser's preflight carries no key either, and learns no more than which method a route takes.
-        tenant = None
-        if path not in _OPEN_PATHS and request.method != "OPTIONS":
-            tenant = check_bearer(request.headers.get("authorization", ""), self._api_keys)
-        if path in _POST_ROUTES:
-            self._check_method(request, "POST")
-            context = dataclasses.replace(self._context, tenant=tenant, on_accepted=request.on_accepted)
-            return await _POST_ROUTES[path](context, self._json_object(request))
-        if path in self._get_routes:
-            self._check_method(request, "GET")
-            return self._get_routes[path]()
-        if path.startswith(f"{_MODELS}/"):
-            self._check_method(request, "GET")
-            name = self._context.model_name(unquote(path[len(_MODELS) + 1 :]))
-            return json_response(self._model(name))
-        raise NotFoundError(f"There is no route {path!r}. Known: {', '.join([*_POST_ROUTES, *self._get_routes])}.")
+        found = find_route(path)
+        record = None
+        if self._access_log is not None and (found is None or found[0].needs_key):
+            record = self._access_log.begin(request.method or (found and found[0].method), path)
+        try:
+            response = await self._dispatch(request, found, record)
+        except asyncio.CancelledError:
+            if record is not None:
+                record.response_ends(STATUS_CLIENT_LEFT)
+            raise
+        except Exception as error:
+            response = error_response(error, request.path)
+        return response if record is None else record.follow(response)
 
-    def _check_method(self, request: HttpRequest, allowed: str) -> None:
-        method = request.method
-        if method is None or method == allowed or (method == "HEAD" and allowed == "GET"):
-            return
-        raise ProtocolError(f"{request.path} takes {allowed}, not {method}.", status=405, headers={"Allow": allowed})
+    async def _dispatch(
+        self, request: HttpRequest, found: tuple[Route, str | None] | None, record: RequestRecord | None
+    ) -> HttpResponse:
+        caller = ANYBODY
+        # A browser's preflight carries no key, and learns no more than which method a route takes.
+        if (found is None or found[0].needs_key) and request.method != "OPTIONS":
+            caller = check_bearer(_authorization(request.headers), self._gate)
+        if record is not None:
+            record.caller = caller.name
+        if found is None:
+            path = request.path.partition("?")[0]
+            raise NotFoundError(f"There is no route {path!r}. Known: {', '.join(route.path for route in ROUTES)}.")
+        route, name = found
+        _check_method(request, route.method)
+        context = dataclasses.replace(self._context, caller=caller, record=record, on_accepted=request.on_accepted)
+        if route.body is None:
+            return await route.answer(context, name)
+        body = self._json_object(request)
+        if record is not None:
+            record.keep_prompt(body)
+        # A name that is none of ours is the route's to refuse: a body that is wrong otherwise is told of that first.
+        model = context.models.find(body.get("model"))
+        if model is not None:
+            context = dataclasses.replace(context, engine=model.engine, model_names=model.names)
+        return await route.answer(context, parse_body(route.body, body))
 
     def _json_object(self, request: HttpRequest) -> Mapping[str, Any]:
         """The body as a JSON object, whether the host has parsed it already or not."""
@@ -128,31 +129,22 @@ class OpenAIService:
             )
         if not isinstance(body, Mapping):
             raise InvalidRequestError("The body must be a JSON object.", param="body")
+        self._request_limits.check_depth(body)
+        self._request_limits.check(body)
         return body
 
-    def _health(self) -> HttpResponse:
-        self._client.check_health(self._stall_timeout_s)
-        return json_response({})
 
-    def _version(self) -> HttpResponse:
-        return json_response({"version": __version__})
+def _authorization(headers: Mapping[str, str]) -> str:
+    """The Authorization header, or what it would be for a key that comes as Anthropic's clients send it."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or ("" if key is None else f"Bearer {key}")
 
-    def _metrics(self) -> HttpResponse:
-        return HttpResponse(200, {"Content-Type": METRICS_TYPE}, self._client.metrics_text().encode())
 
-    def _models(self) -> HttpResponse:
-        return json_response({"object": "list", "data": [self._model(name) for name in self._context.model_names]})
-
-    def _model(self, name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "paged-backend",
-            "root": self._context.model_names[0],
-            "parent": None,
-            "max_model_len": self._client.max_model_len,
-        }
+def _check_method(request: HttpRequest, allowed: str) -> None:
+    method = request.method
+    if method is None or method == allowed or (method == "HEAD" and allowed == "GET"):
+        return
+    raise ProtocolError(f"{request.path} takes {allowed}, not {method}.", status=405, headers={"Allow": allowed})
 
 
 def _parse_json(body: bytes | str) -> Any:

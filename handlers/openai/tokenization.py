@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.engine_port import TokenizerPort
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.messages import parse_messages
 from paged_backend.handlers.openai.prompts import encode_prompts, parse_prompts, require_tokenizer
-from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.protocol.tokenization import DetokenizeRequest, TokenizeRequest
 from paged_backend.handlers.openai.rendering import Rendering, render_messages
 from paged_backend.handlers.openai.tools import parse_tools
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 
 
-async def tokenize(context: ServingContext, body: Mapping[str, Any]) -> HttpResponse:
+async def tokenize(context: ServingContext, request: TokenizeRequest) -> HttpResponse:
     """Token ids of a prompt or of rendered messages.
 
     Raises:
         PagedBackendError: whatever refuses it.
     """
-    request = parse_body(TokenizeRequest, body)
     context.model_name(request.model)
     engine = context.engine
     if (request.prompt is None) == (request.messages is None):
@@ -52,13 +49,12 @@ async def tokenize(context: ServingContext, body: Mapping[str, Any]) -> HttpResp
     )
 
 
-async def detokenize(context: ServingContext, body: Mapping[str, Any]) -> HttpResponse:
+async def detokenize(context: ServingContext, request: DetokenizeRequest) -> HttpResponse:
     """Text of token ids, special tokens included.
 
     Raises:
         PagedBackendError: whatever refuses it.
     """
-    request = parse_body(DetokenizeRequest, body)
     context.model_name(request.model)
     tokenizer = require_tokenizer(context.engine, "tokens")
     for token_id in request.tokens:

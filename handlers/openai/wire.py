@@ -72,6 +72,11 @@ def encode_json(value: Any) -> bytes:
         return text.encode("utf-8", "replace")
 
 
+def named_event(kind: str, fields: Mapping[str, Any]) -> bytes:
+    """One server-sent event that says its kind beside its data."""
+    return b"event: " + kind.encode() + b"\ndata: " + encode_json(fields) + b"\n\n"
+
+
 def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> HttpResponse:
     """A whole JSON response."""
     return HttpResponse(status, {"Content-Type": JSON_TYPE, **(headers or {})}, encode_json(value))

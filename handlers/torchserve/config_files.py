@@ -69,14 +69,16 @@ def management_url(deployment: Deployment) -> str:
 def batch_size(deployment: Deployment) -> int:
     """Most requests that live in the worker at once.
 
-    All that the engine runs and queues, so that its own queue (with priorities, and 429 where it is full) does
+    All that the engines run and queue, so that their own queues (with priorities, and 429 where it is full) do
     the queueing; TorchServe's job queue is only what spills over.
     """
     if deployment.torchserve.batch_size is not None:
         return deployment.torchserve.batch_size
-    scheduler = deployment.engine.scheduler
-    queued = scheduler.max_num_queued_reqs
-    return scheduler.max_num_seqs + (UNBOUNDED_QUEUE if queued is None else queued) + SPARE_REQUESTS
+    total = SPARE_REQUESTS
+    for engine in deployment.engines:
+        queued = engine.scheduler.max_num_queued_reqs
+        total += engine.scheduler.max_num_seqs + (UNBOUNDED_QUEUE if queued is None else queued)
+    return total
 
 
 def model_config(deployment: Deployment) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from paged_backend.errors import ConfigError, PagedBackendError
 from paged_backend.handlers.deployment import API_KEY_VARIABLE, Deployment
-from paged_backend.handlers.loading import load_engine
+from paged_backend.handlers.loading import load_engines
 from paged_backend.handlers.openai.wire import HttpRequest
 from paged_backend.handlers.torchserve import message_reader
 from paged_backend.handlers.torchserve.host_context import HostContext
@@ -72,8 +72,8 @@ class PagedBackendHandler:
         logger.warning("%s is ready, at most %d requests at once.", self.deployment.name, batch_size)
 
     def start_engine(self, deployment: Deployment) -> tuple[EngineVitals, Service]:
-        """The engine and the service over it; a test puts scripted ones here."""
-        return load_engine(deployment)
+        """The engines and the service over them; a test puts scripted ones here."""
+        return load_engines(deployment)
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: HostContext) -> list[bytes]:
         """One call of TorchServe: every live request is in it, and gets at most one reply."""
@@ -115,11 +115,10 @@ def read_deployment(model_config: Mapping[str, Any] | None) -> Deployment:
             "model-config.yaml has no `handler.deployment` section: make the file with `paged-backend pack`, and "
             "give it to torch-model-archiver as --config-file."
         )
-    deployment = Deployment.from_dict(section["deployment"])
-    if section.get("needs_api_key") and not deployment.server.api_key:
+    if section.get("needs_api_key") and API_KEY_VARIABLE not in os.environ:
         # Keys are not written into archives. Serving without one would open the server to everybody.
         raise ConfigError(f"This archive was packed with an API key: set {API_KEY_VARIABLE} where TorchServe starts.")
-    return deployment
+    return Deployment.from_dict(section["deployment"])
 
 
 def _constant(value: bool | None) -> Any:

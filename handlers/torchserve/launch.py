@@ -181,12 +181,8 @@ class _Server:
             time.sleep(0.2)
 
     def _is_busy(self) -> bool:
-        headers = {}
-        if self._deployment.server.api_key:
-            headers["Authorization"] = f"Bearer {self._deployment.server.api_key[0]}"
-        request = urllib.request.Request(f"{base_url(self._deployment)}/metrics", headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=METRICS_TIMEOUT_S) as reply:
+            with urllib.request.urlopen(f"{base_url(self._deployment)}/metrics", timeout=METRICS_TIMEOUT_S) as reply:
                 text = reply.read().decode()
         except (urllib.error.HTTPError, TimeoutError):
             return True

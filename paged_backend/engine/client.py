@@ -60,13 +60,21 @@ class EngineClient:
             ConfigError, ModelLoadError: with what to change.
         """
         model = config.model
-        folder = resolve_folder(model.tokenizer) if model.tokenizer else resolve_folder(model.model, model.revision)
+        folder = resolve_folder(
+            model.tokenizer or model.model,
+            None if model.tokenizer else model.revision,
+            load_format=model.load_format,
+            trust_remote_code=model.trust_remote_code,
+        )
         executor = Executor(config)
         # As a rule one implementation computes all operations.
         choices = dict.fromkeys(f"{chosen}, {reason}" for chosen, reason in executor.kernel_report.values())
         name, kernels = model.served_model_name[0], " ".join(choices)
         logger.info("%s is loaded; CPU threads: %d; kernels: %s", name, executor.num_threads, kernels)
-        tokenizer = None if model.skip_tokenizer_init else Tokenizer.load(folder, config.chat.chat_template)
+        tokenizer = None
+        if not model.skip_tokenizer_init:
+            template = config.chat.chat_template
+            tokenizer = Tokenizer.load(folder, template, trust_remote_code=model.trust_remote_code)
         return cls(config, executor, tokenizer)
 
     def submit(

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 Entrant = tuple[EngineRequest, int, RequestStream]
 """A request that asks to be let in, how many output tokens each of its samples has at most, and who reads them."""
 
+_DRAINING = "The engine is draining: it takes no more requests, send this one to another one."
 _SHUT_DOWN = "The engine is shutting down, or has been: send the request to another one."
 
 
@@ -91,11 +92,13 @@ class EngineLoop:
                 if live.request_id == request_id and tenant in (None, live.tenant):
                     self._send(key)
 
-    def abort_stream(self, stream: RequestStream) -> None:
-        """Ends a stream's request, if it is not over; its id may be another one's by then."""
+    def abort_stream(self, stream: RequestStream) -> bool:
+        """Ends a stream's request, unless it is over (False); its id may be another one's by then."""
         with self._changed:
-            if self._streams.get(stream.key) is stream:
-                self._send(stream.key)
+            if self._streams.get(stream.key) is not stream:
+                return False
+            self._send(stream.key)
+            return True
 
     def stats(self) -> EngineStats:
         """The latest snapshot, with the heartbeat's age as of now."""
@@ -147,8 +150,10 @@ class EngineLoop:
     def _check_admitting(self) -> None:
         if self._dead is not None:
             raise EngineUnavailableError(self._dead)
-        if self._draining or self._stopping:
+        if self._stopping:
             raise EngineUnavailableError(_SHUT_DOWN)
+        if self._draining:
+            raise EngineUnavailableError(_DRAINING)
 
     def _snapshot(self) -> EngineStats:
         """The latest one, with what has come in since."""
@@ -239,6 +244,8 @@ class EngineLoop:
         waiting: list[tuple[RequestStream, Waiter]] = []
         for state in states:
             key = state.request.key
+            if state.over:
+                streams[key].num_generated = sum(state.num_generated)
             if state.error is not None:
                 self._deliver_error(key, state.error)
                 continue

@@ -34,7 +34,7 @@ class RequestStream:
         request: what was accepted.
         prompt: the prompt's text, or None where token ids were given.
         tokenizer: None gives deltas without text.
-        abort: called with the stream to end it.
+        abort: called with the stream to end it; tells whether there was anything to end.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class RequestStream:
         request: EngineRequest,
         prompt: str | None,
         tokenizer: Tokenizer | None,
-        abort: Callable[[RequestStream], None],
+        abort: Callable[[RequestStream], bool],
     ) -> None:
         self.key = request.key
         self.request_id = request.request_id
@@ -57,16 +57,29 @@ class RequestStream:
         self._waiter: Waiter | None = None
         self._comes_at_once = self._waits_for_end = request.params.chooses_at_end
         self._ended = False  # for the reader
+        self._callbacks: deque[Callable[[int], None]] = deque()
+        self.num_generated = 0
 
-    def abort(self) -> None:
-        """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time."""
-        self._abort(self)
+    def abort(self) -> bool:
+        """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time.
+
+        Returns:
+            False where the request was over.
+        """
+        return self._abort(self)
+
+    def add_done_callback(self, callback: Callable[[int], None]) -> None:
+        """Has `callback` called once when the request is over, with the tokens that were generated in all its samples;
+        at once, if it is over. It is called on the engine's thread, and must neither raise nor take long."""
+        self._callbacks.append(callback)
+        if self._closed:
+            self._call_back()
 
     def put(self, gains: list[Gain], is_last: bool) -> Waiter | None:
         """Takes over a step's gains, one at least (engine's thread); returns whom to wake: wake-ups can be batched."""
         self._items.append(gains)
         if is_last:
-            self._closed = True
+            self._close()
         elif self._waits_for_end:
             return None
         return self._waiter
@@ -74,8 +87,21 @@ class RequestStream:
     def put_error(self, error: PagedBackendError) -> Waiter | None:
         """Ends the stream with an error; see `put`."""
         self._items.append(error)
-        self._closed = True
+        self._close()
         return self._waiter
+
+    def _close(self) -> None:
+        self._closed = True
+        self._call_back()
+
+    def _call_back(self) -> None:
+        """Whoever takes a callback out calls it: two threads may be here at once."""
+        while True:
+            try:
+                callback = self._callbacks.popleft()
+            except IndexError:
+                return
+            callback(self.num_generated)
 
     def __iter__(self) -> Iterator[RequestDelta]:
         return self

@@ -35,11 +35,12 @@ class Tokenizer:
         self._texts = {skip: TokenTexts(self._backend, skip) for skip in (False, True)}
 
     @classmethod
-    def load(cls, folder: Path, chat_template: str | None = None) -> Tokenizer:
+    def load(cls, folder: Path, chat_template: str | None = None, *, trust_remote_code: bool = False) -> Tokenizer:
         """Loads the tokenizer of a model folder.
 
         Args:
             chat_template: a file, or a template, that replaces the model's own.
+            trust_remote_code: run the code that comes with it, if it has any.
 
         Raises:
             ModelLoadError: there is none, or only a slow one (no tokenizer.json), or no such template.
@@ -47,7 +48,10 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # Given, as transformers would otherwise ask whoever sits at the terminal.
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
         except (OSError, ValueError, KeyError) as error:
             raise ModelLoadError(
                 f"No usable tokenizer in {folder}: {error} Give `tokenizer`, or set skip_tokenizer_init and send "

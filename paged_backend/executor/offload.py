@@ -88,7 +88,7 @@ def _fingerprint(
 ) -> bytes:
     """32 bytes that stand for all that a block's content depends on but its tokens."""
     facts = {
-        "checkpoint": checkpoint_fingerprint(model.folder).hex(),
+        "checkpoint": checkpoint_fingerprint(model.folder, config.model.load_format).hex(),
         "architecture": repr(model.architecture),
         "dtype": config.model.dtype,
         "quantization": config.model.quantization,

@@ -1,4 +1,4 @@
-"""The tensors of a model folder: safetensors files alone, one or many. Pickles can run code: refused."""
+"""The tensors of a model folder: safetensors files, one or many. Pickles can run code: refused unless asked for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paged_backend.errors import ModelLoadError
 from paged_backend.models.folder import read_json
+from paged_backend.models.pickle_file import PickleFile
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_NAMED = 5
@@ -25,15 +26,16 @@ class Checkpoint:
     Use it as a context manager: the files are held open (memory-mapped) meanwhile.
     """
 
-    def __init__(self, folder: Path, prefix: str) -> None:
+    def __init__(self, folder: Path, prefix: str, load_format: str = "auto") -> None:
         """Opens the files.
 
         Args:
             folder: holds model.safetensors, or several files and model.safetensors.index.json.
             prefix: a first part of names that a checkpoint may leave out.
+            load_format: "pt" reads pytorch_model.bin, or several and its index, in their place.
 
         Raises:
-            ModelLoadError: there are no safetensors files, or one is missing or broken.
+            ModelLoadError: there are no such files, or one is missing or broken.
         """
         self._folder = folder
         self._prefix = prefix
@@ -41,7 +43,7 @@ class Checkpoint:
         self._holders: dict[str, Any] = {}
         self._read: set[str] = set()
         self._missing: list[str] = []
-        for path in weight_files(folder):
+        for path in weight_files(folder, load_format):
             self._open(path)
 
     def __enter__(self) -> Checkpoint:
@@ -110,7 +112,7 @@ class Checkpoint:
         from safetensors import SafetensorError, safe_open
 
         try:
-            file: Any = safe_open(path, framework="pt")
+            file: Any = PickleFile(path) if path.suffix == ".bin" else safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
             raise ModelLoadError(f"Cannot read {path}: {error}. Fetch the model again.") from error
         self._files.append(file)
@@ -123,14 +125,14 @@ class Checkpoint:
         return bare if bare in self._holders else name
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights.
+def weight_files(folder: Path, load_format: str = "auto") -> list[Path]:
+    """The files that hold a folder's weights: pickles only with "pt".
 
     Raises:
         ModelLoadError: there are none that may be used.
     """
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
+    single = folder / ("pytorch_model.bin" if load_format == "pt" else "model.safetensors")
+    index = folder / f"{single.name}.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -138,19 +140,22 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(weight_map.values()))
         if any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise ModelLoadError(f"{index} names files outside the model's folder.")
+        if any(Path(name).suffix != single.suffix for name in names):
+            raise ModelLoadError(f"{index} names files that are no {single.suffix} files.")
         absent = [name for name in names if not (folder / name).is_file()]
         if absent:
             raise ModelLoadError(f"{folder} lacks weight files that its index names: {_some(absent)}.")
         return [folder / name for name in names]
     if single.is_file():
         return [single]
-    if any(folder.glob("pytorch_model*.bin")):
+    if load_format != "pt" and any(folder.glob("pytorch_model*.bin")):
         raise ModelLoadError(
             f"{folder} has its weights only as a pickle (pytorch_model.bin), which can run code when it is "
             "read and is refused. Convert it once, where you trust it: "
-            "transformers' AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors."
+            "transformers' AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors. Or give "
+            "load_format: pt, which reads tensors alone from it."
         )
-    raise ModelLoadError(f"{folder} has no model.safetensors and no model.safetensors.index.json.")
+    raise ModelLoadError(f"{folder} has no {single.name} and no {index.name}.")
 
 
 def _some(names: Sequence[str]) -> str:

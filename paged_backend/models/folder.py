@@ -10,16 +10,20 @@ from paged_backend.config import BUNDLED_MODEL
 from paged_backend.errors import ModelLoadError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
-"""What is fetched from the hub: never pickles, and no other framework's weights."""
+_HUB_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+"""What is fetched from the hub beside the weights: no other framework's."""
 
 
-def resolve_folder(model: str, revision: str | None = None) -> Path:
+def resolve_folder(
+    model: str, revision: str | None = None, *, load_format: str = "auto", trust_remote_code: bool = False
+) -> Path:
     """The folder with the model's files, fetched from the hub if need be.
 
     Args:
         model: a local folder, "paged-tiny" for the bundled model, or a hub id ("organisation/name").
         revision: branch, tag or commit; for hub ids only.
+        load_format: whose weights are fetched: pickles only with "pt".
+        trust_remote_code: fetch code, too.
 
     Raises:
         ModelLoadError: there is no such folder, or the hub does not give it.
@@ -36,7 +40,10 @@ def resolve_folder(model: str, revision: str | None = None) -> Path:
         )
     if model.count("/") > 1 or model.startswith((".", "/", "~")) or "\\" in model:
         raise ModelLoadError(f"model {model!r} is not a folder on this machine, and cannot be a hub id.")
-    return _fetch(model, revision)
+    patterns = [*_HUB_FILES, "*.bin" if load_format == "pt" else "*.safetensors"]
+    if trust_remote_code:
+        patterns.append("*.py")
+    return _fetch(model, revision, patterns)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def _bundled_folder() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "model_store" / BUNDLED_MODEL
 
 
-def _fetch(model: str, revision: str | None) -> Path:
+def _fetch(model: str, revision: str | None, patterns: list[str]) -> Path:
     # Lazy: a local model needs nothing of the hub.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -74,7 +81,7 @@ def _fetch(model: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         raise ModelLoadError(
             f"{model!r} is gated on the hub: accept its terms there and log in with `hf auth login`, or set HF_TOKEN."

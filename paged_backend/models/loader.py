@@ -56,7 +56,7 @@ def load_model(config: ModelConfig, kernels: Kernels, *, num_threads: int = 1) -
         ModelLoadError: the folder, its configuration or its weights cannot be used.
         ConfigError: max_model_len is more than the model has positions.
     """
-    folder = resolve_folder(config.model, config.revision)
+    folder = resolve_folder(config.model, config.revision, load_format=config.load_format)
     architecture, names = read_architecture(read_json(folder / "config.json"))
     max_model_len = config.max_model_len or architecture.max_positions
     if max_model_len > architecture.max_positions:
@@ -65,7 +65,7 @@ def load_model(config: ModelConfig, kernels: Kernels, *, num_threads: int = 1) -
             f"{config.model} was made for: lower it, or leave it out."
         )
     quantizer = None if config.quantization is None else QUANTIZERS[config.quantization]
-    with Checkpoint(folder, names.prefix) as checkpoint:
+    with Checkpoint(folder, names.prefix, config.load_format) as checkpoint:
         builder = _Builder(architecture, names, checkpoint, kernels, _DTYPES.get(config.dtype), quantizer, num_threads)
         decoder = builder.decoder(max_model_len)
         checkpoint.finish(names.ignored)

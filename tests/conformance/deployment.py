@@ -1,4 +1,4 @@
-"""What serves the conformance list: the same deployment in this process and on the live hosts."""
+"""What answers the conformance list in this process, with the deployment of the live hosts."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from paged_backend.handlers.deployment import Deployment
-from paged_backend.handlers.loading import load_engine
+from paged_backend.handlers.loading import load_engines
 from tests.conformance.exchange import Caller
 from tests.conformance.transports import InProcess
-
-DEPLOYMENT = {"engine": {"model": "paged-tiny", "max_num_seqs": 8, "max_num_batched_tokens": 256, "num_threads": 1}}
+from tests.serving.conftest import DEPLOYMENT
 
 
 @contextmanager
 def served_in_process() -> Iterator[Caller]:
-    """The service that both hosts mount, over an engine with the bundled model."""
-    client, service = load_engine(Deployment.from_dict({"name": "paged-tiny", **DEPLOYMENT}))
+    """The service that both hosts mount, without a host."""
+    engines, service = load_engines(Deployment.from_dict({"name": "paged-tiny", **DEPLOYMENT}))
     transport = InProcess(service)
     try:
         yield Caller(transport)
     finally:
         transport.close()
-        client.shutdown()
+        engines.shutdown()

@@ -99,6 +99,7 @@ def test_whatever_a_template_does_is_the_requests_fault(template):
         ({"default_chat_template_kwargs": "{"}, "default_chat_template_kwargs"),
         ({"default_chat_template_kwargs": "[]"}, "default_chat_template_kwargs"),
         ({"default_chat_template_kwargs": {1: 2}}, "default_chat_template_kwargs"),
+        ({"default_chat_template_kwargs": {"tools": []}}, "default_chat_template_kwargs"),
         ({"tool_call_parser": "pythonic"}, "tool_call_parser"),
         ({"reasoning_parser": "qwen"}, "reasoning_parser"),
         ({"enable_auto_tool_choice": 1}, "enable_auto_tool_choice"),

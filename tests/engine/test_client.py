@@ -166,7 +166,7 @@ def test_drain_refuses_new_requests_and_waits(client: EngineClient, executor: Fa
     stream = client.submit([5], params(6))
     assert gate.inside.wait(TIMEOUT_S)
     assert not client.drain(0.01)
-    with pytest.raises(EngineUnavailableError, match="shutting down"):
+    with pytest.raises(EngineUnavailableError, match="draining"):
         client.submit([5], params())
     gate.open()
     assert client.drain(TIMEOUT_S)

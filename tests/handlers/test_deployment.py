@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import yaml
 
 from paged_backend.config import EngineConfig
 from paged_backend.errors import ConfigError
-from paged_backend.handlers.deployment import API_KEY_VARIABLE, Deployment, ServerConfig
+from paged_backend.handlers.deployment import API_KEY_VARIABLE, Deployment
+from paged_backend.handlers.host_configs import ServerConfig
 
 BUNDLED = Path(__file__).parents[2] / "configs" / "paged-tiny.yaml"
 
@@ -21,7 +23,7 @@ def build(data, **options):
 def test_bundled_file_says_the_defaults():
     deployment = Deployment.load(BUNDLED, environ={})
     engine = EngineConfig.from_args(served_model_name=["paged-tiny"], max_num_seqs=64)
-    assert deployment == Deployment(name="paged-tiny", engine=engine)
+    assert deployment == Deployment(name="paged-tiny", engines=(engine,))
     assert deployment.model_names == ("paged-tiny",)
 
 
@@ -69,6 +71,24 @@ def test_relative_folders_are_relative_to_the_file(tmp_path):
         assert config.model == config.tokenizer == str(resolved)
 
 
+def test_several_models(tmp_path):
+    (tmp_path / "weights").mkdir()
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "name: x\nmodels:\n- {model: weights, served_model_name: [a, b]}\n- {max_num_seqs: 4}\n"
+        "server: {api_key_file: keys}\n"
+    )
+    deployment = Deployment.load(file, environ={})
+    assert deployment.model_names == ("a", "b", "paged-tiny")
+    assert deployment.engine is deployment.engines[0]
+    assert deployment.engines[0].model.model == str(tmp_path / "weights")
+    assert deployment.engines[1].scheduler.max_num_seqs == 4
+    # Together they take what one would.
+    assert [engine.cache.gpu_memory_utilization for engine in deployment.engines] == [0.25, 0.25]
+    assert deployment.server.api_key_file == str(tmp_path / "keys")  # read where it is served
+    assert build(yaml.safe_load(yaml.safe_dump(deployment.to_dict()))) == deployment
+
+
 def test_the_folder_for_blocks_is_relative_to_the_file_whether_it_is_there_or_not(tmp_path):
     file = tmp_path / "x.yaml"
     for given, expected in (("kv/x", tmp_path / "kv/x"), ("/kv", Path("/kv")), ("~/kv", Path.home() / "kv")):
@@ -76,15 +96,45 @@ def test_the_folder_for_blocks_is_relative_to_the_file_whether_it_is_there_or_no
         assert Deployment.load(file, environ={}).engine.cache.kv_offloading_dir == str(expected)
 
 
-def test_key_from_the_environment(monkeypatch):
+def test_a_file_of_a_chat_template_is_relative_to_the_file_and_a_template_is_none(tmp_path):
+    file = tmp_path / "x.yaml"
+    for given, expected in (("chat.jinja", str(tmp_path / "chat.jinja")), ("{{ x }}", "{{ x }}"), ("a\nb", "a\nb")):
+        file.write_text(f"name: x\nengine: {{chat_template: {json.dumps(given)}}}\n")
+        deployment = Deployment.load(file, environ={})
+        assert deployment.engine.chat.chat_template == expected
+        assert Deployment.from_dict(deployment.to_dict(), environ={}) == deployment
+
+
+def test_keys_from_the_environment(monkeypatch):
     data = {"name": "x", "server": {"api_key": "from-file"}}
-    assert Deployment.from_dict(data, environ={API_KEY_VARIABLE: "k"}).server.api_key == ("k",)
-    assert Deployment.from_dict(data, environ={API_KEY_VARIABLE: " k  l\n"}).server.api_key == ("k", "l")
+
+    def keys(value):
+        return [(key.name, key.secret) for key in Deployment.from_dict(data, environ=value).server.api_key]
+
+    assert keys({API_KEY_VARIABLE: "k"}) == [("key1", "k")]
+    assert keys({API_KEY_VARIABLE: " k  lee:l\n"}) == [("key1", "k"), ("lee", "l")]
+    assert keys({API_KEY_VARIABLE: "lee:a:b"}) == [("lee", "a:b")]
     monkeypatch.setenv(API_KEY_VARIABLE, "k2")
-    assert Deployment.from_dict(data).server.api_key == ("k2",)
-    for empty in ("", " "):
+    assert keys(None) == [("key1", "k2")]
+    for wrong in ("", " ", ":k", "k:", "a/b:k", "a:k a:l", "a:k b:k"):
         with pytest.raises(ConfigError, match=API_KEY_VARIABLE):
-            Deployment.from_dict(data, environ={API_KEY_VARIABLE: empty})
+            keys({API_KEY_VARIABLE: wrong})
+
+
+def test_keys_of_a_file_have_names_or_get_them():
+    def keys(value):
+        return [(key.name, key.secret) for key in build({"name": "x", "server": {"api_key": value}}).server.api_key]
+
+    assert keys(None) == []
+    assert keys("a:b") == [("key1", "a:b")]
+    assert keys(["a", "b"]) == [("key1", "a"), ("key2", "b")]
+    assert keys({"ann": "a", "bob": "b"}) == [("ann", "a"), ("bob", "b")]
+
+
+def test_a_deployment_without_keys_says_so_and_stays_open():
+    one = build({"name": "x"})
+    assert one.to_dict()["server"]["api_key"] is None
+    assert build(one.to_dict()) == one and not one.server.asks_for_key
 
 
 @pytest.mark.parametrize(
@@ -113,6 +163,32 @@ def test_key_from_the_environment(monkeypatch):
             "server.api_key must be a quoted string",
         ),
         ({"name": "x", "server": {"api_key": ["a", "a"]}}, "server.api_key holds a key twice"),
+        ({"name": "x", "server": {"api_key": []}}, "server.api_key holds no key"),
+        ({"name": "x", "server": {"api_key": {}}}, "server.api_key holds no key"),
+        ({"name": "x", "server": {"api_key": {"a b": "k"}}}, "the name of a key (number 1)"),
+        ({"name": "x", "server": {"api_key": {"a": None}}}, "server.api_key must be a quoted string"),
+        ({"name": "x", "server": {"api_key": "a", "api_key_file": "b"}}, "not both"),
+        ({"name": "x", "server": {"key_limits": []}}, "server.key_limits must be a mapping"),
+        ({"name": "x", "server": {"key_limits": {"default": {"request_per_minute": 1}}}}, "'requests_per_minute'"),
+        ({"name": "x", "server": {"key_limits": {"default": {"requests_per_minute": 0}}}}, "requests_per_minute must"),
+        ({"name": "x", "server": {"request_limits": {"max_m": 1}}}, "Unknown server.request_limits key 'max_m'"),
+        ({"name": "x", "server": {"request_limits": {"max_n": 0}}}, "server.request_limits.max_n must be"),
+        ({"name": "x", "server": {"request_limits": {"max_logprobs": 21}}}, "max_logprobs must be an integer in 0..20"),
+        ({"name": "x", "server": {"access_log": False, "log_prompts": True}}, "server.log_prompts"),
+        ({"name": "x", "models": []}, "models must be a list"),
+        ({"name": "x", "models": {}}, "models must be a list"),
+        ({"name": "x", "models": [{"max_num_seq": 1}]}, "Did you mean 'max_num_seqs'?"),
+        ({"name": "x", "models": [{"max_num_seqs": 0}]}, "models.0: max_num_seqs must be at least 1"),
+        ({"name": "x", "models": [{}], "engine": {}}, "not both"),
+        ({"name": "x", "models": [{}, {}]}, "served_model_name 'paged-tiny' is given twice"),
+        (
+            {"name": "x", "models": [{"served_model_name": n, "kv_offloading_dir": "d"} for n in "ab"]},
+            "kv_offloading_dir 'd' is given twice",
+        ),
+        (
+            {"name": "x", "models": [{"served_model_name": n, "gpu_memory_utilization": 0.6} for n in "ab"]},
+            "add up to 1.2",
+        ),
         ({"name": "x", "server": {"api_key": "a b"}}, "server.api_key"),
         ({"name": "x", "server": {"max_body_bytes": -1}}, "server.max_body_bytes"),
         ({"name": "x", "server": {"drain_timeout_s": -1}}, "server.drain_timeout_s"),

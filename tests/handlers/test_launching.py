@@ -114,9 +114,9 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "PAGED_BACKEND_API_KEY" not in open_server
     assert (open_server["ADDED"], open_server["PATH"]) == ("1", os.environ["PATH"])
     locked = server_environment(deployment(api_key="secret"), {})
-    assert locked["PAGED_BACKEND_API_KEY"] == "secret"
+    assert locked["PAGED_BACKEND_API_KEY"] == "key1:secret"
     for_two = server_environment(deployment(api_key=["one", "two"]), {})
-    assert for_two["PAGED_BACKEND_API_KEY"] == "one two"
+    assert for_two["PAGED_BACKEND_API_KEY"] == "key1:one key2:two"
 
 
 def test_curl_line_survives_the_shell() -> None:

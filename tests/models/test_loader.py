@@ -229,7 +229,7 @@ def test_yarn_serves_the_stretched_length(llama: Path) -> None:
 def test_pickles_are_refused(llama: Path) -> None:
     (llama / "model.safetensors").unlink()
     (llama / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(ModelLoadError, match=r"pickle.*save_pretrained"):
+    with pytest.raises(ModelLoadError, match=r"pickle.*save_pretrained.*load_format: pt"):
         load(llama)
 
 
@@ -374,4 +374,6 @@ def test_hub_gives_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert resolve_folder("some/model", "v2") == tmp_path
     assert (asked["model"], asked["revision"]) == ("some/model", "v2")
-    assert not any("bin" in pattern for pattern in asked["patterns"])
+    assert not any("bin" in pattern or "py" in pattern for pattern in asked["patterns"])
+    resolve_folder("some/model", load_format="pt", trust_remote_code=True)
+    assert {"*.bin", "*.py"} < set(asked["patterns"]) and "*.safetensors" not in asked["patterns"]

@@ -49,8 +49,9 @@ class BentoHost:
         (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         # One thread: with several, each step waits for all of them, which takes long where tests share the cores.
-        engine = {"model": TEST_MODEL, "num_threads": 1}
-        config = {"name": "paged-tiny", "engine": engine, **(deployment or {})}
+        given = dict(deployment or {})
+        engine = {} if "models" in given else {"engine": {"model": TEST_MODEL, "num_threads": 1}}
+        config = {"name": "paged-tiny", **engine, **given}
         config_file = folder / "deployment.yaml"
         config_file.write_text(yaml.safe_dump(config), encoding="utf-8")
         self._command = [

@@ -27,7 +27,7 @@ MODEL = "paged-tiny"
 BUSY: dict[str, Any] = {"n": 48, "max_tokens": 480, "temperature": 0.9, "seed": 1, "ignore_eos": True}
 """Enough work to be still running whenever a test looks."""
 
-DRAIN_TIMEOUT_S = 1.0
+DRAIN_TIMEOUT_S = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +332,10 @@ class TestEnds:
         reader.start()
         host.wait_busy()
         host.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: host.status("/health") == 503, timeout_s=DRAIN_TIMEOUT_S, what="the drain")
+        for answer in (httpx.get(f"{host.url}/health"), host.post("/v1/completions", {**body, "stream": False})):
+            assert "draining" in error_of(answer, 503, "ServiceUnavailableError")["message"]
+        assert (host.status("/readyz"), host.status("/livez")) == (503, 200)
         took_s = host.wait_gone(timeout_s=DRAIN_TIMEOUT_S + 10)
         reader.join(5)
         frames = sse("\n".join(received))

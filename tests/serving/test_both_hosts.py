@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,13 +11,11 @@ import httpx
 import pytest
 
 from tests.conformance.case import COMPLETIONS, MODEL, Case, request
-from tests.conformance.deployment import DEPLOYMENT
 from tests.conformance.exchange import Caller
 from tests.conformance.reply import Reply
 from tests.conformance.rows import ROWS
 from tests.conformance.transports import Live
-from tests.serving.bento_host import BentoHost
-from tests.serving.torchserve_host import running_torchserve
+from tests.serving.conftest import Host
 
 HOSTS = ("bentoml", "torchserve")
 NUM_CLIENTS = 4
@@ -27,16 +24,12 @@ CHAT = [{"role": "user", "content": "Hello, who are you?"}]
 
 
 @pytest.fixture(scope="module")
-def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    bento_folder = tmp_path_factory.mktemp("bento")
-    with BentoHost(bento_folder, DEPLOYMENT) as bento:
-        with running_torchserve(DEPLOYMENT, tmp_path_factory.mktemp("torchserve")) as torchserve:
-            bento.wait_ready()
-            yield bento.url, torchserve.url
+def urls(both_hosts: dict[str, Host]) -> tuple[str, ...]:
+    return tuple(both_hosts[host].url for host in HOSTS)
 
 
 @pytest.fixture(scope="module")
-def replies(urls: tuple[str, str]) -> dict[str, dict[str, Reply]]:
+def replies(urls: tuple[str, ...]) -> dict[str, dict[str, Reply]]:
     """What each host answers to the conformance list, by the row's name; several clients ask at a time."""
     return {host: _ask_all(url) for host, url in zip(HOSTS, urls, strict=True)}
 
@@ -57,7 +50,7 @@ def test_same_answer(replies: dict[str, dict[str, Reply]], in_process: Caller, c
         assert replies[host][case.name].told == expected, host
 
 
-def test_errors_do_not_disturb_a_stream_beside_them(urls: tuple[str, str]) -> None:
+def test_errors_do_not_disturb_a_stream_beside_them(urls: tuple[str, ...]) -> None:
     wrong = [
         request(COMPLETIONS, **fields)
         for fields in ({"temperature": -1}, {"prompt": [100] * 5000}, {"n": 9}, {"n": "x"})
@@ -73,11 +66,12 @@ def test_errors_do_not_disturb_a_stream_beside_them(urls: tuple[str, str]) -> No
 
 
 def metrics(url: str) -> dict[str, float]:
-    """The engine's metrics by name; of requests that ended, those that were cut off."""
+    """The first model's metrics by name; of requests that ended, those that were cut off."""
     values: dict[str, float] = {}
     text = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S).raise_for_status().text
     for name, labels, value in re.findall(r"^vllm:(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
-        if name != "request_success_total" or 'finished_reason="abort"' in labels:
+        is_ours = f'model_name="{MODEL}"' in labels
+        if is_ours and (name != "request_success_total" or 'finished_reason="abort"' in labels):
             values[name] = float(value)
     return values
 
@@ -98,7 +92,7 @@ def ends(url: str, path: str, body: dict[str, Any], stream: bool) -> tuple[list[
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("kind", ["completion", "chat", "beams"])
-def test_a_deadline_that_passes_while_it_runs(urls: tuple[str, str], kind: str, stream: bool) -> None:
+def test_a_deadline_that_passes_while_it_runs(urls: tuple[str, ...], kind: str, stream: bool) -> None:
     """It ends with what it has and says why, and all that it held is free again."""
     if kind == "beams" and stream:
         pytest.skip("beams are not streamed")

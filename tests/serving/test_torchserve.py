@@ -335,17 +335,33 @@ class TestEnds:
         assert "Backend received inference" not in log
 
 
+def wait_for_drain(host: TorchServeHost) -> httpx.Response:
+    """The first answer of /health that is not well."""
+    answers: list[httpx.Response] = []
+
+    def ill() -> bool:
+        answers.append(httpx.get(f"{host.url}/health", timeout=5))
+        return answers[-1].status_code != 200
+
+    wait_until(ill, timeout_s=3, what="the drain", interval_s=0.02)
+    return answers[-1]
+
+
 class TestDeadline:
     def test_what_outlives_the_drain_ends_with_an_error_also_when_the_terminal_is_closed(
         self, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         folder = tmp_path_factory.mktemp("deadline")
-        with running_torchserve({"server": {"drain_timeout_s": 0.3}}, folder) as host:
+        with running_torchserve({"server": {"drain_timeout_s": 3}}, folder) as host:
             body = {"prompt": "Once", "stream": True, **BUSY}
             with httpx.stream("POST", f"{host.url}/v1/completions", json=body, timeout=30) as response:
                 pieces = response.iter_text()
                 text = next(pieces)
                 host.interrupt(signal.SIGHUP)
+                refused = wait_for_drain(host)
+                assert "draining" in error_of(refused, 503, "ServiceUnavailableError")["message"]
+                answer = httpx.post(f"{host.url}/v1/completions", json={**COMPLETION, "stream": True}, timeout=5)
+                error_of(answer, 503, "ServiceUnavailableError")
                 text += "".join(pieces)
             *_, error, done, rest = text.split("\n\n")
             assert (done, rest) == ("data: [DONE]", "")

@@ -52,7 +52,8 @@ class TorchServeHost:
         self.log_file = folder / "torchserve.log"
         self.port, self.management_port, metrics_port = free_ports(3)
         given = dict(deployment or {})
-        config = {"name": "paged-tiny", "version": "1.0", "engine": {"model": TEST_MODEL}, **given}
+        engine = {} if "models" in given else {"engine": {"model": TEST_MODEL}}
+        config = {"name": "paged-tiny", "version": "1.0", **engine, **given}
         config["server"] = {"port": self.port, **given.get("server", {})}
         config["torchserve"] = {
             "management_port": self.management_port,

@@ -48,17 +48,10 @@ class RequiredCalls(ListedCalls):
 
     def __init__(self, new_call_id: NewCallId) -> None:
         super().__init__(new_call_id)
-        self._state = self._start
+        self._state = self._call_start
 
-    def _start(self) -> bool:
-        first = self._eat_space()
-        if first == "[":
-            return self._begin_list()
-        return self._no_call() if first or self._ended else False
-
-    def _content(self) -> bool:
-        self._say_but(0)
-        return False
+    def _begin(self, first: str) -> bool:
+        return self._begin_list() if first == "[" else self._no_call()
 
     def _no_call(self) -> bool:
         if self._ended and not self._text:
@@ -70,26 +63,15 @@ class RequiredCalls(ListedCalls):
 
 
 class NamedCall(CallMachine):
-    """A message that a grammar has made the arguments of one function: a JSON object."""
+    """A message that a grammar has made the arguments of one function: a JSON object, or the beginning of one."""
 
     def __init__(self, new_call_id: NewCallId, name: str) -> None:
         super().__init__(new_call_id)
         self._name = name
-        self._state = self._start
+        self._state = self._call_start
 
-    def _start(self) -> bool:
-        first = self._eat_space()
-        if first == "{":
-            return self._begin_arguments(self._name)
-        return self._no_call() if first or self._ended else False
-
-    def _content(self) -> bool:
-        self._say_but(0)
-        return False
-
-    def _after_call(self) -> bool:
-        self._state = self._content
-        return True
+    def _begin(self, first: str) -> bool:
+        return self._begin_arguments(self._name) if first == "{" else self._no_call()
 
     def _break_call(self) -> None:
         self._state = self._content

@@ -10,19 +10,8 @@ _BEGIN, _END = "<tool_call>", "</tool_call>"
 class HermesCalls(CallMachine):
     """Calls between markers. An end marker that is left out at the end of the text is not missed."""
 
+    begin = _BEGIN
     markers = (_BEGIN, _END)
-
-    def _content(self) -> bool:
-        if not self._say_until(_BEGIN):
-            return False
-        self._state = self._call_start
-        return True
-
-    def _call_start(self) -> bool:
-        first = self._eat_space()
-        if first == "{":
-            return self._begin_object()
-        return self._no_call() if first or self._ended else False
 
     def _after_call(self) -> bool:
         rest = self._text.lstrip()

@@ -11,6 +11,7 @@ _SEPARATORS = " \t\n\r;,"
 class Llama3JsonCalls(CallMachine):
     """Calls where the message begins with one, or after the tag that Llama puts before them."""
 
+    begin = _TAG
     markers = (_TAG,)
 
     def __init__(self, new_call_id: NewCallId) -> None:
@@ -27,22 +28,10 @@ class Llama3JsonCalls(CallMachine):
             return self._no_call()
         return self._begin_tag()
 
-    def _content(self) -> bool:
-        if not self._say_until(_TAG):
-            return False
-        self._state = self._call_start
-        return True
-
     def _begin_tag(self) -> bool:
         self._eat(len(_TAG))
         self._state = self._call_start
         return True
-
-    def _call_start(self) -> bool:
-        first = self._eat_space()
-        if first == "{":
-            return self._begin_object()
-        return self._no_call() if first or self._ended else False
 
     def _after_call(self) -> bool:
         rest = self._text.lstrip(_SEPARATORS)

@@ -64,10 +64,12 @@ class CallMachine(TextMachine):
     White space around calls is nobody's: it is left out. What looked like a call and is none is content, whole.
 
     Attributes:
-        markers: texts that the model writes as special tokens, so that these must not be left out of its text.
+        begin: what stands before calls; "" where calls stand at the beginning only.
+        markers: texts that the model may write as special tokens, so that these must not be left out of its text.
         num_calls: calls that have begun.
     """
 
+    begin = ""
     markers: tuple[str, ...] = ()
 
     def __init__(self, new_call_id: NewCallId) -> None:
@@ -82,11 +84,29 @@ class CallMachine(TextMachine):
 
     def _content(self) -> bool:
         """Passes content on, up to what may be a call."""
-        raise NotImplementedError
+        if not self.begin:
+            self._say_but(0)
+            return False
+        if not self._say_until(self.begin):
+            return False
+        self._state = self._call_start
+        return True
+
+    def _call_start(self) -> bool:
+        """Has seen what stands before calls."""
+        first = self._eat_space()
+        if first:
+            return self._begin(first)
+        return self._no_call() if self._ended else False
+
+    def _begin(self, first: str) -> bool:
+        """A call begins with this character, or there is none."""
+        return self._begin_object() if first == "{" else self._no_call()
 
     def _after_call(self) -> bool:
         """Has seen the end of a call."""
-        raise NotImplementedError
+        self._state = self._content
+        return True
 
     def _say(self, text: str) -> None:
         if text:

@@ -15,16 +15,10 @@ _LONGEST_HEAD = 256
 class MistralCalls(ListedCalls):
     """Calls after a marker: one array of them, or a marker, a name and arguments for each."""
 
+    begin = _BEGIN
     markers = (_BEGIN, _ID, _ARGUMENTS)
 
-    def _content(self) -> bool:
-        if not self._say_until(_BEGIN):
-            return False
-        self._state = self._call_start
-        return True
-
-    def _call_start(self) -> bool:
-        first = self._eat_space()
+    def _begin(self, first: str) -> bool:
         if first == "[":
             return self._begin_list()
         if first == "{":
@@ -33,7 +27,7 @@ class MistralCalls(ListedCalls):
         if head is not None:
             self._eat(head.end())
             return self._begin_arguments(head[1], head[2])
-        is_open = not self._text or _HEAD_SO_FAR.fullmatch(self._text[: _LONGEST_HEAD + 1]) is not None
+        is_open = _HEAD_SO_FAR.fullmatch(self._text[: _LONGEST_HEAD + 1]) is not None
         if is_open and len(self._text) <= _LONGEST_HEAD and not self._ended:
             return False
         return self._no_call()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -31,7 +31,7 @@ class StreamOptions(RequestBody):
     continuous_usage_stats: bool = False
 
 
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     {
         "metadata",
         "prediction",
@@ -58,26 +58,20 @@ def parse_body(kind: type[_Body], body: Mapping[str, Any]) -> _Body:
         InvalidRequestError: a field is unknown, not supported, missing, or of a wrong type (`param` is then
             "body.FIELD").
     """
-    unsupported = kind.unsupported
-    given = {}
-    for name, value in body.items():
-        if value is None or name in _HARMLESS:
-            continue
-        if name in unsupported:
-            if not any(_same(value, nothing) for nothing in unsupported[name]):
-                instead = f"use {kind.successors[name]}" if name in kind.successors else "leave it out"
-                raise InvalidRequestError(f"{name} is not supported by this server: {instead}.", param=name)
-            continue
-        given[name] = value
-    _check_names(kind, body, (*kind.model_fields, *_HARMLESS, *unsupported))
-    options = given.get("stream_options")
-    if isinstance(options, dict) and "stream_options" in kind.model_fields:
-        given["stream_options"] = {name: value for name, value in options.items() if value is not None}
-        _check_names(StreamOptions, options, tuple(StreamOptions.model_fields), prefix="stream_options.")
     try:
-        return kind.model_validate(given)
+        return kind.model_validate(_given(kind, body))
     except ValidationError as error:
         raise _translate(error) from None
+
+
+def nested_bodies(kind: type[RequestBody]) -> Mapping[str, type[RequestBody]]:
+    """The fields of a body that are objects with fields of their own, and what those are."""
+    nested = {}
+    for name, field in kind.model_fields.items():
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, RequestBody):
+                nested[field.alias or name] = candidate
+    return nested
 
 
 def check_text(value: str | None, param: str) -> None:
@@ -102,10 +96,33 @@ def _same(value: Any, nothing: Any) -> bool:
     return value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
 
 
-def _check_names(kind: type[RequestBody], body: Mapping[str, Any], known: tuple[str, ...], *, prefix: str = "") -> None:
+def _given(kind: type[RequestBody], body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields that are given, names checked; objects inside have the whole body's rules.
+
+    Args:
+        prefix: where the object lies in the body, such as "stream_options.".
+    """
+    fields = [field.alias or name for name, field in kind.model_fields.items()]
+    harmless = () if prefix else HARMLESS.difference(fields)
+    nested = nested_bodies(kind)
+    given = {}
+    for name, value in body.items():
+        if value is None or name in harmless:
+            continue
+        if name in kind.unsupported:
+            if not any(_same(value, nothing) for nothing in kind.unsupported[name]):
+                instead = f"use {kind.successors[name]}" if name in kind.successors else "leave it out"
+                raise InvalidRequestError(
+                    f"{prefix}{name} is not supported by this server: {instead}.", param=prefix + name
+                )
+            continue
+        inner = isinstance(value, dict) and name in nested
+        given[name] = _given(nested[name], value, f"{prefix}{name}.") if inner else value
+    known = (*fields, *harmless, *kind.unsupported)
     for name in body:
         if name not in known:
             raise InvalidRequestError(unknown_name_message("request field", str(name), known), param=f"{prefix}{name}")
+    return given
 
 
 def _translate(error: ValidationError) -> InvalidRequestError:

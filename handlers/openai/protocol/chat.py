@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import WithJsonSchema
 
 from paged_backend.handlers.openai.protocol.base import RequestBody
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
+
+MESSAGES_SCHEMA = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}}},
+}
+"""What `parse_messages` takes, roughly: what else a message holds depends on its role."""
 
 
 class TemplateFields(RequestBody):
@@ -24,7 +33,7 @@ class TemplateFields(RequestBody):
 class ChatRequest(GenerationRequest, TemplateFields):
     """Body of /v1/chat/completions. `messages` and `tools` are checked where they are read."""
 
-    messages: Any
+    messages: Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)]
     echo: bool = False
     max_completion_tokens: int | None = None
     logprobs: bool = False

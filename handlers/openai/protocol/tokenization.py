@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any
+
+from pydantic import WithJsonSchema
 
 from paged_backend.handlers.openai.protocol.base import RequestBody
-from paged_backend.handlers.openai.protocol.chat import TemplateFields
+from paged_backend.handlers.openai.protocol.chat import MESSAGES_SCHEMA, TemplateFields
 
 
 class TokenizeRequest(TemplateFields):
@@ -13,9 +16,11 @@ class TokenizeRequest(TemplateFields):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Any = None
+    messages: Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)] = None
     tools: Any = None
     return_token_strs: bool = False
+
+    unsupported = MappingProxyType({"media_io_kwargs": ({},), "mm_processor_kwargs": ({},)})
 
 
 class DetokenizeRequest(RequestBody):

@@ -9,8 +9,10 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from paged_backend.errors import InvalidRequestError, QueueFullError
+from paged_backend.handlers.access.gate import Gate
 from paged_backend.handlers.bento.edge import CURRENT_EXCHANGE, STATUS_CLIENT_LEFT, EdgeMiddleware
 from tests.handlers.bento.connection import Connection
+from tests.handlers.openai.conftest import gate_of
 
 NATIVE = frozenset({"/generate"})
 LIMIT = 100
@@ -92,7 +94,7 @@ def edge(app: App, *api_keys: str) -> EdgeMiddleware:
         owns=lambda path: path in NATIVE or path.startswith("/v1/"),
         native=NATIVE,
         max_body_bytes=LIMIT,
-        api_keys=lambda: api_keys,
+        gate=lambda: gate_of(*api_keys) if api_keys else Gate(),
     )
 
 

@@ -32,12 +32,17 @@ def test_the_default_port_and_localhost() -> None:
         launch.address(deployment(host="example.org"))
 
 
+def test_a_drain_that_bentoml_would_cut_short_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"server\.drain_timeout_s must be at most 25"):
+        launch.serve(deployment(drain_timeout_s=26))
+
+
 def test_the_key_travels_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PAGED_BACKEND_API_KEY", "another")
     monkeypatch.delenv("BENTOML_HOME", raising=False)
     file = tmp_path / "deployment.yaml"
     environment = launch.environment(deployment(api_key="secret"), file, home=tmp_path / "home")
-    assert environment["PAGED_BACKEND_API_KEY"] == "secret"
+    assert environment["PAGED_BACKEND_API_KEY"] == "key1:secret"
     assert environment["PAGED_BACKEND_CONFIG"] == str(file)
     assert Path(environment["BENTOML_HOME"]).is_dir()
     assert "PAGED_BACKEND_API_KEY" not in launch.environment(deployment(), file, home=tmp_path / "home")

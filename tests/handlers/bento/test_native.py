@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.access.gate import Caller
 from paged_backend.handlers.bento import native
+from paged_backend.handlers.bento.edge import Exchange
 from paged_backend.handlers.bento.native_types import ChatMessage, GenerateRequest
 from tests.handlers.openai.conftest import FakeClient
 
@@ -17,7 +19,7 @@ MESSAGE = {"role": "user", "content": "x"}
 
 
 def submit(client: FakeClient, **fields: Any) -> dict[str, Any]:
-    asyncio.run(native.submit(client, GenerateRequest(**fields), "me"))  # type: ignore[arg-type]
+    asyncio.run(native.submit(client, GenerateRequest(**fields), Exchange(Caller("me", "me"))))  # type: ignore[arg-type]
     return client.submissions[0]
 
 
@@ -74,7 +76,7 @@ def test_refusals(fields: dict[str, Any], param: str) -> None:
         fields = {"messages": [ChatMessage.model_construct(**message) for message in fields["messages"]]}
     request = GenerateRequest.model_construct(**{**GenerateRequest().model_dump(), **fields})
     with pytest.raises(InvalidRequestError) as caught:
-        asyncio.run(native.submit(client, request, None))  # type: ignore[arg-type]
+        asyncio.run(native.submit(client, request, Exchange()))  # type: ignore[arg-type]
     assert caught.value.param == param and not client.submissions
 
 

@@ -12,9 +12,14 @@ import pytest
 
 from paged_backend.config import EngineConfig
 from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.access.api_key import keys_from_config
+from paged_backend.handlers.access.gate import Gate
+from paged_backend.handlers.access.key_ring import KeyRing
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import HttpRequest, HttpResponse, OpenAIService
 from paged_backend.outputs import CompletionDelta, Logprob, RequestDelta, RequestOutput
 from paged_backend.sampling_params import SamplingParams
+from tests.handlers.openai.documented import check_documented
 
 BOS = 1
 
@@ -56,18 +61,42 @@ class FakeStream:
         self._prompt = prompt
         self._params = params
         self._aborted = asyncio.Event()
+        self._begun = False
+        self._num_generated = 0
+        self._callbacks: list[Callable[[int], None]] = []
+        self.over = False
 
-    def abort(self) -> None:
+    def abort(self) -> bool:
         self.num_aborts += 1
         self._aborted.set()
+        if not self._begun:
+            self._end()
+        return not self.over
+
+    def add_done_callback(self, callback: Callable[[int], None]) -> None:
+        self._callbacks.append(callback)
+
+    def _end(self) -> None:
+        while self._callbacks:
+            self._callbacks.pop()(self._num_generated)
 
     async def __aiter__(self) -> AsyncIterator[RequestDelta]:
+        self._begun = True
+        try:
+            async for delta in self._deltas():
+                self._num_generated += sum(len(output.token_ids) for output in delta.outputs)
+                yield delta
+        finally:
+            self._end()
+
+    async def _deltas(self) -> AsyncIterator[RequestDelta]:
         client, params = self._client, self._params
         texts = [f"{client.text}{index}"[: params.max_tokens] for index in range(params.n)]
         for step in range(max(map(len, texts))):
             if step == client.hang_after:
                 await self._aborted.wait()
             if self._aborted.is_set():
+                self.over = True
                 ends = tuple(CompletionDelta(index, "", (), None, "abort") for index in range(params.n))
                 yield self._delta(ends, True)
                 return
@@ -75,7 +104,8 @@ class FakeStream:
                 raise client.failure
             await asyncio.sleep(0)
             outputs = tuple(self._output(index, text, step) for index, text in enumerate(texts))
-            yield self._delta(outputs, step + 1 == len(texts[0]))
+            self.over = step + 1 == len(texts[0])
+            yield self._delta(outputs, self.over)
 
     async def collect_async(self) -> RequestOutput:
         output = RequestOutput.empty(self.request_id, None, self._prompt, self._params.n)
@@ -188,6 +218,11 @@ async def read(response: HttpResponse) -> Reply:
     return Reply(response.status, response.headers, body)
 
 
+def gate_of(*keys: str) -> Gate:
+    """A gate that lets these keys in."""
+    return Gate(KeyRing(keys_from_config(list(keys))))
+
+
 @pytest.fixture
 def client() -> FakeClient:
     return FakeClient()
@@ -195,16 +230,21 @@ def client() -> FakeClient:
 
 @pytest.fixture
 def service(client: FakeClient) -> OpenAIService:
-    return OpenAIService(client, model_names=("tiny", "alias"))
+    return OpenAIService(ServedModels.one(client, ("tiny", "alias")))
 
 
 @pytest.fixture
 def call(service: OpenAIService) -> Callable[..., Reply]:
-    """Sends one request and reads the reply: call(path, body, method=..., headers=..., service=...)."""
+    """Sends one request and reads the reply: call(path, body, method=..., headers=..., service=...).
+
+    Whatever comes must be what /openapi.json says of the route.
+    """
 
     def send(path: str, body: Any = None, *, service: OpenAIService = service, **fields: Any) -> Reply:
         async def exchange() -> Reply:
-            return await read(await service.handle(HttpRequest(path=path, body=body, **fields)))
+            reply = await read(await service.handle(HttpRequest(path=path, body=body, **fields)))
+            check_documented(path, fields.get("method"), reply.status, reply.headers, reply.body)
+            return reply
 
         return asyncio.run(exchange())
 

@@ -222,6 +222,7 @@ class TestTemplates:
         ({"continue_final_message": True}, "continue_final_message"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"sanitize_control_tokens": True}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": []}, "body.chat_template_kwargs"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
         ({"tools": [{"type": "function"}]}, "body.tools.0.function"),

@@ -11,10 +11,11 @@ import pytest
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
 from tests.engine.fake_executor import FakeExecutor
 
-from .conftest import Reply, read
+from .conftest import Reply, gate_of, read
 
 COMPLETIONS = "/v1/completions"
 TIMEOUT_S = 20
@@ -34,7 +35,7 @@ def serve(executor: FakeExecutor) -> Iterator[Serve]:
     def build(*api_keys: str, **engine_args: Any) -> OpenAIService:
         config = EngineConfig.from_args({"max_num_seqs": 4, "max_num_batched_tokens": 16, **engine_args})
         clients.append(EngineClient(config, cast(Any, executor), tokenizer=None))
-        return OpenAIService(clients[-1], model_names=("tiny",), api_keys=api_keys)
+        return OpenAIService(ServedModels.one(clients[-1], ("tiny",)), gate=gate_of(*api_keys) if api_keys else None)
 
     yield build
     executor.before_run = lambda plan: None

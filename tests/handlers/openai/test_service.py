@@ -18,7 +18,9 @@ from paged_backend.errors import (
     RequestFailedError,
 )
 from paged_backend.handlers.openai.errors import unavailable_response
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
+from tests.handlers.openai.conftest import gate_of
 
 COMPLETIONS = "/v1/completions"
 BODY = {"prompt": "x"}
@@ -26,7 +28,7 @@ BODY = {"prompt": "x"}
 
 @pytest.fixture
 def locked(client):
-    return OpenAIService(client, model_names=("tiny",), api_keys=("s3cret", "other"))
+    return OpenAIService(ServedModels.one(client, ("tiny",)), gate=gate_of("s3cret", "other"))
 
 
 def test_models(call):
@@ -40,7 +42,7 @@ def test_models(call):
 
 
 def test_model_names_with_slashes(call, client):
-    service = OpenAIService(client, model_names=("org/name",))
+    service = OpenAIService(ServedModels.one(client, ("org/name",)))
     assert call("/v1/models/org/name", service=service).json["id"] == "org/name"
     assert call("/v1/models/org%2Fname", service=service).json["id"] == "org/name"
 
@@ -157,7 +159,7 @@ def test_unknown_model(call, path):
 
 
 def test_body_too_large(call, client):
-    service = OpenAIService(client, model_names=("tiny",), max_body_bytes=20)
+    service = OpenAIService(ServedModels.one(client, ("tiny",)), max_body_bytes=20)
     assert call(COMPLETIONS, b'{"prompt": "1234567"}', service=service).status == 413
     assert call(COMPLETIONS, b'{"prompt": "123456"}', service=service).status == 200
     reply = call(COMPLETIONS, BODY, headers={"content-length": "21"}, service=service)
@@ -212,7 +214,7 @@ def test_each_key_is_a_tenant(call, client, locked):
     assert second["tenant"] not in (None, first["tenant"])
     assert (third["tenant"], third["cache_salt"]) == (first["tenant"], "mine")
     # Another server, or the same one restarted, knows it under the same name.
-    again = OpenAIService(client, model_names=("tiny",), api_keys=("s3cret",))
+    again = OpenAIService(ServedModels.one(client, ("tiny",)), gate=gate_of("s3cret"))
     call(COMPLETIONS, BODY, headers=headers, service=again)
     assert client.submissions[3]["tenant"] == first["tenant"]
 

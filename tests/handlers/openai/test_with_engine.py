@@ -10,9 +10,10 @@ import pytest
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
+from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
 
-from .conftest import read
+from .conftest import gate_of, read
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 GREEDY = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 12, "ignore_eos": True}
@@ -31,7 +32,7 @@ def engine() -> Iterator[EngineClient]:
 
 @pytest.fixture
 def service(engine):
-    return OpenAIService(engine, model_names=("paged-tiny",), stall_timeout_s=60.0)
+    return OpenAIService(ServedModels.one(engine, ("paged-tiny",)), stall_timeout_s=60.0)
 
 
 def wait_until_idle(engine):
@@ -155,7 +156,7 @@ def cached_tokens(reply):
 @pytest.mark.parametrize("stream", [{}, {"stream": True, "stream_options": {"include_usage": True}}])
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 def test_tenants_with_the_same_prompt_share_nothing(call, engine, path, stream):
-    locked = OpenAIService(engine, model_names=("paged-tiny",), api_keys=("one", "two"))
+    locked = OpenAIService(ServedModels.one(engine, ("paged-tiny",)), gate=gate_of("one", "two"))
     text = f"{len(stream)}{path} has a prompt that nobody else has sent to this engine: once upon a time there was."
     prompt = {"prompt": text} if path == COMPLETIONS else {"messages": [{"role": "user", "content": text}]}
     body = {**prompt, **stream, "max_tokens": 4, "temperature": 0}

@@ -1,0 +1,76 @@
+"""What the routes for conversations beside the chat's own have in common: vLLM's fields, for the engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.openai.protocol.base import RequestBody, parse_body
+from paged_backend.handlers.openai.protocol.chat import ChatRequest
+
+
+class ConversationRequest(RequestBody):
+    """The fields that are the chat's own, name and meaning. None means that the client did not say."""
+
+    model: str | None = None
+    stream: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    logit_bias: dict[str, float] | None = None
+    skip_special_tokens: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    priority: int = 0
+    request_id: str | None = None
+    cache_salt: str | None = None
+    timeout_s: float | None = None
+
+    def as_chat(self, fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
+        """The chat request that this is.
+
+        Args:
+            fields: those of the chat that have no field of their own name here.
+            names: what those are called here, for complaints.
+
+        Raises:
+            InvalidRequestError: as `parse_body`, in this body's own words.
+        """
+        same = {name: getattr(self, name) for name in ConversationRequest.model_fields}
+        with renamed(names):
+            return parse_body(ChatRequest, {**same, **fields})
+
+
+class renamed:  # noqa: N801 - reads as a statement
+    """Has what the chat complains about inside the block told under another body's names.
+
+    Args:
+        names: the body's own name of each of the chat's fields, dotted where it lies deeper.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+        longest_first = sorted(names, key=len, reverse=True)
+        self._word = re.compile(rf"(\bbody\.|(?<![\w.]))({'|'.join(map(re.escape, longest_first))})\b")
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if not isinstance(error, InvalidRequestError):
+            return
+        param = None if error.param is None else self._rename(error.param)
+        raise InvalidRequestError(self._rename(str(error)), param=param) from error
+
+    def _rename(self, text: str) -> str:
+        return self._word.sub(lambda match: f"{match[1]}{self._names[match[2]]}", text)

@@ -1,0 +1,57 @@
+"""/v1/responses: OpenAI's newer form of a conversation. No response is kept: each request brings all of it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+
+from paged_backend.handlers.openai.chat_job import ChatJob, prepare_chat
+from paged_backend.handlers.openai.generation import ServingContext
+from paged_backend.handlers.openai.logprobs import chat_logprobs
+from paged_backend.handlers.openai.protocol.conversation import renamed
+from paged_backend.handlers.openai.protocol.replies import TokenLogprob
+from paged_backend.handlers.openai.protocol.responses import ResponsesRequest
+from paged_backend.handlers.openai.responses_input import as_chat
+from paged_backend.handlers.openai.responses_items import ID_PREFIX, ResponseFrame, output_items
+from paged_backend.handlers.openai.responses_stream import ResponseEvents
+from paged_backend.handlers.openai.spoken import SpokenAnswer
+from paged_backend.handlers.openai.streaming import collect_all, stream_response
+from paged_backend.handlers.openai.wire import HttpResponse, json_response
+from paged_backend.outputs import CompletionDelta, CompletionOutput
+
+
+async def create_response(context: ServingContext, request: ResponsesRequest) -> HttpResponse:
+    """Answers a conversation in OpenAI's newer form, without keeping anything of it.
+
+    Raises:
+        PagedBackendError: whatever refuses it; nothing is left running.
+    """
+    chat, names = as_chat(request)
+    response_id = f"{ID_PREFIX}_{request.request_id or uuid.uuid4().hex}"
+    model = context.model_name(request.model)
+    with renamed(names):
+        job = await prepare_chat(context, chat)
+        accepted = job.submit(context, response_id)
+    frame = ResponseFrame(response_id, int(time.time()), model, request, job.params)
+    answer = SpokenAnswer(job)
+
+    def logprobs(gain: CompletionDelta | CompletionOutput) -> Sequence[TokenLogprob]:
+        return _logprobs(job, gain)
+
+    if request.stream:
+        return stream_response(accepted, ResponseEvents(frame, answer, logprobs))
+    (output,) = await collect_all(accepted)
+    message = answer.read_whole(output)
+    complete = answer.finish_reason not in ("length", "abort")
+    items = output_items(message, response_id, logprobs(output.outputs[0]), complete=complete)
+    return json_response(frame.ended(answer.finish_reason, items, answer.tally))
+
+
+def _logprobs(job: ChatJob, gain: CompletionDelta | CompletionOutput) -> Sequence[TokenLogprob]:
+    if job.num_top is None or gain.logprobs is None:
+        return ()
+    found: Sequence[TokenLogprob] = chat_logprobs(
+        gain.token_ids, gain.logprobs, num_top=job.num_top, as_token_ids=False
+    )["content"]
+    return found

@@ -1,0 +1,48 @@
+"""The one sample of a conversation's answer, read for the routes that tell it as events of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paged_backend.handlers.openai.chat_job import ChatJob
+from paged_backend.handlers.openai.parsing.events import Event, Message
+from paged_backend.handlers.openai.streaming import UsageTally
+from paged_backend.outputs import CompletionDelta, CompletionOutput, RequestDelta, RequestOutput
+
+
+class SpokenAnswer:
+    """Reads an answer delta by delta, and counts its tokens.
+
+    Attributes:
+        tally: the tokens so far.
+        finish_reason: the protocol's word for why it ended; None while it goes on.
+        stop_reason: the stop string or token that ended it.
+    """
+
+    def __init__(self, job: ChatJob) -> None:
+        assert job.params.n == 1, "these routes have one sample"
+        self.tally = UsageTally([len(job.prompt)])
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self._parser = job.reader.parser()
+        self._count = job.reader.reasoning_count()
+
+    def read(self, delta: RequestDelta) -> list[Event]:
+        """What a step's gain has made certain."""
+        self.tally.add(0, delta)
+        return [event for output in delta.outputs for event in self._read(output)]
+
+    def read_whole(self, output: RequestOutput) -> Message:
+        """A whole answer's message."""
+        self.tally.add_output(0, output)
+        return Message.of(self._read(output.outputs[0]))
+
+    def _read(self, gain: CompletionDelta | CompletionOutput) -> Sequence[Event]:
+        events = self._parser.push(gain.text)
+        if self._count is not None:
+            self.tally.num_reasoning_tokens = (self.tally.num_reasoning_tokens or 0) + self._count.add(gain.token_ids)
+        if gain.finish_reason is not None:
+            events = [*events, *self._parser.finish()]
+            self.finish_reason = self._parser.finish_reason(gain.finish_reason)
+            self.stop_reason = gain.stop_reason
+        return events
