@@ -263,6 +263,35 @@ class ChatConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ObservabilityConfig:
+    """What is told of the engine's work beside what always is.
+
+    Attributes:
+        otlp_traces_endpoint: URL to which each request's trace goes as OTLP over HTTP, such as
+            "http://127.0.0.1:4318/v1/traces"; needs the extra `otel`. None sends none.
+        kv_cache_metrics: measure how long blocks of the KV cache keep their content, and how it is used again.
+        kv_cache_metrics_sample: of all blocks, the part that is measured, in (0, 1].
+    """
+
+    otlp_traces_endpoint: str | None = None
+    kv_cache_metrics: bool = False
+    kv_cache_metrics_sample: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.otlp_traces_endpoint is not None:
+            _check_text("otlp_traces_endpoint", self.otlp_traces_endpoint)
+            if not self.otlp_traces_endpoint.startswith(("http://", "https://")):
+                raise ConfigError(
+                    "otlp_traces_endpoint must be the URL of an OTLP receiver over HTTP, such as "
+                    f"http://127.0.0.1:4318/v1/traces, got {self.otlp_traces_endpoint!r}."
+                )
+        _check_bool("kv_cache_metrics", self.kv_cache_metrics)
+        part = self.kv_cache_metrics_sample
+        if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0 < part <= 1:
+            raise ConfigError(f"kv_cache_metrics_sample must be in (0, 1], got {part!r}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Everything that one engine needs. Derive another with `replace`; it is never rewritten."""
 
@@ -271,6 +300,7 @@ class EngineConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
+    observability: ObservabilityConfig = field(default_factory=ObservabilityConfig)
 
     def __post_init__(self) -> None:
         cache = self.cache
@@ -315,6 +345,7 @@ _PARTS: dict[str, Any] = {
     "scheduler": SchedulerConfig,
     "executor": ExecutorConfig,
     "chat": ChatConfig,
+    "observability": ObservabilityConfig,
 }
 
 

@@ -28,6 +28,62 @@ class Logprob:
     decoded_token: str | None = None
 
 
+@dataclass(slots=True)
+class RequestStateStats:
+    """When things happened to one request that is over, and what it took; the first eight fields are those of vLLM's
+    class of the same name.
+
+    Attributes:
+        num_generation_tokens: of all samples.
+        arrival_time: when it was submitted, in seconds since 1970. The other times are seconds of `time.monotonic`.
+        queued_ts: the same moment.
+        scheduled_ts: when its first step began; 0 where there was none.
+        first_token_ts, last_token_ts: when its first and its last token were drawn; 0 where none was.
+        first_token_latency: seconds from queued_ts to first_token_ts; 0 where no token was drawn.
+        is_corrupted: whether it ended because its logits were not numbers.
+        finished_ts: when it was over.
+        num_prompt_tokens: of its prompt.
+        num_cached_tokens: of these, those that nobody had to compute: from the prefix cache, host memory or disk.
+        num_external_tokens: of these, those from host memory or disk.
+        kv_block_seconds: blocks of the KV cache that it held, times the seconds that it held them. A block that several
+            of its samples share counts for each.
+        num_recomputes, num_swaps: preemptions, after which its tokens were computed again, or its blocks swapped in.
+        num_steps: steps of the engine that it was in.
+    """
+
+    num_generation_tokens: int = 0
+    arrival_time: float = 0.0
+    queued_ts: float = 0.0
+    scheduled_ts: float = 0.0
+    first_token_ts: float = 0.0
+    last_token_ts: float = 0.0
+    first_token_latency: float = 0.0
+    is_corrupted: bool = False
+    finished_ts: float = 0.0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_external_tokens: int = 0
+    kv_block_seconds: float = 0.0
+    num_recomputes: int = 0
+    num_swaps: int = 0
+    num_steps: int = 0
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds until its first step. These, prefill_s and decode_s add up to its whole life."""
+        return (self.scheduled_ts or self.finished_ts) - self.queued_ts
+
+    @property
+    def prefill_s(self) -> float:
+        """Seconds from there to its first token."""
+        return (self.first_token_ts or self.finished_ts) - self.scheduled_ts if self.scheduled_ts else 0.0
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds from there to its end."""
+        return self.finished_ts - self.first_token_ts if self.first_token_ts else 0.0
+
+
 TokenLogprobs = Mapping[int, Logprob]
 """Candidates at one position by token id; the sampled token is always among them."""
 
@@ -64,6 +120,7 @@ class RequestDelta:
         finished: True on exactly one delta of every accepted request, its last.
         num_cached_tokens: prompt tokens that came from the prefix cache.
         num_unchosen_tokens: of best_of samples that are not among the outputs.
+        metrics: what the request took; on its last delta.
     """
 
     request_id: str
@@ -72,6 +129,7 @@ class RequestDelta:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_unchosen_tokens: int = 0
+    metrics: RequestStateStats | None = None
 
 
 @dataclass(slots=True)
@@ -139,6 +197,7 @@ class RequestOutput:
     Attributes:
         num_cached_tokens: prompt tokens that came from the prefix cache.
         num_unchosen_tokens: of best_of samples that are not among the outputs.
+        metrics: what it took; None until it is over.
     """
 
     request_id: str
@@ -148,6 +207,7 @@ class RequestOutput:
     finished: bool = False
     num_cached_tokens: int = 0
     num_unchosen_tokens: int = 0
+    metrics: RequestStateStats | None = None
 
     @classmethod
     def empty(cls, request_id: str, prompt: str | None, prompt_token_ids: list[int], n: int) -> RequestOutput:
@@ -161,3 +221,4 @@ class RequestOutput:
         self.finished = delta.finished
         self.num_cached_tokens = delta.num_cached_tokens
         self.num_unchosen_tokens += delta.num_unchosen_tokens
+        self.metrics = delta.metrics

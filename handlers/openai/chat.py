@@ -27,7 +27,7 @@ async def create_chat_completion(context: ServingContext, request: ChatRequest) 
     head = ResponseHead.begin("chatcmpl", request, context)
     job = await prepare_chat(context, request)
     accepted = job.submit(context, head.id)
-    tally = UsageTally([len(job.prompt)])
+    tally = UsageTally([len(job.prompt)], receipts=request.return_receipt)
     if request.stream:
         writer = _ChunkWriter(head, job, tally)
         return stream_response(accepted, ChunkFrames.of(request.stream_options, writer, tally))

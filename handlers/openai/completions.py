@@ -59,7 +59,7 @@ async def create_completion(context: ServingContext, request: CompletionRequest)
         prompt_field="prompt",
         max_tokens_field="max_tokens",
     )
-    tally = UsageTally([len(ids) for ids in encoded])
+    tally = UsageTally([len(ids) for ids in encoded], receipts=request.return_receipt)
     if request.stream:
         writer = _ChunkWriter(head, request, echoes, encoded, params.n)
         return stream_response(requests, ChunkFrames.of(request.stream_options, writer, tally))

@@ -75,6 +75,7 @@ class EnginePort(Protocol):
         tenant: str | None = None,
         cache_salt: str | None = None,
         timeout_s: float | None = None,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> Sequence[StreamPort]: ...
 
     def metrics_text(self) -> str: ...

@@ -39,6 +39,7 @@ class ServingContext:
         caller: who asks.
         record: what the access log will say of the request; None where nothing is logged.
         on_accepted: called when the engine has taken all of a request's prompts; see `HttpRequest`.
+        trace_headers: the trace that the request is part of; see `HttpRequest`.
     """
 
     engine: EnginePort
@@ -51,6 +52,7 @@ class ServingContext:
     caller: Caller = ANYBODY
     record: RequestRecord | None = None
     on_accepted: Callable[[], None] | None = None
+    trace_headers: Mapping[str, str] | None = None
 
     @property
     def tenant(self) -> str | None:
@@ -148,6 +150,7 @@ def submit_all(
                 tenant=context.tenant,
                 cache_salt=request.cache_salt,
                 timeout_s=request.timeout_s,
+                trace_headers=context.trace_headers,
             ),
             prompts,
             params,

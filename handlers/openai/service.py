@@ -95,7 +95,13 @@ class OpenAIService:
             raise NotFoundError(f"There is no route {path!r}. Known: {', '.join(route.path for route in ROUTES)}.")
         route, name = found
         _check_method(request, route.method)
-        context = dataclasses.replace(self._context, caller=caller, record=record, on_accepted=request.on_accepted)
+        context = dataclasses.replace(
+            self._context,
+            caller=caller,
+            record=record,
+            on_accepted=request.on_accepted,
+            trace_headers=request.trace_headers,
+        )
         if route.body is None:
             return await route.answer(context, name)
         body = self._json_object(request)

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from paged_backend.handlers.openai.engine_port import StreamPort
 from paged_backend.handlers.openai.errors import stream_error_body
 from paged_backend.handlers.openai.protocol.base import StreamOptions
+from paged_backend.handlers.openai.receipt import receipt
 from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpResponse, encode_json
-from paged_backend.outputs import CompletionDelta, RequestDelta, RequestOutput
+from paged_backend.outputs import CompletionDelta, RequestDelta, RequestOutput, RequestStateStats
 
 DONE = b"data: [DONE]\n\n"
 
@@ -93,24 +94,33 @@ class UsageTally:
 
     Of a beam search, the returned beams count: the others were never samples, but continuations that were looked at.
 
+    Args:
+        receipts: whether the usage has a receipt for each prompt, once its request is over.
+
     Attributes:
         num_reasoning_tokens: how many of the completions' are reasoning; None where nobody looks for it.
     """
 
-    def __init__(self, prompt_lengths: Sequence[int]) -> None:
+    def __init__(self, prompt_lengths: Sequence[int], *, receipts: bool = False) -> None:
+        self.has_receipts = receipts
         self.num_prompt_tokens = sum(prompt_lengths)
         self.num_completion_tokens = 0
         self.num_reasoning_tokens: int | None = None
         self._num_cached = [0] * len(prompt_lengths)
+        self._stats: dict[int, RequestStateStats] = {}
 
     def add(self, prompt_index: int, delta: RequestDelta) -> None:
         """Counts what a prompt gained."""
+        if delta.metrics is not None:
+            self._stats[prompt_index] = delta.metrics
         self._num_cached[prompt_index] = delta.num_cached_tokens
         self.num_completion_tokens += sum(len(output.token_ids) for output in delta.outputs)
         self.num_completion_tokens += delta.num_unchosen_tokens
 
     def add_output(self, prompt_index: int, output: RequestOutput) -> None:
         """Counts a prompt's whole output."""
+        if output.metrics is not None:
+            self._stats[prompt_index] = output.metrics
         self._num_cached[prompt_index] = output.num_cached_tokens
         self.num_completion_tokens += sum(len(sample.token_ids) for sample in output.outputs)
         self.num_completion_tokens += output.num_unchosen_tokens
@@ -125,6 +135,8 @@ class UsageTally:
         }
         if self.num_reasoning_tokens is not None:
             usage["completion_tokens_details"] = {"reasoning_tokens": self.num_reasoning_tokens}
+        if self.has_receipts and len(self._stats) == len(self._num_cached):
+            usage["receipts"] = [receipt(stats) for _, stats in sorted(self._stats.items())]
         return usage
 
 
@@ -147,9 +159,10 @@ class ChunkFrames:
 
     @classmethod
     def of(cls, options: StreamOptions | None, writer: ChunkWriter, tally: UsageTally) -> ChunkFrames:
-        """With the usage that a request's stream_options ask for."""
+        """With the usage that a request's stream_options ask for; receipts come with it, so they ask for it, too."""
         options = options or StreamOptions()
-        return cls(writer, tally, include_usage=options.include_usage, continuous_usage=options.continuous_usage_stats)
+        include = options.include_usage or tally.has_receipts
+        return cls(writer, tally, include_usage=include, continuous_usage=options.continuous_usage_stats)
 
     def frames(self, prompt_index: int, delta: RequestDelta) -> bytes:
         """One engine step gives one piece: hosts pay per piece, not per byte."""

@@ -14,6 +14,9 @@ STREAM_TYPE = "text/event-stream; charset=utf-8"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+_TRACE_HEADERS = ("traceparent", "tracestate")
+
+
 class ByteStream(Protocol):
     """A response's body in pieces, each of them one or more whole SSE frames."""
 
@@ -44,6 +47,12 @@ class HttpRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | dict[str, Any] | list[Any] | str | None = None
     on_accepted: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def trace_headers(self) -> Mapping[str, str] | None:
+        """The trace that it is part of, in W3C's headers; None where there is none."""
+        found = {name: self.headers[name] for name in _TRACE_HEADERS if name in self.headers}
+        return found or None
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.core import EngineCore
@@ -20,6 +20,7 @@ from paged_backend.engine.request import DeadlineName, EngineRequest
 from paged_backend.engine.stats import EngineStats
 from paged_backend.engine.stream import RequestStream
 from paged_backend.engine.tokenizer import Tokenizer
+from paged_backend.engine.tracing import RequestTracer, require_opentelemetry
 from paged_backend.errors import AdmissionError, EngineUnavailableError, InvalidRequestError
 from paged_backend.executor.executor import Executor
 from paged_backend.models.folder import resolve_folder
@@ -44,8 +45,14 @@ class EngineClient:
         self.max_model_len: int = executor.max_model_len
         self.eos_token_ids: frozenset[int] = executor.eos_token_ids
         self._vocab_size: int = executor.vocab_size
-        self._metrics = EngineMetrics(config.model.served_model_name[0], self.max_model_len)
-        self._core = EngineCore(config, executor, tokenizer, self._metrics)
+        self._metrics = EngineMetrics(
+            config.model.served_model_name[0],
+            self.max_model_len,
+            kv_cache_metrics=config.observability.kv_cache_metrics,
+        )
+        endpoint = config.observability.otlp_traces_endpoint
+        tracer = None if endpoint is None else RequestTracer.to(endpoint, config.model.served_model_name[0])
+        self._core = EngineCore(config, executor, tokenizer, self._metrics, tracer)
         self._loop = EngineLoop(self._core, config.scheduler)
         # When nobody holds the client any more, or the interpreter ends: a thread that still computes would abort it.
         weakref.finalize(self, self._loop.shutdown)
@@ -59,6 +66,8 @@ class EngineClient:
         Raises:
             ConfigError, ModelLoadError: with what to change.
         """
+        if config.observability.otlp_traces_endpoint is not None:
+            require_opentelemetry()  # before the model is loaded for nothing
         model = config.model
         folder = resolve_folder(
             model.tokenizer or model.model,
@@ -87,6 +96,7 @@ class EngineClient:
         tenant: str | None = None,
         cache_salt: str | None = None,
         timeout_s: float | None = None,
+        trace_headers: Mapping[str, str] | None = None,
         add_special_tokens: bool = True,
     ) -> RequestStream:
         """Accepts a request and returns its stream.
@@ -101,6 +111,7 @@ class EngineClient:
                 is one of shared_cache_salts.
             timeout_s: seconds from now in which it must be over; then it ends with what it has, with finish_reason
                 "abort" and stop_reason "timeout". None means default_timeout_s.
+            trace_headers: the trace that it is part of: the headers traceparent and tracestate of W3C.
             add_special_tokens: let the tokenizer add its own (BOS) to a text.
 
         Raises:
@@ -119,6 +130,7 @@ class EngineClient:
             tenant=tenant,
             cache_salt=cache_salt,
             timeout_s=timeout_s,
+            trace_headers=trace_headers,
             add_special_tokens=add_special_tokens,
         )
         return stream
@@ -133,6 +145,7 @@ class EngineClient:
         tenant: str | None = None,
         cache_salt: str | None = None,
         timeout_s: float | None = None,
+        trace_headers: Mapping[str, str] | None = None,
         add_special_tokens: bool = True,
     ) -> list[RequestStream]:
         """Accepts a request for each prompt, all of them or none; see `submit`.
@@ -161,6 +174,7 @@ class EngineClient:
                 arrival_s=arrival_s,
                 deadline_s=None if timeout_s is None else arrival_s + timeout_s,
                 deadline_by=deadline_by,
+                trace_headers=trace_headers,
             )
             max_tokens = self._core.check_fits(request)
             text = prompt if isinstance(prompt, str) else None

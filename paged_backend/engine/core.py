@@ -17,8 +17,10 @@ from paged_backend.engine.prefetcher import Prefetcher
 from paged_backend.engine.request import EngineRequest, RequestState, SampleState
 from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
 from paged_backend.engine.tokenizer import Tokenizer
+from paged_backend.engine.tracing import RequestTracer
 from paged_backend.errors import EngineUnavailableError, RequestFailedError
 from paged_backend.executor.executor import Executor
+from paged_backend.kv.block_life import BlockWatch
 from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
@@ -44,14 +46,20 @@ class EngineCore:
     """
 
     def __init__(
-        self, config: EngineConfig, executor: Executor, tokenizer: Tokenizer | None, metrics: EngineMetrics
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        tokenizer: Tokenizer | None,
+        metrics: EngineMetrics,
+        tracer: RequestTracer | None = None,
     ) -> None:
         self.pace = Pace()
         self._executor = executor
         self._tokenizer = tokenizer
         self._metrics = metrics
+        self._tracer = tracer
         self._transfer = executor.transfer
-        self._kv = _new_manager(config, executor)
+        self._kv = _new_manager(config, executor, metrics)
         self._prefetcher: Prefetcher | None = None
         if self._transfer is not None and self._transfer.disk is not None:
             self._prefetcher = Prefetcher(self._kv, self._transfer, self._transfer.disk)
@@ -135,6 +143,7 @@ class EngineCore:
         self.last_stats = EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting + (self._prefetcher.num_waiting if self._prefetcher else 0),
+            num_fetching=self._prefetcher.num_waiting if self._prefetcher else 0,
             num_waiting_tokens=self._scheduler.num_waiting_tokens
             + (self._prefetcher.num_waiting_tokens if self._prefetcher else 0),
             num_total_blocks=cache.num_blocks,
@@ -193,7 +202,7 @@ class EngineCore:
         return states
 
     def close(self, *, keep_cache: bool = True) -> None:
-        """Frees the model and the cache.
+        """Frees the model and the cache, and sends the last traces.
 
         Args:
             keep_cache: write the cache to disk first, where there is a tier for it.
@@ -201,6 +210,8 @@ class EngineCore:
         if keep_cache and self._transfer is not None:
             self._transfer.flush(self._kv.indexed_blocks(), _FLUSH_TIMEOUT_S)
         self._executor.close()
+        if self._tracer is not None:
+            self._tracer.close()
 
     def _queue(self, state: RequestState, seed: int) -> None:
         request, params = state.request, state.request.params
@@ -219,6 +230,7 @@ class EngineCore:
             salt=request.cache_salt,
             text=text,
         )
+        state.usage = sequence.table.usage
         self._not_started[sequence.seq_id] = state
         self._metrics.request_params_max_tokens.observe(sequence.max_tokens)
 
@@ -278,6 +290,7 @@ class EngineCore:
                     continue
                 if token_id == NOT_DRAWN:
                     logger.error("request %s: its logits are not numbers", state.request.request_id)
+                    state.is_corrupted = True
                     changed = [other for other in changed if other is not state]
                     changed.append(self._fail(state))
                     continue
@@ -318,6 +331,7 @@ class EngineCore:
             self._note_first_token(state, sequence, now_s)
         if group.failed:
             logger.error("request %s: its logits are not numbers, or leave too few tokens", state.request.request_id)
+            state.is_corrupted = True
             self._fail(state)
         elif group.search.over:
             state.take_beams(group.best)
@@ -348,20 +362,25 @@ class EngineCore:
             self._prefetcher.forget(state.request.key)
         for sample in state.samples.values():
             sample.sequence.sample = None
-        self._metrics.observe_request_end(state.times, now_s, state.num_generated, reason)
+        stats = state.close(now_s)
+        self._metrics.observe_request_end(stats, max(state.num_generated), reason)
+        if self._tracer is not None:
+            self._tracer.record(state.request, stats, reason)
 
     def _note_first_token(self, state: RequestState, sequence: Sequence, now_s: float) -> None:
         state.num_cached_tokens = sequence.num_cached_tokens
         state.times.first_token_s = now_s
         num_prompt_tokens = len(state.request.prompt_token_ids)
         self._num_prompt_tokens += num_prompt_tokens
-        self._metrics.prompt_tokens.inc(num_prompt_tokens)
-        self._metrics.prompt_tokens_cached.inc(state.num_cached_tokens)
+        self._metrics.observe_prompt(num_prompt_tokens, state.num_cached_tokens, state.usage.num_external_tokens)
         self._metrics.time_to_first_token.observe(now_s - state.times.arrival_s)
 
 
-def _new_manager(config: EngineConfig, executor: Executor) -> KVCacheManager:
-    transfer = executor.transfer
+def _new_manager(config: EngineConfig, executor: Executor, metrics: EngineMetrics) -> KVCacheManager:
+    transfer, observability = executor.transfer, config.observability
+    watch = None
+    if observability.kv_cache_metrics:
+        watch = BlockWatch(observability.kv_cache_metrics_sample, metrics.observe_block)
     disk = None if transfer is None else transfer.disk
     return KVCacheManager(
         executor.num_blocks,
@@ -371,4 +390,5 @@ def _new_manager(config: EngineConfig, executor: Executor) -> KVCacheManager:
         key=None if disk is None else disk.hash_key,
         num_host_slots=0 if transfer is None else transfer.num_slots,
         keeps_on_disk=disk is not None,
+        watch=watch,
     )

@@ -250,7 +250,7 @@ class EngineLoop:
                 self._deliver_error(key, state.error)
                 continue
             stream = self._forget(key) if state.over else streams[key]
-            waiter = stream.put(state.gains, state.over)
+            waiter = stream.put(state.gains, state.over, state.stats)
             state.gains = []
             if waiter is not None:
                 waiting.append((stream, waiter))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily
@@ -15,7 +15,8 @@ from prometheus_client.registry import Collector
 from paged_backend.engine.stats import EngineStats
 from paged_backend.executor.disk_tier import DiskStats
 from paged_backend.executor.kv_transfer import TransferStats
-from paged_backend.outputs import FinishReason
+from paged_backend.kv.block_life import BlockLife
+from paged_backend.outputs import FinishReason, RequestStateStats
 
 _LABELS = ("model_name", "engine")
 _FIRST_TOKEN_MS = "1 5 10 20 40 60 80 100 250 500 750 1000 2500 5000 7500 10000 20000 40000 80000 160000 640000 2560000"
@@ -31,21 +32,16 @@ _REJECTION_REASONS = (
     "max_timeout_s",
 )
 _PARAMS_N = (1, 2, 5, 10, 20)
+_PREEMPTIONS = (1, 2, 3, 4, 5, 10, 20)
+_RESIDENCY_MS = "1 2 5 10 20 50 100 200 500 1000 2000 5000 10000 20000 30000 60000 120000 300000 600000 1200000 1800000"
+_RESIDENCY_S = tuple(int(ms) / 1000 for ms in _RESIDENCY_MS.split())
 
+_WAITING_REASONS = ("capacity", "deferred")
+_FETCH_STAGES = ("in_progress",)
+_PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
+_CACHE_SOURCES = ("device", "host")
 
-@dataclass(slots=True)
-class RequestTimes:
-    """When things happened to one request; seconds of `time.monotonic`.
-
-    Attributes:
-        arrival_s: submitted.
-        scheduled_s: first part of the prompt computed; 0 before.
-        first_token_s: first token drawn; 0 before.
-    """
-
-    arrival_s: float
-    scheduled_s: float = 0.0
-    first_token_s: float = 0.0
+_Metric = TypeVar("_Metric", Counter, Gauge)
 
 
 class TallyHistogram(Collector):
@@ -77,7 +73,9 @@ class TallyHistogram(Collector):
 class EngineMetrics:
     """One engine's metrics, in a registry of their own. Written by the engine's thread, read by any."""
 
-    def __init__(self, model_name: str, max_model_len: int, engine_index: int = 0) -> None:
+    def __init__(
+        self, model_name: str, max_model_len: int, engine_index: int = 0, *, kv_cache_metrics: bool = False
+    ) -> None:
         self.registry = CollectorRegistry()
         self._label_values = (model_name, str(engine_index))
         self._stats = EngineStats()
@@ -86,6 +84,12 @@ class EngineMetrics:
 
         self.num_requests_running = self._gauge("num_requests_running", "Sequences that run (n for a request of n).")
         self.num_requests_waiting = self._gauge("num_requests_waiting", "Sequences that wait to be admitted.")
+        self._waiting_by_reason = self._by(
+            Gauge, "num_requests_waiting_by_reason", "Sequences that wait, by what for.", "reason", _WAITING_REASONS
+        )
+        self._fetches_by_stage = self._by(
+            Gauge, "num_requests_kv_fetch_by_stage", "Requests whose prefix is read from disk.", "stage", _FETCH_STAGES
+        )
         self.kv_cache_usage_perc = self._gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.")
         self.prefix_cache_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
         self.prefix_cache_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
@@ -111,6 +115,12 @@ class EngineMetrics:
         )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that were prefilled.")
         self.prompt_tokens_cached = self._counter("prompt_tokens_cached", "Of these, tokens from the prefix cache.")
+        self._prompt_tokens_by_source = self._by(
+            Counter, "prompt_tokens_by_source", "Prompt tokens, by where they came from.", "source", _PROMPT_SOURCES
+        )
+        self._cached_tokens_by_source = self._by(
+            Counter, "prompt_tokens_cached_by_source", "Cached ones, by where they were.", "source", _CACHE_SOURCES
+        )
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.iteration_tokens = self._histogram(
             "iteration_tokens_total", "Tokens computed in a step.", _ITERATION_TOKENS
@@ -140,15 +150,29 @@ class EngineMetrics:
         self.request_generation_tokens = self._histogram(
             "request_generation_tokens", "Tokens generated, all samples.", token_buckets
         )
+        self.request_max_num_generation_tokens = self._histogram(
+            "request_max_num_generation_tokens", "Tokens of the longest sample.", token_buckets
+        )
+        self.request_prefill_kv_computed_tokens = self._histogram(
+            "request_prefill_kv_computed_tokens", "Prompt tokens that were computed, not found.", token_buckets
+        )
+        self.request_num_preemptions = self._histogram(
+            "request_num_preemptions", "Preemptions of a request.", _PREEMPTIONS
+        )
+        self.corrupted_requests = self._counter("corrupted_requests", "Requests whose logits were not numbers.")
+        self._residency: tuple[Histogram, Histogram, Histogram] | None = None
+        if kv_cache_metrics:
+            self._residency = (
+                self._histogram("kv_block_lifetime_seconds", "A block's content, from first to last.", _RESIDENCY_S),
+                self._histogram("kv_block_idle_before_evict_seconds", "Its last use to its end.", _RESIDENCY_S),
+                self._histogram("kv_block_reuse_gap_seconds", "From one of its uses to the next.", _RESIDENCY_S),
+            )
         self.request_params_max_tokens = self._histogram(
             "request_params_max_tokens", "max_tokens of requests.", token_buckets
         )
         self.request_params_n = self._histogram("request_params_n", "n of requests.", _PARAMS_N)
-        self._success = Counter(
-            "vllm:request_success",
-            "Requests that ended, by reason.",
-            (*_LABELS, "finished_reason"),
-            registry=self.registry,
+        self.request_success = self._by(
+            Counter, "request_success", "Requests that ended, by reason.", "finished_reason", get_args(FinishReason)
         )
         self._rejections = Counter(
             "vllm:admission_rejections",
@@ -158,11 +182,6 @@ class EngineMetrics:
         )
         for reason in _REJECTION_REASONS:  # there at 0, so that a rate is seen from the first on
             self._rejections.labels(model_name, reason)
-        reasons: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
-        self.request_success = {
-            reason: self._success.labels(*self._label_values, finished_reason)
-            for reason, finished_reason in zip(reasons, reasons, strict=True)
-        }
 
     def text(self, snapshot: Callable[[], EngineStats]) -> str:
         """The exposition format, gauges and counters as of a snapshot taken now. For any thread."""
@@ -176,6 +195,9 @@ class EngineMetrics:
         """Sets the gauges from a snapshot, and moves the counters on by what came since the one before."""
         self.num_requests_running.set(stats.num_running)
         self.num_requests_waiting.set(stats.num_waiting)
+        self._waiting_by_reason["capacity"].set(stats.num_waiting - stats.num_fetching)
+        self._waiting_by_reason["deferred"].set(stats.num_fetching)
+        self._fetches_by_stage["in_progress"].set(stats.num_fetching)
         self.kv_cache_usage_perc.set(stats.kv_cache_usage)
         self.num_preemptions.inc(stats.num_preemptions - previous.num_preemptions)
         self.prefix_cache_queries.inc(stats.prefix_cache_queries - previous.prefix_cache_queries)
@@ -203,30 +225,61 @@ class EngineMetrics:
         """A request was not let in. For any thread."""
         self._rejections.labels(self._label_values[0], reason).inc()
 
-    def observe_request_end(
-        self, times: RequestTimes, now_s: float, num_generated: Sequence[int], reason: FinishReason
-    ) -> None:
-        """Records what is known when a request ends; num_generated has one entry per sample."""
+    def observe_prompt(self, num_tokens: int, num_cached: int, num_external: int) -> None:
+        """A prompt has been computed.
+
+        Args:
+            num_cached: of its tokens, those that came from somewhere.
+            num_external: of these, those that came from host memory or disk.
+        """
+        self.prompt_tokens.inc(num_tokens)
+        self.prompt_tokens_cached.inc(num_cached)
+        self._prompt_tokens_by_source["local_compute"].inc(num_tokens - num_cached)
+        self._prompt_tokens_by_source["local_cache_hit"].inc(num_cached - num_external)
+        self._prompt_tokens_by_source["external_kv_transfer"].inc(num_external)
+        self._cached_tokens_by_source["device"].inc(num_cached - num_external)
+        self._cached_tokens_by_source["host"].inc(num_external)
+
+    def observe_request_end(self, stats: RequestStateStats, most_generated: int, reason: FinishReason) -> None:
+        """Records what is known when a request ends; its longest sample has most_generated tokens."""
         self.request_success[reason].inc()
-        self.e2e_request_latency.observe(now_s - times.arrival_s)
-        self.request_generation_tokens.observe(sum(num_generated))
-        if not times.scheduled_s:
+        if stats.is_corrupted:
+            self.corrupted_requests.inc()
+        self.e2e_request_latency.observe(stats.finished_ts - stats.queued_ts)
+        self.request_generation_tokens.observe(stats.num_generation_tokens)
+        self.request_max_num_generation_tokens.observe(most_generated)
+        self.request_num_preemptions.observe(stats.num_recomputes + stats.num_swaps)
+        if not stats.scheduled_ts:
             return
-        self.request_queue_time.observe(times.scheduled_s - times.arrival_s)
-        self.request_inference_time.observe(now_s - times.scheduled_s)
-        if not times.first_token_s:
+        self.request_queue_time.observe(stats.queue_s)
+        self.request_inference_time.observe(stats.finished_ts - stats.scheduled_ts)
+        if not stats.first_token_ts:
             return
-        self.request_prefill_time.observe(times.first_token_s - times.scheduled_s)
-        self.request_decode_time.observe(now_s - times.first_token_s)
-        longest = max(num_generated)
-        if longest > 1:
-            self.time_per_output_token.observe((now_s - times.first_token_s) / (longest - 1))
+        self.request_prefill_time.observe(stats.prefill_s)
+        self.request_decode_time.observe(stats.decode_s)
+        self.request_prefill_kv_computed_tokens.observe(stats.num_prompt_tokens - stats.num_cached_tokens)
+        if most_generated > 1:
+            self.time_per_output_token.observe(stats.decode_s / (most_generated - 1))
+
+    def observe_block(self, life: BlockLife, evicted_s: float) -> None:
+        """A block that was watched has lost its content; only with `kv_cache_metrics`."""
+        assert self._residency is not None
+        lifetime, idle, reuse_gap = self._residency
+        lifetime.observe(evicted_s - life.born_s)
+        idle.observe(evicted_s - life.last_use_s)
+        for before_s, after_s in pairwise(life.uses_s):
+            reuse_gap.observe(after_s - before_s)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"vllm:{name}", text, _LABELS, registry=self.registry).labels(*self._label_values)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"vllm:{name}", text, _LABELS, registry=self.registry).labels(*self._label_values)
+
+    def _by(self, kind: type[_Metric], name: str, text: str, label: str, values: Sequence[str]) -> dict[str, _Metric]:
+        """One metric for each value of another label, all of them there from the first scrape on."""
+        family = kind(f"vllm:{name}", text, (*_LABELS, label), registry=self.registry)
+        return {value: family.labels(*self._label_values, value) for value in values}
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(f"vllm:{name}", text, _LABELS, buckets=tuple(buckets), registry=self.registry).labels(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Literal
 
 from paged_backend.engine.detokenizer import Finish, SampleText
-from paged_backend.engine.metrics import RequestTimes
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import PagedBackendError
-from paged_backend.outputs import FinishReason
+from paged_backend.kv.cache_usage import CacheUsage
+from paged_backend.outputs import FinishReason, RequestStateStats
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.beam_search import Beam
 from paged_backend.scheduler.plan import SampledToken
@@ -39,6 +40,7 @@ class EngineRequest:
         arrival_s: `time.monotonic` at submission.
         deadline_s: `time.monotonic` when it must be over; None where it may take as long as it does.
         deadline_by: what set that: the request's timeout_s, or the engine argument that takes its place.
+        trace_headers: the trace that it is part of, if any: the headers traceparent and tracestate of W3C.
         key: what the engine calls it: no other tenant's request has it.
     """
 
@@ -51,6 +53,7 @@ class EngineRequest:
     arrival_s: float = 0.0
     deadline_s: float | None = None
     deadline_by: DeadlineName = "timeout_s"
+    trace_headers: Mapping[str, str] | None = None
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +65,21 @@ def request_key(tenant: str, request_id: str) -> str:
     return json.dumps([tenant, request_id])
 
 
+@dataclass(slots=True)
+class RequestTimes:
+    """When things happened to one request; seconds of `time.monotonic`.
+
+    Attributes:
+        arrival_s: submitted.
+        scheduled_s: first part of the prompt computed; 0 before.
+        first_token_s: first token drawn; 0 before.
+    """
+
+    arrival_s: float
+    scheduled_s: float = 0.0
+    first_token_s: float = 0.0
+
+
 class RequestState:
     """One live request: gathers what its samples gain and knows when it is over.
 
@@ -71,6 +89,9 @@ class RequestState:
         over: whether every sample has ended, or an error ended all of them.
         reason: why the sample that ended last did.
         samples: those that have a token, by index.
+        usage: what it has used of the KV cache.
+        is_corrupted: whether its logits were not numbers.
+        stats: what it took; None until it is over.
     """
 
     __slots__ = (
@@ -79,12 +100,15 @@ class RequestState:
         "_unfinished",
         "error",
         "gains",
+        "is_corrupted",
         "num_cached_tokens",
         "over",
         "reason",
         "request",
         "samples",
+        "stats",
         "times",
+        "usage",
     )
 
     def __init__(self, request: EngineRequest, tokenizer: Tokenizer | None) -> None:
@@ -92,6 +116,9 @@ class RequestState:
         self.request = request
         self.times = RequestTimes(request.arrival_s)
         self.num_cached_tokens = 0
+        self.usage = CacheUsage()
+        self.is_corrupted = False
+        self.stats: RequestStateStats | None = None
         self.error: PagedBackendError | None = None
         self.over = False
         self.reason: FinishReason = "stop"
@@ -158,6 +185,30 @@ class RequestState:
             text = self._texts[index].finish(None) if self._texts is not None else None
             self.gains.append((index, None, text, None, finish, self.num_cached_tokens))
             self._end(index, finish)
+
+    def close(self, now_s: float) -> RequestStateStats:
+        """Sums up what the request took, when it is over and holds no blocks any more."""
+        times, usage = self.times, self.usage
+        last_s = max([sample.last_token_s for sample in self.samples.values()], default=now_s)
+        self.stats = RequestStateStats(
+            num_generation_tokens=sum(self.num_generated),
+            arrival_time=time.time() - (time.monotonic() - times.arrival_s),
+            queued_ts=times.arrival_s,
+            scheduled_ts=times.scheduled_s,
+            first_token_ts=times.first_token_s,
+            last_token_ts=last_s if times.first_token_s else 0.0,
+            first_token_latency=times.first_token_s - times.arrival_s if times.first_token_s else 0.0,
+            is_corrupted=self.is_corrupted,
+            finished_ts=now_s,
+            num_prompt_tokens=len(self.request.prompt_token_ids),
+            num_cached_tokens=self.num_cached_tokens,
+            num_external_tokens=usage.num_external_tokens,
+            kv_block_seconds=usage.block_ns / 1e9 if usage.is_settled else 0.0,
+            num_recomputes=usage.num_recomputes,
+            num_swaps=usage.num_swaps,
+            num_steps=usage.num_steps,
+        )
+        return self.stats
 
     def fail(self, error: PagedBackendError) -> None:
         """Ends the request with an error; what it gained and nobody has seen is lost."""

@@ -57,6 +57,7 @@ class EngineStats:
     Attributes:
         num_running: sequences that hold blocks; a request with n samples has n once its prompt is computed.
         num_waiting: sequences that wait to be admitted, new or preempted.
+        num_fetching: of these, requests whose prefix is being read from disk.
         num_waiting_tokens: their known tokens: of the prompt, and after a preemption of the output.
         num_free_blocks: blocks that can be handed out (cached ones that nobody holds included).
         num_used_blocks: blocks that a sequence holds.
@@ -74,6 +75,7 @@ class EngineStats:
 
     num_running: int = 0
     num_waiting: int = 0
+    num_fetching: int = 0
     num_waiting_tokens: int = 0
     num_total_blocks: int = 0
     num_free_blocks: int = 0

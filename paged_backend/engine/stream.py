@@ -11,7 +11,7 @@ from paged_backend.engine.assembler import DeltaAssembler
 from paged_backend.engine.request import EngineRequest, Gain
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import PagedBackendError
-from paged_backend.outputs import RequestDelta, RequestOutput
+from paged_backend.outputs import RequestDelta, RequestOutput, RequestStateStats
 
 StreamItem = list[Gain] | PagedBackendError
 """What a stream carries: a step's gains, or an error, which is always the last."""
@@ -53,6 +53,7 @@ class RequestStream:
         self._abort = abort
         self._assembler = DeltaAssembler(request, tokenizer)
         self._items: deque[StreamItem] = deque()
+        self._metrics: RequestStateStats | None = None  # there before the last item
         self._closed = False  # by the last item
         self._waiter: Waiter | None = None
         self._comes_at_once = self._waits_for_end = request.params.chooses_at_end
@@ -75,8 +76,13 @@ class RequestStream:
         if self._closed:
             self._call_back()
 
-    def put(self, gains: list[Gain], is_last: bool) -> Waiter | None:
-        """Takes over a step's gains, one at least (engine's thread); returns whom to wake: wake-ups can be batched."""
+    def put(self, gains: list[Gain], is_last: bool, metrics: RequestStateStats | None = None) -> Waiter | None:
+        """Takes over a step's gains, one at least (engine's thread); returns whom to wake: wake-ups can be batched.
+
+        Args:
+            metrics: what the request took, with the last of its gains.
+        """
+        self._metrics = metrics
         self._items.append(gains)
         if is_last:
             self._close()
@@ -157,13 +163,17 @@ class RequestStream:
         """The next step's gains as a delta."""
         if self._comes_at_once:
             self._ended = True
-            return self._assembler.assemble(self._all_gains())
+            return self._last(self._assembler.assemble(self._all_gains()))
         item = self._items.popleft()
         if isinstance(item, PagedBackendError):
             self._ended = True
             raise item
         delta = self._assembler.assemble(item)
         self._ended = delta.finished
+        return self._last(delta) if delta.finished else delta
+
+    def _last(self, delta: RequestDelta) -> RequestDelta:
+        delta.metrics = self._metrics
         return delta
 
     def _take_all(self) -> RequestOutput:
@@ -172,7 +182,7 @@ class RequestStream:
         gains = self._all_gains()
         output = RequestOutput.empty(self.request_id, self.prompt, self.prompt_token_ids, self.n)
         if gains:
-            output.extend(self._assembler.assemble(gains))
+            output.extend(self._last(self._assembler.assemble(gains)))
         return output
 
     def _all_gains(self) -> list[Gain]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paged_backend.kv.cache_usage import CacheUsage
 from paged_backend.kv.host_tier import SwappedBlocks
 from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, pack_tokens
@@ -30,6 +31,7 @@ class BlockTable:
         num_indexed: leading blocks that were offered to the index.
         active: whether the table may hold blocks (between `start` and `free`).
         swapped: its blocks in host memory, between a preemption that swapped them out and the next `start`.
+        usage: what its request has used of the cache; all of a request's tables have the same.
     """
 
     __slots__ = (
@@ -43,9 +45,10 @@ class BlockTable:
         "root",
         "swapped",
         "token_ids",
+        "usage",
     )
 
-    def __init__(self, token_ids: Sequence[int], root: bytes) -> None:
+    def __init__(self, token_ids: Sequence[int], root: bytes, usage: CacheUsage | None = None) -> None:
         self.token_ids = token_ids
         self.block_ids: list[int] = []
         self.num_computed = 0
@@ -56,6 +59,7 @@ class BlockTable:
         self.num_indexed = 0
         self.active = False
         self.swapped: SwappedBlocks | None = None
+        self.usage = CacheUsage() if usage is None else usage
 
     @property
     def num_held(self) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from paged_backend.kv.block_copies import BlockCopies
+from paged_backend.kv.block_life import BlockWatch
 from paged_backend.kv.block_pool import BlockPool
 from paged_backend.kv.block_table import BlockTable
 from paged_backend.kv.cache_stats import NO_OFFLOAD, BlockState, CacheStats
@@ -40,6 +42,8 @@ class KVCacheManager:
         key: the hash key of the prefix index; None draws a random one.
         num_host_slots: blocks that the host tier holds; 0 for none. It takes in what the pool forgets.
         keeps_on_disk: whether blocks worth it are offered to a tier on disk (`Transfers.saves`); needs a host tier.
+        watch: follows the life of some blocks; None for nobody.
+        clock_ns: what the time that blocks are held is measured with, in nanoseconds.
 
     Attributes:
         max_sequence_tokens: tokens of a sequence that has the whole pool to itself.
@@ -55,6 +59,8 @@ class KVCacheManager:
         key: bytes | None = None,
         num_host_slots: int = 0,
         keeps_on_disk: bool = False,
+        watch: BlockWatch | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         key = key or new_hash_key()
         self.num_blocks = num_blocks
@@ -73,6 +79,9 @@ class KVCacheManager:
         self._copies = BlockCopies(self.pool, self._retire)
         self._prefix_queries = 0
         self._prefix_hits = 0
+        self._watch = watch
+        self._clock_ns = clock_ns
+        self._num_steps = 0
 
     @property
     def num_free_blocks(self) -> int:
@@ -96,8 +105,8 @@ class KVCacheManager:
         return BlockTable(token_ids, self.index.root(salt) if self.index is not None else b"")
 
     def table_like(self, table: BlockTable, token_ids: Sequence[int]) -> BlockTable:
-        """A table without blocks for other tokens in the scope of a table."""
-        return BlockTable(token_ids, table.root)
+        """A table of the same request without blocks, for other tokens in the scope of a table."""
+        return BlockTable(token_ids, table.root, table.usage)
 
     def lookup(self, token_ids: Sequence[int], salt: str | None = None) -> list[int]:
         """The blocks that a new sequence of these tokens would find; see `cached_prefix`."""
@@ -141,6 +150,8 @@ class KVCacheManager:
         for block in table.block_ids:
             if block >= 0:
                 self.pool.hold(block)
+                if self._watch is not None:
+                    self._watch.use(block)
         table.active = True
         self._tables[table] = None
         if self._remembered is not None:
@@ -151,6 +162,8 @@ class KVCacheManager:
         if self.offload is not None:
             self.offload.load(table, self._allocate_block, count)
         table.num_writable = len(table.block_ids) // num_groups * self.block_size
+        table.usage.start(self._num_steps)
+        table.usage.gain(table.num_held, self._clock_ns())
 
     def allocate(self, table: BlockTable, num_tokens: int) -> bool:
         """Makes room for positions up to `num_tokens`, all of it or, returning False, none.
@@ -177,6 +190,7 @@ class KVCacheManager:
             self._copies.add(source, copy)
         for _ in range(needed):
             block_ids.append(self._allocate_block())
+        table.usage.gain(needed, self._clock_ns())
         table.num_writable = num_blocks * self.block_size
         return True
 
@@ -186,6 +200,7 @@ class KVCacheManager:
         No destination is twice in it, and none is also a source: until this call a source whose last holder
         goes stays out of the free queue. So the copies may be done in any order, or at once.
         """
+        self._num_steps += 1
         return self._copies.take()
 
     def take_transfers(self) -> Transfers:
@@ -222,7 +237,7 @@ class KVCacheManager:
     def fork(self, parent: BlockTable, token_ids: Sequence[int]) -> BlockTable:
         """A table that shares all blocks of its parent, for a sequence with the same computed tokens."""
         assert parent.active
-        child = BlockTable(token_ids, parent.root)
+        child = BlockTable(token_ids, parent.root, parent.usage)
         child.block_ids = list(parent.block_ids)
         child.num_computed = child.num_writable = parent.num_writable = parent.num_computed
         num_shared = parent.num_computed // self.block_size
@@ -234,6 +249,8 @@ class KVCacheManager:
             if block != NO_BLOCK:
                 self.pool.hold(block)
         self._tables[child] = None
+        child.usage.start(self._num_steps)
+        child.usage.gain(child.num_held, self._clock_ns())
         return child
 
     def free(self, table: BlockTable) -> None:
@@ -242,6 +259,8 @@ class KVCacheManager:
             if table.swapped is not None and self.offload is not None:
                 self.offload.drop(table)
             return
+        table.usage.lose(table.num_held, self._clock_ns())
+        table.usage.stop(self._num_steps)
         for block in reversed(table.block_ids):
             if block != NO_BLOCK and self.pool.drop(block):
                 if self._copies:
@@ -380,6 +399,7 @@ class KVCacheManager:
                 break
             assert not self._copies, "a step's copies were not taken"
             block_ids[i] = NO_BLOCK
+            table.usage.lose(1, self._clock_ns())
             if self.pool.drop(block):
                 self._retire(block)
 
@@ -389,6 +409,8 @@ class KVCacheManager:
             if self.offload is not None:
                 self.offload.evict(block)
             self.index.remove(block)
+        if self._watch is not None:
+            self._watch.take(block)
         return block
 
     def _retire(self, block: int) -> None:

@@ -110,6 +110,7 @@ class OffloadManager:
         if count:
             self._queries += len(table.token_ids) - num_found
             self._hits += table.num_computed - num_found
+            table.usage.num_external_tokens += table.num_computed - num_found
         if swapped is not None:
             self.drop(table)
 

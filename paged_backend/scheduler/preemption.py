@@ -91,6 +91,7 @@ class Preemption:
         table = sequence.table
         swapped = self.costs.prefers_swap(table.num_computed, table.num_held) and self._kv.swap_out(table)
         self.num_swaps += swapped
+        table.usage.preempt(swapped=swapped)
         if not swapped:
             self._kv.free(table)
         self._roster.waiting.stop(sequence)

@@ -24,8 +24,9 @@ from tests.property.simulated_executor import VOCAB_SIZE
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Leads a `SchedulerLife`."""
+    """Leads a `SchedulerLife`, or one that looks at more."""
 
+    kind: type[SchedulerLife] = SchedulerLife
     life: SchedulerLife | None = None
 
     @initialize(
@@ -43,7 +44,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
     )
     def build(self, shape: Shape) -> None:
-        self.life = SchedulerLife(shape)
+        self.life = self.kind(shape)
 
     @property
     def led(self) -> SchedulerLife:

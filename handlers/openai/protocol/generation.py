@@ -55,6 +55,7 @@ class GenerationRequest(RequestBody):
     request_id: str | None = None
     cache_salt: str | None = None
     timeout_s: float | None = None
+    return_receipt: bool = False
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
 

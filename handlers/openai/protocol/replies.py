@@ -74,6 +74,29 @@ class CompletionTokensDetails(TypedDict):
     reasoning_tokens: int
 
 
+class Preemptions(TypedDict):
+    """How often a request gave its blocks back, by what brought them again."""
+
+    recompute: int
+    swap: int
+
+
+class Receipt(TypedDict):
+    """What one prompt took.
+
+    The three times add up to its whole life in the engine. kv_block_seconds are blocks of the KV cache times the
+    seconds that it held them; a block that several of its samples share counts for each.
+    """
+
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    cached_tokens: int
+    kv_block_seconds: float
+    preemptions: Preemptions
+    steps: int
+
+
 class Usage(TypedDict):
     """Tokens, over all prompts and samples of a response."""
 
@@ -82,6 +105,7 @@ class Usage(TypedDict):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: NotRequired[CompletionTokensDetails]
+    receipts: NotRequired[list[Receipt]]
 
 
 FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
