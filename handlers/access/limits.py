@@ -60,12 +60,13 @@ class RequestLimits:
             self._check_number(body, name, 1, "max_n")
         for name in ("logprobs", "top_logprobs", "prompt_logprobs"):
             self._check_number(body, name, 0, "max_logprobs")
-        stops = body.get("stop")
-        if isinstance(stops, list):
-            self._check_count(len(stops), "stop", "strings", "max_stop_strings")
-        for text in stops if isinstance(stops, list) else (stops,):
-            if isinstance(text, str):
-                self._check_count(len(text), "stop", "characters", "max_stop_length")
+        for name in ("stop", "stop_sequences"):
+            stops = body.get(name)
+            if isinstance(stops, list):
+                self._check_count(len(stops), name, "strings", "max_stop_strings")
+            for text in stops if isinstance(stops, list) else (stops,):
+                if isinstance(text, str):
+                    self._check_count(len(text), name, "characters", "max_stop_length")
         prompts = body.get("prompt")
         if isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list)):
             self._check_count(len(prompts), "prompt", "prompts", "max_prompts")

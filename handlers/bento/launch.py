@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from paged_backend.errors import ConfigError
-from paged_backend.handlers.bento.settings import CONFIG_VARIABLE, check_drain
+from paged_backend.handlers.bento.settings import CONFIG_VARIABLE
 from paged_backend.handlers.deployment import Deployment
 from paged_backend.handlers.launching import (
     StopSignals,
@@ -47,9 +47,8 @@ def serve(deployment: Deployment, *, extra_arguments: Sequence[str] = ()) -> int
         The process's exit status: 0 after SIGTERM, SIGHUP or Ctrl-C, else what went wrong.
 
     Raises:
-        ConfigError: the address cannot be used, or draining would take longer than BentoML waits.
+        ConfigError: the address cannot be used.
     """
-    check_drain(deployment)
     host, port = address(deployment)
     check_free(host, port, setting="server.port")
     with contextlib.ExitStack() as stack:

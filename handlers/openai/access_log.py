@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import threading
@@ -40,7 +42,7 @@ class AccessLog:
         self._clock_s = clock_s
 
     def begin(self, method: str | None, path: str) -> RequestRecord:
-        """The record of a request that has just come in."""
+        """The record of a request that has just come in, on the event loop that serves it."""
         return RequestRecord(self._write, self._clock_s, method, path, prompts=self.prompts)
 
 
@@ -74,6 +76,7 @@ class RequestRecord:
         self._status: int | None = None
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
+        self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._num_pending = 1  # the response, and whatever the engine runs for it
 
@@ -91,7 +94,10 @@ class RequestRecord:
 
     def engine_ends(self, num_output_tokens: int) -> None:
         """One of them is over, and generated so many. For any thread."""
-        self._end(num_output_tokens=num_output_tokens)
+        if self._end(num_output_tokens):
+            # A line may take its time: it is none of an engine's thread's affairs.
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the process about to end
+                self._loop.call_soon_threadsafe(self._write_line)
 
     def follow(self, response: HttpResponse) -> HttpResponse:
         """The response, on whose end the record is told of it."""
@@ -111,14 +117,17 @@ class RequestRecord:
         if self._status is None:
             self._status = status
             self.first_piece()
-            self._end()
+            if self._end():
+                self._write_line()
 
-    def _end(self, num_output_tokens: int = 0) -> None:
+    def _end(self, num_output_tokens: int = 0) -> bool:
+        """Whether that was the last thing to wait for."""
         with self._lock:
             self._num_output_tokens += num_output_tokens
             self._num_pending -= 1
-            if self._num_pending:
-                return
+            return not self._num_pending
+
+    def _write_line(self) -> None:
         self._write(self._line())
 
     def _line(self) -> str:

@@ -147,6 +147,7 @@ class TestRequestLimits:
             ({"prompt_logprobs": 6}, "prompt_logprobs"),
             ({"stop": ["a", "b", "c"]}, "stop"),
             ({"stop": "a" * 11}, "stop"),
+            ({"stop_sequences": ["a" * 11]}, "stop_sequences"),
             ({"stop": ["a", "a" * 11]}, "stop"),
             ({"prompt": ["a"] * 4}, "prompt"),
             ({"prompt": [[1]] * 4}, "prompt"),

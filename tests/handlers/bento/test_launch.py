@@ -32,11 +32,6 @@ def test_the_default_port_and_localhost() -> None:
         launch.address(deployment(host="example.org"))
 
 
-def test_a_drain_that_bentoml_would_cut_short_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"server\.drain_timeout_s must be at most 25"):
-        launch.serve(deployment(drain_timeout_s=26))
-
-
 def test_the_key_travels_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PAGED_BACKEND_API_KEY", "another")
     monkeypatch.delenv("BENTOML_HOME", raising=False)

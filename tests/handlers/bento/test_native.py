@@ -10,9 +10,12 @@ import pytest
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.access.gate import Caller
+from paged_backend.handlers.access.limits import KeyLimits
+from paged_backend.handlers.access.quota import LimitError, Quota
 from paged_backend.handlers.bento import native
 from paged_backend.handlers.bento.edge import Exchange
 from paged_backend.handlers.bento.native_types import ChatMessage, GenerateRequest
+from paged_backend.handlers.openai.access_log import AccessLog
 from tests.handlers.openai.conftest import FakeClient
 
 MESSAGE = {"role": "user", "content": "x"}
@@ -92,3 +95,25 @@ def test_the_engines_refusal_names_the_field() -> None:
     with pytest.raises(InvalidRequestError) as caught:
         submit(client, prompt_token_ids=[5])
     assert caught.value.param == "prompt_token_ids"
+
+
+def test_a_request_takes_from_its_keys_quota_and_is_logged_without_its_prompt() -> None:
+    lines: list[str] = []
+    quota = Quota(KeyLimits(max_concurrent_requests=1), "ann")
+    client = FakeClient()
+
+    async def scenario() -> None:
+        record = AccessLog(write=lines.append).begin("POST", "/generate")
+        exchange = Exchange(Caller("ann", "tenant", quota), record)
+        stream = await native.submit(client, GenerateRequest(prompt="secret"), exchange)
+        assert quota.num_live == 1
+        with pytest.raises(LimitError):
+            await native.submit(client, GenerateRequest(prompt="x"), Exchange(exchange.caller))
+        await native.collect(stream)
+        assert quota.num_live == 0
+        record.response_ends(200)
+
+    asyncio.run(scenario())
+    (line,) = lines
+    assert f"id={client.submissions[0]['request_id']} " in line and "prompt_tokens=7 output_tokens=3" in line
+    assert "secret" not in line
