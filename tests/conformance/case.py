@@ -15,12 +15,16 @@ Check = Callable[["Exchange"], None]
 
 MODEL = "paged-tiny"
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+RESPONSES, MESSAGES, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 BOTH = (COMPLETIONS, CHAT)
 PROMPT = "Once upon a time"
-MESSAGES = ({"role": "user", "content": "Tell me a short story."},)
+CONVERSATION = ({"role": "user", "content": "Tell me a short story."},)
 BASE: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"model": MODEL, "prompt": PROMPT, "max_tokens": 6, "temperature": 0},
-    CHAT: {"model": MODEL, "messages": list(MESSAGES), "max_tokens": 6, "temperature": 0},
+    CHAT: {"model": MODEL, "messages": list(CONVERSATION), "max_tokens": 6, "temperature": 0},
+    RESPONSES: {"model": MODEL, "input": "Tell me a short story.", "max_output_tokens": 6, "temperature": 0},
+    MESSAGES: {"model": MODEL, "messages": list(CONVERSATION), "max_tokens": 6, "temperature": 0},
+    COUNT: {"model": MODEL, "messages": list(CONVERSATION)},
 }
 """What the rows of a route have in common; a row's own fields replace these."""
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from tests.conformance.case import Check
+from tests.conformance.case import CHAT, Check
 from tests.conformance.exchange import Exchange
-from tests.conformance.reply import comparable, text_of
+from tests.conformance.reply import text_of
 
 
 def same_as(**changes: Any) -> Check:
     """It answers what the same request answers with these fields changed; null takes one out."""
 
     def check(exchange: Exchange) -> None:
-        assert comparable(exchange.choices) == comparable(exchange.asked(**changes).choices)
+        assert exchange.said == exchange.asked(**changes).said
 
     return check
 
@@ -174,5 +174,27 @@ def fields(*names: str) -> Check:
 
     def check(exchange: Exchange) -> None:
         assert set(exchange.json) == set(names)
+
+    return check
+
+
+def says_as_chat(*messages: dict[str, Any]) -> Check:
+    """It says what the chat says to these messages."""
+
+    def check(exchange: Exchange) -> None:
+        body = {"messages": list(messages), "temperature": 0, "max_tokens": 6}
+        assert exchange.texts == exchange.caller.ask("POST", CHAT, body).texts
+
+    return check
+
+
+def wrote(num_tokens: int) -> Check:
+    """A response or a message was cut short after so many tokens."""
+
+    def check(exchange: Exchange) -> None:
+        answer = exchange.answer
+        assert answer["usage"]["output_tokens"] == num_tokens
+        assert answer.get("status", "incomplete") == "incomplete"
+        assert answer.get("stop_reason", "max_tokens") == "max_tokens"
 
     return check

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.conformance.case import encode
-from tests.conformance.reply import Reply, text_of
+from tests.conformance.reply import Reply, comparable, said_in, texts_of
 from tests.conformance.transports import Transport
 
 
@@ -53,8 +53,13 @@ class Exchange:
 
     @property
     def texts(self) -> list[str]:
-        """Each choice's text; none is an empty one."""
-        return [text_of(choice) for choice in self.choices]
+        """Each choice's text; responses and messages have one."""
+        return texts_of(self.answer)
+
+    @property
+    def said(self) -> Any:
+        """What the model said, as far as two answers to one request must agree."""
+        return comparable(said_in(self.answer))
 
     def asked(self, **changes: Any) -> Exchange:
         """The answer to the same request but for these fields; null takes one out."""

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.conformance.case import BASE, BOTH, CHAT, COMPLETIONS, MESSAGES, PROMPT, Case, accepted, refused, wrong_types
+from tests.conformance.case import (
+    BASE,
+    BOTH,
+    CHAT,
+    COMPLETIONS,
+    CONVERSATION,
+    PROMPT,
+    Case,
+    accepted,
+    refused,
+    wrong_types,
+)
 from tests.conformance.checks import prompt_of, same_as
 
 _ON_TEXT = (COMPLETIONS,)
@@ -34,7 +45,7 @@ _PROMPTS = [
     *wrong_types("prompt", 5, {"a": 1}, [1.5], [True], ["a", 1], [[1], "a"], [-1], [None], on=_ON_TEXT),
     *wrong_types("prompt", None, on=_ON_TEXT),
     *refused("prompt", "A", on=_ON_CHAT),
-    *refused("messages", list(MESSAGES), on=_ON_TEXT),
+    *refused("messages", list(CONVERSATION), on=_ON_TEXT),
 ]
 
 

@@ -43,9 +43,25 @@ class Reply:
         return chunks
 
     @property
+    def events(self) -> list[dict[str, Any]]:
+        """A stream's events, which say twice what they are; that both say the same is checked."""
+        assert self.streamed, self
+        *frames, rest = self.body.decode().split("\n\n")
+        assert not rest, self.body[-200:]
+        lines = [frame.split("\n") for frame in frames]
+        events = [json.loads(data.removeprefix("data: ")) for _, data in lines]
+        assert [name for name, _ in lines] == [f"event: {event['type']}" for event in events]
+        return events
+
+    @property
     def answer(self) -> dict[str, Any]:
-        """The whole answer, of a stream what its chunks give together."""
-        return whole_of(self.chunks) if self.streamed else self.json
+        """The whole answer, of a stream what its chunks or events give together."""
+        if not self.streamed:
+            return self.json
+        if not self.body.startswith(b"event: "):
+            return whole_of(self.chunks)
+        events = self.events
+        return events[-1]["response"] if "response" in events[-1] else message_of(events)
 
     @property
     def told(self) -> dict[str, Any]:
@@ -78,6 +94,50 @@ def whole_of(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     return {**answer, "choices": [choices[index] for index in sorted(choices)]}
 
 
+def message_of(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Anthropic's message out of the events of its stream."""
+    message: dict[str, Any] = {}
+    arguments: list[str] = []
+    for event in events:
+        match event["type"]:
+            case "message_start":
+                message = {**event["message"], "content": []}
+            case "content_block_start":
+                assert event["index"] == len(message["content"])
+                message["content"].append(dict(event["content_block"]))
+                arguments = []
+            case "content_block_delta":
+                block, delta = message["content"][event["index"]], event["delta"]
+                arguments.append(delta.get("partial_json", ""))
+                for name in ("text", "thinking", "signature"):
+                    if name in delta:
+                        block[name] += delta[name]
+            case "content_block_stop":
+                if message["content"][event["index"]]["type"] == "tool_use":
+                    message["content"][event["index"]]["input"] = json.loads("".join(arguments) or "{}")
+            case "message_delta":
+                message |= event["delta"]
+                message["usage"] = {**message["usage"], **event["usage"]}
+            case kind:
+                assert kind in ("message_stop", "ping"), kind
+    return message
+
+
+def said_in(answer: Mapping[str, Any]) -> list[Any]:
+    """What the model said, on whichever route: choices, output items or blocks."""
+    return next(answer[name] for name in ("choices", "output", "content") if name in answer)
+
+
+def texts_of(answer: Mapping[str, Any]) -> list[str]:
+    """The text of each choice; responses and messages have one."""
+    if "choices" in answer:
+        return [text_of(choice) for choice in answer["choices"]]
+    if "output" in answer:
+        parts = [part for item in answer["output"] if item["type"] == "message" for part in item["content"]]
+        return ["".join(part["text"] for part in parts)]
+    return ["".join(block["text"] for block in answer["content"] if block["type"] == "text")]
+
+
 def _join(into: dict[str, Any], part: Mapping[str, Any]) -> None:
     for name, value in part.items():
         known = into.get(name)
@@ -98,6 +158,12 @@ def _join(into: dict[str, Any], part: Mapping[str, Any]) -> None:
             into[name] = dict(value) if isinstance(value, Mapping) else value
 
 
+_VARYING = frozenset(
+    "id call_id item_id created created_at completed_at object prompt_tokens_details input_tokens_details "
+    "cache_read_input_tokens".split()
+)
+
+
 def comparable(value: Any) -> Any:
     """An answer without what may differ between two of the same request: what says when it was, which of many it was,
     what was in the cache, and what is null or empty and may as well be absent."""
@@ -105,9 +171,7 @@ def comparable(value: Any) -> Any:
         return [comparable(item) for item in value]
     if not isinstance(value, Mapping):
         return value
-    kept = {
-        name: comparable(item)
-        for name, item in value.items()
-        if name not in ("id", "created", "object", "prompt_tokens_details")
-    }
+    kept = {name: comparable(item) for name, item in value.items() if name not in _VARYING}
+    if "cache_read_input_tokens" in value:  # Anthropic counts apart what the cache had
+        kept["input_tokens"] = value["input_tokens"] + value["cache_read_input_tokens"]
     return {name: item for name, item in kept.items() if item is not None and item != "" and item != []}

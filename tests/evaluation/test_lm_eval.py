@@ -1,7 +1,7 @@
 """lm-evaluation-harness: its client of ours scores a model as its own transformers backend does.
 
-`make eval` installs it, in an environment of its own, and runs this. The tasks are in `tasks/`: choices, whose likelihoods are
-asked for by echo and logprobs, texts' perplexity, and answers that are generated.
+`make eval` installs it, in an environment of its own, and runs this. `tasks/` has choices, whose likelihoods are asked for
+by echo and logprobs, texts for their perplexity, and questions with answers that are generated.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import pytest
 from paged_backend.models.folder import resolve_folder
 from tests.serving.bento_host import BentoHost
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 HARNESS = ROOT / ".venv-eval" / "bin" / "lm_eval"
 TASKS = Path(__file__).parent / "tasks"
 NAMES = ("paged_answers", "paged_opposites", "paged_stories")
-TIMEOUT_S = 280
+TIMEOUT_S = 400
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BentoHost]:
 def evaluate(folder: Path, model: str, **arguments: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """The harness's results by task, and its samples."""
     folder.mkdir()
-    command = [
-        str(HARNESS),
-        "run",
-        "--model",
-        model,
-        "--model_args",
-        ",".join(f"{k}={v}" for k, v in arguments.items()),
-    ]
+    model_args = ",".join(f"{name}={value}" for name, value in arguments.items())
+    command = [str(HARNESS), "run", "--model", model, "--model_args", model_args]
     command += ["--device", "cpu", "--tasks", *NAMES, "--include_path", str(TASKS)]
     command += ["--output_path", str(folder), "--log_samples"]
     environment = {**os.environ, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -95,7 +89,7 @@ def test_scores_as_its_own_backend(host: BentoHost, tmp_path: Path) -> None:
 
 
 def compare(name: str, theirs: list[Any], ours: list[Any]) -> None:
-    """A generated text is the same. A likelihood is, within float32's rounding, and so is whether it was the greedy one."""
+    """Generated texts are the same, likelihoods within float32's rounding, and the greedy ones are the same ones."""
     if name == "paged_answers":
         assert theirs == ours
         return
