@@ -244,12 +244,14 @@ class EngineLoop:
         waiting: list[tuple[RequestStream, Waiter]] = []
         for state in states:
             key = state.request.key
-            if state.over:
-                streams[key].num_generated = sum(state.num_generated)
+            stream = streams[key]
             if state.error is not None:
+                stream.num_generated = sum(state.num_generated)
                 self._deliver_error(key, state.error)
                 continue
-            stream = self._forget(key) if state.over else streams[key]
+            if state.over:
+                self._forget(key)
+                stream.num_generated = sum(state.num_generated)
             waiter = stream.put(state.gains, state.over, state.stats)
             state.gains = []
             if waiter is not None:
