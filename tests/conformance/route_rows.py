@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paged_backend import __version__
-from tests.conformance.case import CHAT, COMPLETIONS, MODEL, PROMPT, Case, Check
+from tests.conformance.case import BASE, CHAT, COMPLETIONS, MODEL, PROMPT, Case, Check
 from tests.conformance.checks import answers, fields
 from tests.conformance.exchange import Exchange
 
@@ -42,6 +42,16 @@ def _counts_what_chat_counts(exchange: Exchange) -> None:
     assert chat.json["usage"]["prompt_tokens"] == exchange.json["count"]
 
 
+def _describes_what_is_served(exchange: Exchange) -> None:
+    """Every route of this list, and nothing that no route answers to."""
+    paths = set(exchange.json["paths"])
+    assert exchange.json["openapi"].startswith("3.1")
+    assert paths >= {*BASE, "/tokenize", "/detokenize", "/v1/models", "/health", "/version", "/metrics", "/v1/cancel"}
+    for path in paths:
+        methods = exchange.json["paths"][path].keys()
+        assert "get" not in methods or exchange.caller.ask("GET", path.replace("{model}", MODEL)).reply.status == 200
+
+
 _HELLO = [{"role": "user", "content": "Hello"}]
 _RENDERED = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
 
@@ -52,6 +62,7 @@ ROWS = [
     _get("/version", answers(version=__version__), fields("version")),
     _get("/health", fields()),
     _get("/v1/unknown", status=404),
+    _get("/openapi.json", _describes_what_is_served),
     _post("/v1/unknown", {"a": 1}, status=404),
     _post("/v1/embeddings", {"input": "x"}, status=404),
     _post("/tokenize", {"model": MODEL, "prompt": PROMPT}, _tokenizes(PROMPT)),

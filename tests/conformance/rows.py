@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from tests.conformance import conversation_rows, prompt_rows, route_rows, sampling_rows, text_rows
+from tests.conformance import (
+    conversation_rows,
+    limit_rows,
+    prompt_rows,
+    route_rows,
+    sampling_rows,
+    text_rows,
+    tool_rows,
+)
 from tests.conformance.case import Case
 
 ROWS: tuple[Case, ...] = tuple(
-    case for table in (sampling_rows, text_rows, prompt_rows, conversation_rows, route_rows) for case in table.ROWS
+    case
+    for table in (sampling_rows, text_rows, prompt_rows, tool_rows, conversation_rows, limit_rows, route_rows)
+    for case in table.ROWS
 )

@@ -1,7 +1,7 @@
 """lm-evaluation-harness: its client of ours scores a model as its own transformers backend does.
 
-`make eval` installs it, in an environment of its own, and runs this. `tasks/` has choices, whose likelihoods are asked for
-by echo and logprobs, texts for their perplexity, and questions with answers that are generated.
+`make eval` installs it, in an environment of its own, and runs this. `tasks/` has choices, whose likelihoods are asked
+for by echo and logprobs, texts for their perplexity, and questions with answers that are generated.
 """
 
 from __future__ import annotations
