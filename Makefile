@@ -164,6 +164,7 @@ model: install ## train the bundled model again, about an hour on 2 cores
 	$(BIN)/python -m model_store.recipe $(ARGS)
 
 slow: install ## the tests that take longer
+	@$(PIP) install --quiet --quiet -c constraints.txt --no-build-isolation --editable '.[clients]'
 	$(BIN)/python -m pytest -m "slow and not soak" $(ARGS)
 
 soak: install ## requests alone and in crowds, every token and logprob compared, 12 minutes of processor time

@@ -19,6 +19,8 @@ Schema = dict[str, Any]
 
 _REFERENCE = "#/components/schemas/{model}"
 
+_PRINTABLE = "^[^\\x00-\\x1f\\x7f-\\x9f]+$"
+
 _REASONS: Mapping[int, str] = {
     400: "A value is wrong, a field is unknown or not supported; `param` names it.",
     401: "No API key, or a wrong one.",
@@ -79,8 +81,9 @@ def body_schema(kind: type[RequestBody], schemas: dict[str, Schema]) -> Schema:
     properties = schema.setdefault("properties", {})
     for name in sorted(HARMLESS.difference(kind.model_fields)):
         properties[name] = {"description": "Taken and ignored: it changes nothing about the answer."}
-    for name, nothing in sorted(kind.unsupported.items()):
-        properties[name] = {"enum": [None, *nothing], "description": "Not supported: taken if it asks for nothing."}
+    for name, refusal in sorted(kind.unsupported.items()):
+        description = f"Not supported, and taken only if it asks for nothing: {refusal.why}."
+        properties[name] = {"enum": [None, *refusal.nothing], "description": description}
     return schema
 
 
@@ -92,7 +95,7 @@ def _operation(route: Route, schemas: dict[str, Schema], needs_key: bool) -> Sch
     }
     for parameter in re.findall(r"\{(\w+)\}", route.path):
         operation["parameters"] = [
-            {"name": parameter, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            {"name": parameter, "in": "path", "required": True, "schema": {"type": "string", "pattern": _PRINTABLE}}
         ]
     if route.body is not None:
         schemas[route.body.__name__] = body_schema(route.body, schemas)
@@ -121,7 +124,7 @@ def _success(route: Route, schemas: dict[str, Schema]) -> Schema:
     else:
         content[JSON_TYPE] = {"schema": _reply_schema(route.reply, schemas)}
     if route.stream is not None:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": route.stream}}
+        content["text/event-stream"] = {"schema": dict(route.stream)}
     return {"description": _first_line(route.answer.__doc__), "content": content}
 
 

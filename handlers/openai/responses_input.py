@@ -53,6 +53,8 @@ def as_chat(request: ResponsesRequest) -> tuple[ChatRequest, Mapping[str, str]]:
         fields["tools"] = [_tool(place, tool) for place, tool in tools]
         fields["tool_choice"] = _tool_choice(request.tool_choice)
         fields["parallel_tool_calls"] = request.parallel_tool_calls
+    elif request.tool_choice not in (None, "auto", "none"):
+        fields["tool_choice"] = _tool_choice(request.tool_choice)
     if request.text is not None and request.text.format is not None and request.text.format.type != "text":
         fields["response_format"] = _response_format(request.text.format)
     if request.reasoning is not None:

@@ -128,9 +128,7 @@ class ResponseEvents:
     def frames(self, prompt_index: int, delta: RequestDelta) -> bytes:
         """What a step has brought, as events; the first begin with the response itself."""
         events = self._answer.read(delta)
-        if not self._num_events:
-            for kind in ("response.created", "response.in_progress"):
-                self._write(kind, response=self._frame.in_progress())
+        self._begin()
         for output in delta.outputs:
             self._unsaid += self._logprobs_of(output)
         for event in events:
@@ -149,10 +147,16 @@ class ResponseEvents:
 
     def failure(self, error: Exception) -> bytes:
         """The response that has failed, with what was there."""
+        self._begin()
         self._close("incomplete")
         message = stream_error_body(error)["error"]["message"]
         self._write("response.failed", response=self._frame.failed(message, self._output))
         return self._flush()
+
+    def _begin(self) -> None:
+        if not self._num_events:
+            for kind in ("response.created", "response.in_progress"):
+                self._write(kind, response=self._frame.in_progress())
 
     def _tell(self, event: Event) -> None:
         match event:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -36,14 +36,30 @@ from paged_backend.handlers.openai.protocol.responses import Response, Responses
 from paged_backend.handlers.openai.protocol.tokenization import DetokenizeRequest, TokenizeRequest
 from paged_backend.handlers.openai.wire import METRICS_TYPE, HttpResponse, json_response
 
-_CHUNKS = (
-    "Server-sent events with stream: true. Each frame is `data: ` and a chunk as JSON, or `data: ` and an error; the "
-    "last is `data: [DONE]`."
-)
-_EVENTS = (
-    "Server-sent events with stream: true, each with its kind: `event: `, and `data: ` with the event as JSON, whose "
-    "`type` is the kind too."
-)
+_CHUNKS = {
+    "type": "object",
+    "description": "Each server-sent event of a stream, which stream: true asks for.",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "description": "A chunk as JSON, an error, or at last [DONE]."}},
+}
+_EVENTS = {
+    "type": "object",
+    "description": "Each server-sent event of a stream, which stream: true asks for.",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string"},
+        "data": {
+            "type": "string",
+            "description": "JSON, whose type is the event's name.",
+            "contentMediaType": "application/json",
+            "contentSchema": {
+                "type": "object",
+                "required": ["type"],
+                "properties": {"type": {"type": "string"}},
+            },
+        },
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +72,7 @@ class Route:
             The first line of its docstring says what the route is for.
         reply: a type that describes the JSON of status 200; a media type where it is none.
         body: what a POST takes.
-        stream: what a stream of it looks like; None where there is none.
+        stream: a JSON schema of each event of its stream; None where it has none.
         refusals: statuses that it may have beside 200, 401, 500 and 503.
         error: a type that describes the JSON of every other status.
         needs_key: False lets everybody in: probes and scrapers carry no key.
@@ -67,7 +83,7 @@ class Route:
     answer: Callable[[ServingContext, Any], Awaitable[HttpResponse]]
     reply: Any
     body: type[RequestBody] | None = None
-    stream: str | None = None
+    stream: Mapping[str, Any] | None = None
     refusals: tuple[int, ...] = ()
     error: Any = replies.Error
     needs_key: bool = True

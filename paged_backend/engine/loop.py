@@ -225,7 +225,10 @@ class EngineLoop:
         try:
             self._core.add(request)
         except Exception:
-            logger.exception("request %s could not be added; the others go on", request.request_id)
+            request_id = request.request_id
+            logger.exception(
+                "request %s could not be added; the others go on", request_id, extra={"request_id": request_id}
+            )
             return False
         return True
 

@@ -8,22 +8,42 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, WithJsonSchema
 from typing_extensions import TypedDict
 
-from paged_backend.handlers.openai.protocol.base import RequestBody
+from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
 
+
+def _block(kind: str, **fields: str) -> dict[str, Any]:
+    """The schema of a block: its fields with their JSON types."""
+    properties = {name: {"type": json_type} for name, json_type in fields.items()}
+    return {"type": "object", "required": ["type", *fields], "properties": {"type": {"const": kind}, **properties}}
+
+
+def _message(role: str, *blocks: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a message, of text or of such blocks."""
+    content = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": list(blocks)}}]}
+    properties = {"role": {"const": role}, "content": content}
+    return {"type": "object", "required": ["role", "content"], "properties": properties}
+
+
+_TEXT = _block("text", text="string")
 _MESSAGES_SCHEMA = {
     "type": "array",
     "minItems": 1,
     "items": {
-        "type": "object",
-        "required": ["role", "content"],
-        "properties": {
-            "role": {"enum": ["user", "assistant", "system"]},
-            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
-        },
+        "anyOf": [
+            _message("user", _TEXT, _block("tool_result", tool_use_id="string")),
+            _message(
+                "assistant",
+                _TEXT,
+                _block("thinking", thinking="string"),
+                _block("redacted_thinking"),
+                _block("tool_use", id="string", name="string", input="object"),
+            ),
+            _message("system", _TEXT),
+        ]
     },
 }
-_SYSTEM_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}
+_SYSTEM_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT}, {"type": "null"}]}
 _TOOLS_SCHEMA = {
     "type": "array",
     "items": {
@@ -79,16 +99,13 @@ class PromptRequest(ConversationRequest):
 
     unsupported = MappingProxyType(
         {
-            "container": (),
-            "context_management": (),
-            "max_completion_tokens": (),
-            "mcp_servers": ([],),
-            "response_format": (),
-            "stop": (),
+            "container": Refusal("leave it out"),
+            "context_management": Refusal("leave it out"),
+            "max_completion_tokens": Refusal("use max_tokens"),
+            "mcp_servers": Refusal("calls are the client's to make", ([],)),
+            "response_format": Refusal("use output_config"),
+            "stop": Refusal("use stop_sequences"),
         }
-    )
-    successors = MappingProxyType(
-        {"max_completion_tokens": "max_tokens", "response_format": "output_config", "stop": "stop_sequences"}
     )
 
 

@@ -7,15 +7,35 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
-from paged_backend.handlers.openai.protocol.base import RequestBody
+from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 
+_TEXT_PART = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+}
 MESSAGES_SCHEMA = {
     "type": "array",
     "minItems": 1,
-    "items": {"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}}},
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+            "content": {
+                "anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART, "minItems": 1}, {"type": "null"}]
+            },
+            "name": {"type": ["string", "null"]},
+            "tool_call_id": {"type": ["string", "null"]},
+            "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
+            "reasoning": {"type": ["string", "null"]},
+            "reasoning_content": {"type": ["string", "null"]},
+        },
+        "additionalProperties": {"enum": [None, []], "description": "A reply's empty fields may come back."},
+    },
 }
-"""What `parse_messages` takes, roughly: what else a message holds depends on its role."""
+"""What `parse_messages` takes, roughly: only an assistant's message with calls or reasoning may have no content."""
 
 
 class TemplateFields(RequestBody):
@@ -46,15 +66,14 @@ class ChatRequest(GenerationRequest, TemplateFields):
     unsupported = MappingProxyType(
         {
             **GenerationRequest.unsupported,
-            "audio": (),
-            "function_call": ("none",),
-            "functions": ([],),
-            "media_io_kwargs": ({},),
-            "mm_processor_kwargs": ({},),
-            "modalities": (["text"],),
-            "return_prompt_text": (False,),
-            "verbosity": ("medium",),
-            "web_search_options": (),
+            "audio": Refusal("this model reads and writes text only"),
+            "function_call": Refusal("use tool_choice", ("none",)),
+            "functions": Refusal("use tools", ([],)),
+            "media_io_kwargs": Refusal("this model reads and writes text only", ({},)),
+            "mm_processor_kwargs": Refusal("this model reads and writes text only", ({},)),
+            "modalities": Refusal("this model reads and writes text only", (["text"],)),
+            "return_prompt_text": Refusal("render the messages with /tokenize", (False,)),
+            "verbosity": Refusal("no model here knows of it", ("medium",)),
+            "web_search_options": Refusal("nothing here searches the web"),
         }
     )
-    successors = MappingProxyType({"function_call": "tool_choice", "functions": "tools"})

@@ -276,6 +276,7 @@ def test_a_long_input_is_truncated_where_asked(call, client):
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "web_search"),
         ({"tools": [{"type": "function", "name": "no space"}]}, "tools.0.name", "letters"),
         ({"tools": [WEATHER], "tool_choice": {"type": "file_search"}}, "tool_choice", "function"),
+        ({"tool_choice": "required"}, "tool_choice", "needs tools"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "missing"),
         ({"text": {"format": {"type": "xml"}}}, "body.text.format.type", "text"),
         ({"truncation": "sometimes"}, "body.truncation", "auto"),
@@ -302,3 +303,5 @@ def test_a_fault_on_the_way(call, client):
     response = events[-1]["response"]
     assert response["status"] == "failed" and response["error"]["code"] == "server_error"
     assert "secret" not in str(events) and response["output"][0]["content"][0]["text"] == "Hi"
+    client.fail_after = 0
+    assert kinds(streamed(call, {"input": "x"})) == ["created", "in_progress", "failed"]
