@@ -10,6 +10,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from paged_backend.errors import QueueFullError
+from paged_backend.handlers.openai.protocol.chat import ChatRequest
+from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
 
 from .events import events_of
 
@@ -305,3 +307,9 @@ def test_a_fault_on_the_way(call, client):
     assert "secret" not in str(events) and response["output"][0]["content"][0]["text"] == "Hi"
     client.fail_after = 0
     assert kinds(streamed(call, {"input": "x"})) == ["created", "in_progress", "failed"]
+
+
+def test_the_fields_that_are_the_chats_are_as_there():
+    for name, field in ConversationRequest.model_fields.items():
+        chats = ChatRequest.model_fields[name]
+        assert (field.annotation, field.default) == (chats.annotation, chats.default), name
