@@ -275,6 +275,7 @@ def test_a_long_input_is_truncated_where_asked(call, client):
         ({"max_output_tokens": 5000}, "max_output_tokens", "input"),
         ({"temperature": -1}, "temperature", "temperature"),
         ({"top_logprobs": 21}, "top_logprobs", "0..20"),
+        ({"tools": 0}, "body.tools", "list"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "web_search"),
         ({"tools": [{"type": "function", "name": "no space"}]}, "tools.0.name", "letters"),
         ({"tools": [WEATHER], "tool_choice": {"type": "file_search"}}, "tool_choice", "function"),
