@@ -30,7 +30,7 @@ key: each is KEY or NAME:KEY, and several are separated by spaces."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
-_ENGINE_PATHS = ("model", "tokenizer")
+_ENGINE_PATHS = ("model", "tokenizer", "generation_config")
 _KEYS = ("name", "version", "engine", "models", "server", "torchserve", "bento")
 
 

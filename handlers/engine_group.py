@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -37,8 +36,6 @@ class EngineGroup:
         """
         from paged_backend.engine.client import EngineClient
 
-        # Both hosts leave out what is below a warning; the engine's line about itself is one a start.
-        logging.getLogger("paged_backend.engine").setLevel(logging.INFO)
         clients: list[EngineClient] = []
         try:
             for config in configs:

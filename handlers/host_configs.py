@@ -35,6 +35,8 @@ class ServerConfig:
         max_body_bytes: larger request bodies are refused with 413.
         access_log: log a line for each request, without its prompt.
         log_prompts: put the prompt into it, too.
+        log_format: "text", in the host's own form, or "json", a line of JSON for each record.
+        log_level: "debug", "info", "warning" or "error": less urgent records are left out; access lines never are.
         drain_timeout_s: seconds that running requests get to end after the server is told to stop.
         stall_timeout_s: seconds without an engine step, while there is work, after which it counts as stuck.
     """
@@ -48,6 +50,8 @@ class ServerConfig:
     max_body_bytes: int = 20_000_000
     access_log: bool = True
     log_prompts: bool = False
+    log_format: str = "text"
+    log_level: str = "info"
     drain_timeout_s: float = 10.0
     stall_timeout_s: float = 30.0
 
@@ -67,6 +71,8 @@ class ServerConfig:
         _check_bool("server.log_prompts", self.log_prompts)
         if self.log_prompts and not self.access_log:
             raise ConfigError("server.log_prompts puts prompts into the access log: it needs server.access_log: true.")
+        _check_choice("server.log_format", self.log_format, ("text", "json"))
+        _check_choice("server.log_level", self.log_level, ("debug", "info", "warning", "error"))
         _check_seconds("server.drain_timeout_s", self.drain_timeout_s, above_zero=False)
         _check_seconds("server.stall_timeout_s", self.stall_timeout_s)
 
@@ -152,6 +158,11 @@ def check_text(name: str, value: object) -> None:
 def _check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be true or false, got {value!r}.")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
 def _check_integer(name: str, value: object, *, low: int, high: int | None = None, optional: bool = False) -> None:

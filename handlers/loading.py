@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from paged_backend.handlers.access.gate import Gate
 from paged_backend.handlers.deployment import Deployment
 from paged_backend.handlers.engine_group import EngineGroup
+from paged_backend.handlers.logs import configure_logging
 from paged_backend.handlers.openai.access_log import LOGGER_NAME, AccessLog
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def load_engines(
     from paged_backend.handlers.openai.service import OpenAIService
 
     server = deployment.server
+    configure_logging(server.log_format, server.log_level)
     gate = server.make_gate() if gate is None else gate
     engines = EngineGroup.start(deployment.engines)
     service = OpenAIService(

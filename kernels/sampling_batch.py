@@ -62,6 +62,8 @@ class SamplingBatch:
             there are); -1 for no description at all. Empty where no row asks for any.
         num_best: how many of its most likely tokens a row gives, the vocabulary's size at most; 0 where it draws. Empty
             where every row draws.
+        given: for each row, tokens that are its result, to be described; nothing is drawn, and nothing changed. None
+            where the row draws, or num_best is above 0. Empty where no row has any.
         changes: by row, for those rows whose logits are changed first.
     """
 
@@ -73,12 +75,13 @@ class SamplingBatch:
     min_p: Sequence[float] = ()
     num_logprobs: Sequence[int] = ()
     num_best: Sequence[int] = ()
+    given: Sequence[Sequence[int]] = ()
     changes: Mapping[int, LogitChanges] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class SampledBatch:
-    """What was drawn: N tokens, row after row, one for each seed of a row, or num_best of them.
+    """What was drawn: N tokens, row after row: one for each seed of a row, num_best of them, or those that are given.
 
     Attributes:
         token_ids: [N]; -1 for all of a row whose logits are not numbers (NaN, +inf or nothing above -inf), or whose
@@ -123,13 +126,22 @@ def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
     draws = any(batch.temperatures)
     for name in _COLUMNS:
         length = len(getattr(batch, name))
-        may_be_empty = name in ("num_logprobs", "num_best") or (not draws and name not in ("seeds", "temperatures"))
+        may_be_empty = name in ("num_logprobs", "num_best", "given") or (
+            not draws and name not in ("seeds", "temperatures")
+        )
         if length != num_rows and (length or not may_be_empty):
             raise KernelError(f"{name} must have {num_rows} entries, one for each row, got {length}.")
     _require("seeds", "hold lists or tuples", all(isinstance(seeds, (list, tuple)) for seeds in batch.seeds))
     _require("num_best", "be 0 to the vocabulary's size", all(0 <= count <= vocab_size for count in batch.num_best))
     takes_best = batch.num_best or (0,) * num_rows
-    has_seeds = [bool(seeds) or count > 0 for seeds, count in zip(batch.seeds, takes_best, strict=True)]
+    given = batch.given or ((),) * num_rows
+    _require("given", "hold lists or tuples", all(isinstance(tokens, (list, tuple)) for tokens in given))
+    held = f"hold token ids in 0..{vocab_size - 1}"
+    _require("given", held, all(_is_token_id(token, vocab_size) for tokens in given for token in tokens))
+    either = all(not (tokens and count) for tokens, count in zip(given, takes_best, strict=True))
+    _require("given", "be empty where num_best is above 0", either)
+    draws_nothing = [tokens or count for tokens, count in zip(given, takes_best, strict=True)]
+    has_seeds = [bool(seeds) or bool(other) for seeds, other in zip(batch.seeds, draws_nothing, strict=True)]
     _require("seeds", "hold at least one for each row that draws", all(has_seeds))
     _require("seeds", "hold integers", all(isinstance(seed, int) for seeds in batch.seeds for seed in seeds))
     _require("temperatures", "be 0 or more, and finite", all(0.0 <= t < math.inf for t in batch.temperatures))
@@ -157,16 +169,20 @@ def _check_changes(changes: LogitChanges, vocab_size: int) -> None:
             continue
         _require(name, "be a list or a tuple", isinstance(tokens, (list, tuple, Mapping)))
         held = f"hold token ids in 0..{vocab_size - 1}"
-        _require(name, held, all(isinstance(token, int) and 0 <= token < vocab_size for token in tokens))
+        _require(name, held, all(_is_token_id(token, vocab_size) for token in tokens))
 
 
-_COLUMNS = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs", "num_best")
+_COLUMNS = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs", "num_best", "given")
 _TOKEN_SETS = ("allowed_token_ids", "suppressed_token_ids", "logit_bias", "prompt_token_ids", "output_token_ids")
 
 
 def _is_finite(value: object) -> bool:
     """Whether it is a finite number of float32."""
     return isinstance(value, (int, float)) and abs(value) <= torch.finfo(torch.float32).max
+
+
+def _is_token_id(value: object, vocab_size: int) -> bool:
+    return isinstance(value, int) and 0 <= value < vocab_size
 
 
 def _is_word(value: object) -> bool:

@@ -19,7 +19,12 @@ from paged_backend.errors import (
     RequestFailedError,
 )
 from paged_backend.outputs import BeamSearchOutput, CompletionOutput, Logprob, RequestOutput
-from paged_backend.sampling_params import BeamSearchParams, SamplingParams
+from paged_backend.sampling_params import (
+    BeamSearchParams,
+    LogitsProcessorConstructor,
+    RepetitionDetectionParams,
+    SamplingParams,
+)
 from paged_backend.version import __version__
 
 if TYPE_CHECKING:
@@ -36,11 +41,13 @@ __all__ = [
     "EngineUnavailableError",
     "InvalidRequestError",
     "KernelError",
+    "LogitsProcessorConstructor",
     "Logprob",
     "ModelLoadError",
     "NotFoundError",
     "PagedBackendError",
     "QueueFullError",
+    "RepetitionDetectionParams",
     "RequestFailedError",
     "RequestOutput",
     "SamplingParams",

@@ -5,11 +5,11 @@ Deltas are made for every token, and a frozen dataclass takes twice as long to m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,9 @@ class RequestStateStats:
 TokenLogprobs = Mapping[int, Logprob]
 """Candidates at one position by token id; the sampled token is always among them."""
 
+PromptLogprobs = Sequence[TokenLogprobs | None]
+"""Of each token of a prompt; None of the first, which nothing comes before."""
+
 
 @dataclass(slots=True)
 class CompletionDelta:
@@ -120,6 +123,8 @@ class RequestDelta:
         finished: True on exactly one delta of every accepted request, its last.
         num_cached_tokens: prompt tokens that came from the prefix cache.
         num_unchosen_tokens: of best_of samples that are not among the outputs.
+        prompt_logprobs: one entry per token of the prompt, None for its first; on the request's first delta, where they
+            were asked for.
         metrics: what the request took; on its last delta.
     """
 
@@ -129,6 +134,7 @@ class RequestDelta:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_unchosen_tokens: int = 0
+    prompt_logprobs: PromptLogprobs | None = None
     metrics: RequestStateStats | None = None
 
 
@@ -197,6 +203,8 @@ class RequestOutput:
     Attributes:
         num_cached_tokens: prompt tokens that came from the prefix cache.
         num_unchosen_tokens: of best_of samples that are not among the outputs.
+        prompt_logprobs: one entry per token of the prompt, None for its first; None where they were not asked for, or
+            the request ended before.
         metrics: what it took; None until it is over.
     """
 
@@ -207,6 +215,7 @@ class RequestOutput:
     finished: bool = False
     num_cached_tokens: int = 0
     num_unchosen_tokens: int = 0
+    prompt_logprobs: PromptLogprobs | None = None
     metrics: RequestStateStats | None = None
 
     @classmethod
@@ -220,5 +229,7 @@ class RequestOutput:
             self.outputs[output.index].extend(output)
         self.finished = delta.finished
         self.num_cached_tokens = delta.num_cached_tokens
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
         self.num_unchosen_tokens += delta.num_unchosen_tokens
         self.metrics = delta.metrics

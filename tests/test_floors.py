@@ -36,6 +36,7 @@ FLOORS = {
     "paged_backend.handlers.deployment": 3,
     "paged_backend.handlers.openai": 6,
     "paged_backend.handlers.engine_group": 7,
+    "paged_backend.handlers.logs": 7,
     "paged_backend.handlers.loading": 8,
     "paged_backend.handlers.launching": 7,
     "paged_backend.handlers.torchserve": 9,

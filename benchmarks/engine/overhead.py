@@ -18,8 +18,9 @@ import statistics
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -75,6 +76,7 @@ class EmptyExecutor:
     layer_groups = (LayerGroup(0, BLOCK_SIZE, max_model_len),)
     eos_token_ids = frozenset({2})
     transfer = None
+    default_sampling_params: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, num_seqs: int, num_tokens: int, vocab_size: int, clocks: Clocks) -> None:
         self.num_blocks = num_seqs * -(-num_tokens // BLOCK_SIZE)

@@ -11,9 +11,6 @@ from paged_backend.config import unknown_name_message
 from paged_backend.errors import ConfigError, InvalidRequestError
 from paged_backend.sampling_params import MAX_STOP_STRINGS
 
-MAX_LOGPROBS = 20
-"""Most candidates per token that a request may ever ask for: OpenAI's and vLLM's own limit."""
-
 DEFAULT = "default"
 """The name under which server.key_limits has the limits of keys that are not named there."""
 
@@ -24,7 +21,6 @@ class RequestLimits:
 
     Attributes:
         max_n: most samples or beams of a prompt (n, best_of).
-        max_logprobs: most candidates per token that may be reported; up to 20.
         max_stop_strings: most stop strings; up to 4.
         max_stop_length: most characters of a stop string.
         max_prompts: most prompts in a request.
@@ -33,7 +29,6 @@ class RequestLimits:
     """
 
     max_n: int = 128
-    max_logprobs: int = MAX_LOGPROBS
     max_stop_strings: int = MAX_STOP_STRINGS
     max_stop_length: int = 1000
     max_prompts: int = 2048
@@ -41,7 +36,7 @@ class RequestLimits:
     max_json_depth: int = 128
 
     def __post_init__(self) -> None:
-        ceilings = {"max_logprobs": (0, MAX_LOGPROBS), "max_stop_strings": (0, MAX_STOP_STRINGS)}
+        ceilings = {"max_stop_strings": (0, MAX_STOP_STRINGS)}
         for field in dataclasses.fields(self):
             low, high = ceilings.get(field.name, (1, 2**31))
             value = getattr(self, field.name)
@@ -57,9 +52,9 @@ class RequestLimits:
             InvalidRequestError: one asks for too much.
         """
         for name in ("n", "best_of"):
-            self._check_number(body, name, 1, "max_n")
-        for name in ("logprobs", "top_logprobs", "prompt_logprobs"):
-            self._check_number(body, name, 0, "max_logprobs")
+            value = body.get(name)
+            if type(value) is int and value > self.max_n:
+                raise InvalidRequestError(f"{name} must be in 1..{self.max_n} (max_n), got {value}.", param=name)
         for name in ("stop", "stop_sequences"):
             stops = body.get(name)
             if isinstance(stops, list):
@@ -94,11 +89,6 @@ class RequestLimits:
             "that this server takes (max_json_depth).",
             param="body",
         )
-
-    def _check_number(self, body: Mapping[str, Any], name: str, least: int, limit: str) -> None:
-        value, most = body.get(name), getattr(self, limit)
-        if type(value) is int and value > most:
-            raise InvalidRequestError(f"{name} must be in {least}..{most} ({limit}), got {value}.", param=name)
 
     def _check_count(self, count: int, name: str, what: str, limit: str) -> None:
         most = getattr(self, limit)

@@ -13,7 +13,7 @@ from paged_backend.config import unknown_name_message
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.bento.edge import CURRENT_EXCHANGE
 from paged_backend.handlers.openai.protocol.base import check_text
-from paged_backend.handlers.openai.protocol.generation import MAX_LOGPROBS, check_logprobs, check_scheduling
+from paged_backend.handlers.openai.protocol.generation import check_scheduling
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 
@@ -141,7 +141,8 @@ class GenerateRequest(NativeRequest):
     ignore_eos: bool = Field(_DEFAULTS["ignore_eos"], description="Go on past the end of sequence.")
     logprobs: int | None = Field(
         None,
-        description=f"Report that many most likely tokens per position (0 to {MAX_LOGPROBS}), beside the sampled one.",
+        description="Report that many most likely tokens per position (max_logprobs of them, at most), beside the "
+        "sampled one; -1 for all.",
     )
     logit_bias: dict[int, float] | None = Field(
         None, description="Added to the logits of these token ids, each in [-100, 100]."
@@ -191,7 +192,6 @@ class GenerateRequest(NativeRequest):
                 param=given[1] if given else "prompt",
             )
         check_text(self.prompt, "prompt")
-        check_logprobs(self.logprobs)
         check_scheduling(
             scheduling_policy,
             priority=self.priority,

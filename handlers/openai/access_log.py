@@ -15,6 +15,9 @@ from paged_backend.handlers.openai.wire import ByteStream, HttpResponse
 
 LOGGER_NAME = "paged_backend.access"
 
+FIELDS_ATTRIBUTE = "access_fields"
+"""Where a log record has the line's fields apart."""
+
 STATUS_CLIENT_LEFT = 499
 """nginx's number for a client that did not wait for the answer."""
 
@@ -27,18 +30,18 @@ class AccessLog:
 
     Args:
         prompts: whether prompts are in it.
-        write: takes the lines; None means the logger "paged_backend.access".
+        write: takes the lines, each with its fields; None means the logger "paged_backend.access".
     """
 
     def __init__(
         self,
         *,
         prompts: bool = False,
-        write: Callable[[str], None] | None = None,
+        write: Callable[[str, Mapping[str, Any]], None] | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.prompts = prompts
-        self._write = logging.getLogger(LOGGER_NAME).info if write is None else write
+        self._write = write or _log
         self._clock_s = clock_s
 
     def begin(self, method: str | None, path: str) -> RequestRecord:
@@ -56,7 +59,7 @@ class RequestRecord:
 
     def __init__(
         self,
-        write: Callable[[str], None],
+        write: Callable[[str, Mapping[str, Any]], None],
         clock_s: Callable[[], float],
         method: str | None,
         path: str,
@@ -128,24 +131,25 @@ class RequestRecord:
             return not self._num_pending
 
     def _write_line(self) -> None:
-        self._write(self._line())
+        fields = self._fields()
+        self._write(" ".join(f"{name}={_plain(_text(value))}" for name, value in fields.items()), fields)
 
-    def _line(self) -> str:
+    def _fields(self) -> dict[str, Any]:
         now_s = self._clock_s()
         fields: dict[str, Any] = {
-            "id": self.request_id or "-",
-            "key": self.caller or "-",
-            "method": self._method or "-",
+            "request_id": self.request_id,
+            "key": self.caller,
+            "method": self._method,
             "path": self._path,
             "status": self._status,
             "prompt_tokens": self._num_prompt_tokens,
             "output_tokens": self._num_output_tokens,
-            "first_s": f"{(self._first_s or now_s) - self._begun_s:.3f}",
-            "total_s": f"{now_s - self._begun_s:.3f}",
+            "first_s": round((self._first_s or now_s) - self._begun_s, 6),
+            "total_s": round(now_s - self._begun_s, 6),
         }
         if self._prompt is not None:
             fields["prompt"] = self._prompt
-        return " ".join(f"{name}={_plain(str(value))}" for name, value in fields.items())
+        return fields
 
 
 class _FollowedStream:
@@ -176,6 +180,16 @@ class _FollowedStream:
             await self._stream.aclose()
         finally:
             self._record.response_ends(STATUS_CLIENT_LEFT)
+
+
+def _log(line: str, fields: Mapping[str, Any]) -> None:
+    logging.getLogger(LOGGER_NAME).info(line, extra={FIELDS_ATTRIBUTE: fields})
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _plain(text: str) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 
 from paged_backend.handlers.openai.chat_job import ChatJob, prepare_chat
 from paged_backend.handlers.openai.generation import ResponseHead, ServingContext
-from paged_backend.handlers.openai.logprobs import chat_logprobs
+from paged_backend.handlers.openai.logprobs import chat_logprobs, prompt_logprobs_body
 from paged_backend.handlers.openai.parsing.events import CallArguments, CallBegin, Content, Event, Message, Reasoning
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
 from paged_backend.handlers.openai.streaming import ChunkFrames, UsageTally, collect_all, stream_response
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
-from paged_backend.outputs import CompletionDelta, CompletionOutput, TokenLogprobs
+from paged_backend.outputs import CompletionDelta, CompletionOutput, PromptLogprobs, TokenLogprobs
 
 _KIND = "chat.completion"
 _CHUNK_KIND = "chat.completion.chunk"
@@ -35,6 +35,9 @@ async def create_chat_completion(context: ServingContext, request: ChatRequest) 
     tally.add_output(0, output)
     choices = [_choice(job, sample, tally) for sample in output.outputs]
     response = head.body(_KIND, choices, tally.body())
+    if request.prompt_logprobs is not None:
+        entries, num_top = output.prompt_logprobs, request.prompt_logprobs
+        response["prompt_logprobs"] = entries and prompt_logprobs_body(job.prompt, entries, num_top)
     if request.return_token_ids:
         response["prompt_token_ids"] = job.prompt
     return json_response(response)
@@ -65,6 +68,9 @@ class _ChunkWriter:
                 choice["prompt_token_ids"] = self._job.prompt
             choices.append(choice)
         return choices
+
+    def take_prompt(self, prompt_index: int, logprobs: PromptLogprobs) -> None:
+        """Never: they are not there in a chat's stream."""
 
     def choices(self, prompt_index: int, delta: CompletionDelta) -> list[dict[str, Any]]:
         """What one sample's new text has made certain; its tokens come with the first choice, its end with the last."""
@@ -121,9 +127,9 @@ def _logprobs(
 ) -> dict[str, Any] | None:
     if candidates is None or job.num_top is None:
         return None
-    return chat_logprobs(
-        token_ids, candidates, num_top=job.num_top, as_token_ids=job.request.return_tokens_as_token_ids
-    )
+    # What was asked for by id is named whatever it is worth.
+    num_top = None if job.request.logprob_token_ids else job.num_top
+    return chat_logprobs(token_ids, candidates, num_top=num_top, as_token_ids=job.request.return_tokens_as_token_ids)
 
 
 def _choice(job: ChatJob, sample: CompletionOutput, tally: UsageTally) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from paged_backend.handlers.openai.live import AcceptedRequests
 from paged_backend.handlers.openai.messages import parse_messages
 from paged_backend.handlers.openai.prompts import require_tokenizer, room_for, truncate
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
-from paged_backend.handlers.openai.protocol.generation import MAX_LOGPROBS, check_generation, sampling_params
+from paged_backend.handlers.openai.protocol.generation import bounded_max_tokens, check_generation, sampling_params
 from paged_backend.handlers.openai.rendering import Rendering, render_messages
 from paged_backend.handlers.openai.tools import parse_tools
 from paged_backend.sampling_params import SamplingParams
@@ -78,9 +78,10 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
         # Checked before the prompt is rendered: a wrong value must not cost a long tokenisation.
         params = sampling_params(
             request,
+            engine,
             max_tokens=limit if max_tokens is None else max_tokens,
             logprobs=num_top,
-            detokenize=engine.tokenizer is not None,
+            logprobs_field="top_logprobs",
         )
     except InvalidRequestError as error:
         if error.param != "max_tokens":
@@ -100,7 +101,7 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
     rendered = await render_messages(engine, messages, rendering, must_fit=request.truncate_prompt_tokens is None)
     prompt = truncate(rendered.token_ids, request, max_model_len=limit, max_tokens=max_tokens)
     room = room_for(prompt, max_tokens, max_model_len=limit, prompt_field="messages", max_tokens_field=max_tokens_field)
-    params = dataclasses.replace(params, max_tokens=room)
+    params = dataclasses.replace(params, max_tokens=bounded_max_tokens(engine, room))
     if style.keeps_special_tokens:
         params = dataclasses.replace(params, skip_special_tokens=False)
     continued = messages[-1]["content"] if request.continue_final_message else None
@@ -129,8 +130,6 @@ def _max_tokens(request: ChatRequest) -> tuple[str, int | None]:
 def _num_top(request: ChatRequest) -> int | None:
     """Candidates per token, or None where no log probabilities are asked for."""
     num_top = request.top_logprobs or 0
-    if not 0 <= num_top <= MAX_LOGPROBS:
-        raise InvalidRequestError(f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {num_top}.", param="top_logprobs")
     if num_top and not request.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
     return num_top if request.logprobs else None

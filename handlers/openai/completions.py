@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.generation import ResponseHead, ServingContext, submit_all
-from paged_backend.handlers.openai.logprobs import completion_logprobs
+from paged_backend.handlers.openai.logprobs import completion_logprobs, prompt_logprobs_body
 from paged_backend.handlers.openai.prompts import (
     count_prompts,
     encode_prompts,
@@ -17,10 +18,10 @@ from paged_backend.handlers.openai.prompts import (
     truncate,
 )
 from paged_backend.handlers.openai.protocol.completions import CompletionRequest
-from paged_backend.handlers.openai.protocol.generation import check_generation, sampling_params
+from paged_backend.handlers.openai.protocol.generation import bounded_max_tokens, check_generation, sampling_params
 from paged_backend.handlers.openai.streaming import ChunkFrames, UsageTally, collect_all, stream_response
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
-from paged_backend.outputs import CompletionDelta, CompletionOutput
+from paged_backend.outputs import CompletionDelta, CompletionOutput, PromptLogprobs, RequestOutput, TokenLogprobs
 
 _KIND = "text_completion"
 _DEFAULT_MAX_TOKENS = 16
@@ -35,11 +36,9 @@ async def create_completion(context: ServingContext, request: CompletionRequest)
     head = ResponseHead.begin("cmpl", request, context)
     engine = context.engine
     check_generation(request, engine.config.scheduler.scheduling_policy)
-    _check(request)
     max_tokens = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    params = sampling_params(
-        request, max_tokens=max_tokens, logprobs=request.logprobs, detokenize=engine.tokenizer is not None
-    )
+    max_tokens = bounded_max_tokens(engine, max_tokens)
+    params = sampling_params(request, engine, max_tokens=max_tokens, logprobs=request.logprobs, echoed=request.echo)
     _check_count(context, count_prompts(request.prompt))
     limit = engine.max_model_len
     must_fit = request.truncate_prompt_tokens is None
@@ -67,11 +66,24 @@ async def create_completion(context: ServingContext, request: CompletionRequest)
     for prompt_index, output in enumerate(await collect_all(requests)):
         tally.add_output(prompt_index, output)
         for sample in output.outputs:
-            choice = _choice(request, params.n * prompt_index + sample.index, sample, echoes[prompt_index])
+            choice = _choice(request, params.n * prompt_index + sample.index, sample, echoes[prompt_index], output)
             if request.return_token_ids:
                 choice["prompt_token_ids"] = encoded[prompt_index]
             choices.append(choice)
     return json_response(head.body(_KIND, choices, tally.body()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Echo:
+    """What precedes the texts of one prompt's samples in the response: the prompt as the model saw it, or nothing.
+
+    Attributes:
+        first_text: of its first token.
+    """
+
+    text: str = ""
+    token_ids: Sequence[int] = ()
+    first_text: str | None = None
 
 
 class _ChunkWriter:
@@ -81,7 +93,7 @@ class _ChunkWriter:
         self,
         head: ResponseHead,
         request: CompletionRequest,
-        echoes: Sequence[str],
+        echoes: Sequence[_Echo],
         prompts: Sequence[list[int]],
         n: int,
     ) -> None:
@@ -89,7 +101,9 @@ class _ChunkWriter:
         self._request = request
         self._prompts = prompts
         self._n = n
-        self._unsaid = [echo for echo in echoes for _ in range(n)]
+        self._echoes = echoes
+        self._unsaid = [echo.text for echo in echoes for _ in range(n)]
+        self._prompt_logprobs: list[PromptLogprobs | None] = [None] * len(self._unsaid)  # until they are said
         self._begun = [False] * len(self._unsaid)
         self._text_offset = [0] * len(self._unsaid)
 
@@ -97,17 +111,24 @@ class _ChunkWriter:
         """Nothing: an echoed prompt comes with the first text."""
         return []
 
+    def take_prompt(self, prompt_index: int, logprobs: PromptLogprobs) -> None:
+        """They come with the first text."""
+        for index in range(self._n * prompt_index, self._n * (prompt_index + 1)):
+            self._prompt_logprobs[index] = logprobs
+
     def choices(self, prompt_index: int, delta: CompletionDelta) -> list[dict[str, Any]]:
         """One sample's new text, in one choice."""
         index = self._n * prompt_index + delta.index
+        of_prompt, self._prompt_logprobs[index] = self._prompt_logprobs[index], None
         logprobs = None
-        if delta.logprobs is not None:
-            logprobs, self._text_offset[index] = completion_logprobs(
+        if delta.logprobs is not None or of_prompt is not None:
+            logprobs, self._text_offset[index] = _columns(
+                self._request,
+                self._echoes[prompt_index],
+                of_prompt,
                 delta.token_ids,
                 delta.logprobs,
-                num_top=self._request.logprobs or 0,
-                text_offset=self._text_offset[index],
-                as_token_ids=self._request.return_tokens_as_token_ids,
+                self._text_offset[index],
             )
         text = delta.text
         if self._unsaid[index]:
@@ -127,15 +148,6 @@ class _ChunkWriter:
         return [choice]
 
 
-def _check(request: CompletionRequest) -> None:
-    if request.echo and request.logprobs is not None:
-        raise InvalidRequestError(
-            "echo with logprobs would need the prompt's log probabilities, which this server does not have: "
-            "leave one of the two out.",
-            param="logprobs",
-        )
-
-
 def _check_count(context: ServingContext, num_prompts: int) -> None:
     """Refuses at once what the queue could never hold, before any of it is encoded."""
     most = context.engine.config.scheduler.max_num_held_reqs
@@ -151,36 +163,65 @@ def _echoes(
     request: CompletionRequest,
     prompts: Sequence[str | list[int]],
     encoded: Sequence[list[int]],
-) -> list[str]:
-    """What precedes each prompt's text in the response: the prompt as the model saw it, or nothing."""
+) -> list[_Echo]:
+    """Of each prompt."""
     if not request.echo:
-        return [""] * len(prompts)
+        return [_Echo() for _ in prompts]
     tokenizer = require_tokenizer(context.engine, "echo")
     truncated = request.truncate_prompt_tokens is not None
     skip_special_tokens = request.skip_special_tokens is not False
     return [
-        prompt if isinstance(prompt, str) and not truncated else tokenizer.decode(ids, skip_special_tokens)
+        _Echo(
+            prompt if isinstance(prompt, str) and not truncated else tokenizer.decode(ids, skip_special_tokens),
+            ids,
+            tokenizer.decode(ids[:1], skip_special_tokens=False),
+        )
         for prompt, ids in zip(prompts, encoded, strict=True)
     ]
 
 
-def _choice(request: CompletionRequest, index: int, sample: CompletionOutput, echo: str) -> dict[str, Any]:
-    logprobs = None
-    if request.logprobs is not None:
-        logprobs, _ = completion_logprobs(
-            sample.token_ids,
-            sample.logprobs or (),
-            num_top=request.logprobs,
-            text_offset=0,
-            as_token_ids=request.return_tokens_as_token_ids,
-        )
+def _columns(
+    request: CompletionRequest,
+    echo: _Echo,
+    prompt_logprobs: PromptLogprobs | None,
+    token_ids: Sequence[int],
+    logprobs: Sequence[TokenLogprobs] | None,
+    text_offset: int,
+) -> tuple[dict[str, Any] | None, int]:
+    """The log-probabilities of a sample's tokens, behind the prompt's where that is repeated and they are known.
+
+    Returns:
+        What `completion_logprobs` does; None in place of the columns where none were asked for.
+    """
+    if request.logprobs is None:
+        return None, text_offset
+    ids, entries = list(token_ids), list[TokenLogprobs | None](logprobs or ())
+    if request.echo and prompt_logprobs is not None:
+        ids, entries = [*echo.token_ids, *ids], [*prompt_logprobs, *entries]
+    return completion_logprobs(
+        ids,
+        entries,
+        num_top=None if request.logprob_token_ids else request.logprobs,
+        text_offset=text_offset,
+        as_token_ids=request.return_tokens_as_token_ids,
+        first_text=echo.first_text,
+    )
+
+
+def _choice(
+    request: CompletionRequest, index: int, sample: CompletionOutput, echo: _Echo, output: RequestOutput
+) -> dict[str, Any]:
+    logprobs, _ = _columns(request, echo, output.prompt_logprobs, sample.token_ids, sample.logprobs, 0)
     choice: dict[str, Any] = {
         "index": index,
-        "text": echo + sample.text,
+        "text": echo.text + sample.text,
         "logprobs": logprobs,
         "finish_reason": sample.finish_reason,
         "stop_reason": sample.stop_reason,
     }
+    if request.prompt_logprobs is not None:
+        entries, num_top = output.prompt_logprobs, request.prompt_logprobs
+        choice["prompt_logprobs"] = entries and prompt_logprobs_body(output.prompt_token_ids, entries, num_top)
     if request.return_token_ids:
         choice["token_ids"] = sample.token_ids
     return choice

@@ -65,6 +65,9 @@ class EnginePort(Protocol):
     @property
     def max_model_len(self) -> int: ...
 
+    @property
+    def default_sampling_params(self) -> Mapping[str, float | int]: ...
+
     def submit_all(
         self,
         prompts: Sequence[Sequence[int]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from paged_backend.errors import (
@@ -17,6 +18,9 @@ from paged_backend.errors import (
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 
 _logger = logging.getLogger(__name__)
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the response that the current task makes, for the log."""
 
 _TYPES = {
     400: "BadRequestError",
@@ -108,5 +112,7 @@ def _describe(error: Exception) -> tuple[int, str, str | None, dict[str, str]]:
         return 429, str(error), error.param, {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     if isinstance(error, EngineUnavailableError):
         return 503, str(error), None, {}
-    _logger.error("a request failed by a fault of ours", exc_info=error)
+    request_id = REQUEST_ID.get()
+    extra = {"request_id": request_id}
+    _logger.error("request %s failed by a fault of ours", request_id or "without id", exc_info=error, extra=extra)
     return 500, "Internal server error. The server's log says more.", None, {}

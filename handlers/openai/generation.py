@@ -12,6 +12,7 @@ from paged_backend.errors import InvalidRequestError, NotFoundError
 from paged_backend.handlers.access.gate import ANYBODY, Caller
 from paged_backend.handlers.openai.access_log import RequestRecord
 from paged_backend.handlers.openai.engine_port import EnginePort
+from paged_backend.handlers.openai.errors import REQUEST_ID
 from paged_backend.handlers.openai.live import AcceptedRequests, LiveResponses
 from paged_backend.handlers.openai.metering import submit_metered
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
@@ -138,6 +139,7 @@ def submit_all(
     """
     fields = {"prompt": prompt_field, "max_tokens": max_tokens_field}
     several = len(prompts) > 1
+    REQUEST_ID.set(response_id)
     if context.record is not None:
         context.record.request_id = response_id
     try:

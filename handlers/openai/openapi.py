@@ -81,8 +81,9 @@ def body_schema(kind: type[RequestBody], schemas: dict[str, Schema]) -> Schema:
     properties = schema.setdefault("properties", {})
     for name in sorted(HARMLESS.difference(kind.model_fields)):
         properties[name] = {"description": "Taken and ignored: it changes nothing about the answer."}
-    for name, nothing in sorted(kind.unsupported.items()):
-        properties[name] = {"enum": [None, *nothing], "description": "Not supported: taken if it asks for nothing."}
+    for name, refusal in sorted(kind.unsupported.items()):
+        description = f"Not supported, and taken only if it asks for nothing: {refusal.why}."
+        properties[name] = {"enum": [None, *refusal.nothing], "description": description}
     return schema
 
 

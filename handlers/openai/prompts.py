@@ -135,7 +135,7 @@ def room_for(
     """How many new tokens a request gets: what it asked for, or all that fit.
 
     Args:
-        max_tokens: None asks for all that fit.
+        max_tokens: None asks for all that fit; 0 for nothing but what is known of the prompt.
         prompt_field, max_tokens_field: the request's fields at fault where it does not fit.
 
     Raises:
@@ -144,7 +144,7 @@ def room_for(
     num_tokens = len(token_ids)
     if not num_tokens:
         raise InvalidRequestError(f"{prompt_field} must not be empty.", param=prompt_field)
-    if num_tokens >= max_model_len:
+    if num_tokens > max_model_len or (num_tokens == max_model_len and max_tokens != 0):
         raise too_long(f"{num_tokens} input tokens", max_model_len, prompt_field)
     if max_tokens is None:
         return max_model_len - num_tokens

@@ -12,7 +12,7 @@ from paged_backend.handlers.openai.errors import stream_error_body
 from paged_backend.handlers.openai.protocol.base import StreamOptions
 from paged_backend.handlers.openai.receipt import receipt
 from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpResponse, encode_json
-from paged_backend.outputs import CompletionDelta, RequestDelta, RequestOutput, RequestStateStats
+from paged_backend.outputs import CompletionDelta, PromptLogprobs, RequestDelta, RequestOutput, RequestStateStats
 
 DONE = b"data: [DONE]\n\n"
 
@@ -38,6 +38,9 @@ class ChunkWriter(Protocol):
 
     def first_choices(self, prompt_index: int) -> list[dict[str, Any]]:
         """Choices that precede a prompt's first delta."""
+
+    def take_prompt(self, prompt_index: int, logprobs: PromptLogprobs) -> None:
+        """Learns of a prompt's log-probabilities, where they were asked for, before its first choice."""
 
     def choices(self, prompt_index: int, delta: CompletionDelta) -> list[dict[str, Any]]:
         """One sample's progress, each choice for a chunk of its own."""
@@ -163,6 +166,8 @@ class ChunkFrames:
         """One engine step gives one piece: hosts pay per piece, not per byte."""
         writer = self._writer
         self._tally.add(prompt_index, delta)
+        if delta.prompt_logprobs is not None:
+            writer.take_prompt(prompt_index, delta.prompt_logprobs)
         choices = [choice for output in delta.outputs for choice in writer.choices(prompt_index, output)]
         if prompt_index not in self._begun:
             self._begun.add(prompt_index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import yaml
 
@@ -178,7 +179,8 @@ def write_host_files(
         ),
         encoding="utf-8",
     )
-    files.log_config.write_text(LOG_CONFIG, encoding="utf-8")
+    as_json = deployment.server.log_format == "json"
+    files.log_config.write_text(log_config(as_json=as_json), encoding="utf-8")
     files.metrics_config.write_text(yaml.safe_dump(METRICS, sort_keys=False), encoding="utf-8")
     return files
 
@@ -195,25 +197,46 @@ def _java_options(version: int | None) -> list[str]:
     return ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
 
 
-LOG_CONFIG = """\
+_JSON_LINE = (
+    """{"level": "%p", "logger": "%c", "message": "%enc{%m}{JSON}", """
+    """"timestamp": "%d{yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX}"}"""
+)
+_TEXT_LINE = "%d{ISO8601} [%-5p] %m"
+
+
+def log_config(*, as_json: bool) -> str:
+    """log4j2.xml: warnings of the server, and what the worker prints; no line per request of its own, and no files.
+
+    Args:
+        as_json: the server's lines are JSON, and the worker's, which are so already, stay as they are.
+    """
+    server, worker = (_JSON_LINE, "%m") if as_json else (_TEXT_LINE, _TEXT_LINE)
+    return _LOG_CONFIG.format(server=quoteattr(f"{server}%n"), worker=quoteattr(f"{worker}%n"))
+
+
+_LOG_CONFIG = """\
 <?xml version="1.0" encoding="UTF-8"?>
-<!-- Warnings of the server, and what the worker prints; no line per request, no files. -->
 <Configuration>
   <Appenders>
-    <Console name="STDOUT" target="SYSTEM_OUT">
-      <PatternLayout pattern="%d{ISO8601} [%-5p] %m%n"/>
+    <Console name="SERVER" target="SYSTEM_OUT">
+      <PatternLayout alwaysWriteExceptions="false" pattern={server}/>
+    </Console>
+    <Console name="WORKER" target="SYSTEM_OUT">
+      <PatternLayout pattern={worker}/>
     </Console>
   </Appenders>
   <Loggers>
     <Logger name="ACCESS_LOG" level="off"/>
     <Logger name="MODEL_METRICS" level="off"/>
     <Logger name="TS_METRICS" level="off"/>
-    <Logger name="MODEL_LOG" level="info"/>
+    <Logger name="MODEL_LOG" level="info" additivity="false">
+      <AppenderRef ref="WORKER"/>
+    </Logger>
     <Logger name="org.pytorch.serve" level="warn"/>
     <Logger name="org.apache" level="off"/>
     <Logger name="io.netty" level="error"/>
     <Root level="warn">
-      <AppenderRef ref="STDOUT"/>
+      <AppenderRef ref="SERVER"/>
     </Root>
   </Loggers>
 </Configuration>

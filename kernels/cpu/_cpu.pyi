@@ -68,6 +68,7 @@ def sample(
     min_p: object,
     num_logprobs: object,
     num_best: object,
+    given: object,
     changes: object,
 ) -> tuple[list[int], list[float], list[int], dict[int, tuple[tuple[int, float], ...]], list[float]]: ...
 def uniform(seed: int, position: int) -> float: ...

@@ -32,6 +32,7 @@ def sample(runtime: _cpu.Runtime, logits: Tensor, batch: SamplingBatch) -> Sampl
                 batch.min_p,
                 batch.num_logprobs,
                 batch.num_best,
+                batch.given,
                 batch.changes,
             )
         )

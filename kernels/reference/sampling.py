@@ -21,6 +21,12 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         raw = changed = logits[row]
         # The largest logit tells of any that is not a number: NaN and +inf win every comparison.
         sound, token = math.isfinite(peaks[row]), best[row]
+        if batch.given and batch.given[row]:
+            tokens = list(batch.given[row]) if sound else [-1] * len(batch.given[row])
+            if takes_best:
+                sampled.scores += [-math.inf] * len(tokens)
+            _add(sampled, tokens, batch, row, raw)
+            continue
         if takes_best and batch.num_best[row]:
             tokens, scores = _most_likely(raw, batch, row) if sound else ([], [])
             num_missing = batch.num_best[row] - len(tokens)

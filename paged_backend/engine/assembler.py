@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paged_backend.engine.detokenizer import SampleText
-from paged_backend.engine.request import EngineRequest, Gain
+from paged_backend.engine.request import EngineRequest, Gain, PromptFacts
 from paged_backend.engine.tokenizer import Tokenizer
-from paged_backend.outputs import CompletionDelta, Logprob, RequestDelta, TokenLogprobs
+from paged_backend.outputs import CompletionDelta, Logprob, PromptLogprobs, RequestDelta, TokenLogprobs
 from paged_backend.scheduler.plan import SampledToken
 
 
@@ -29,6 +29,7 @@ class DeltaAssembler:
         params = request.params
         self._chooses = params.chooses_at_end and not params.use_beam_search  # the engine has chosen beams
         self._num_unfinished = params.num_sequences if self._chooses else params.n
+        self._tells_of_prompt = params.prompt_logprobs is not None
 
     def assemble(self, gains: Sequence[Gain]) -> RequestDelta:
         """One delta of what was gained in one step, or in several."""
@@ -49,7 +50,8 @@ class DeltaAssembler:
             outputs=outputs,
             finished=self._num_unfinished == 0,
             num_prompt_tokens=len(self._request.prompt_token_ids),
-            num_cached_tokens=gains[-1][5],
+            num_cached_tokens=gains[-1][5].num_cached_tokens,
+            prompt_logprobs=self._prompt_logprobs(gains[-1][5]) if self._tells_of_prompt else None,
             num_unchosen_tokens=num_unchosen,
         )
 
@@ -79,7 +81,7 @@ class DeltaAssembler:
             if self._chooses:
                 assert described.logprob is not None
                 cumulative_logprob += described.logprob
-            if self._request.params.logprobs is not None:
+            if self._request.params.describes_tokens:
                 logprobs.append(self._logprobs(described))
         if finish is not None:
             self._num_unfinished -= 1
@@ -107,7 +109,16 @@ class DeltaAssembler:
         candidates = {token.token_id: self._logprob(token.token_id, token.logprob, token.rank)}
         for rank, (token_id, logprob) in enumerate(token.top, start=1):
             candidates.setdefault(token_id, self._logprob(token_id, logprob, rank))
+        for token_id, logprob, rank in token.asked:
+            candidates.setdefault(token_id, self._logprob(token_id, logprob, rank))
         return candidates
+
+    def _prompt_logprobs(self, prompt: PromptFacts) -> PromptLogprobs | None:
+        """Of all of the prompt, once; None where the request ended before it was computed."""
+        if 1 + len(prompt.scored) < len(self._request.prompt_token_ids):
+            return None
+        self._tells_of_prompt = False
+        return [None, *map(self._logprobs, prompt.scored)]
 
     def _logprob(self, token_id: int, logprob: float, rank: int) -> Logprob:
         text = self._tokenizer.decode([token_id], skip_special_tokens=False) if self._tokenizer else None

@@ -16,6 +16,7 @@ from paged_backend.config import EngineConfig
 from paged_backend.engine.core import EngineCore
 from paged_backend.engine.loop import EngineLoop, Entrant
 from paged_backend.engine.metrics import EngineMetrics
+from paged_backend.engine.parameters import ParameterDesk
 from paged_backend.engine.request import DeadlineName, EngineRequest
 from paged_backend.engine.stats import EngineStats
 from paged_backend.engine.stream import RequestStream
@@ -24,7 +25,6 @@ from paged_backend.engine.tracing import RequestTracer, require_opentelemetry
 from paged_backend.errors import AdmissionError, EngineUnavailableError, InvalidRequestError
 from paged_backend.executor.executor import Executor
 from paged_backend.models.folder import resolve_folder
-from paged_backend.sampling.processors import check_token_ids
 from paged_backend.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -37,14 +37,17 @@ class EngineClient:
         config: as given.
         tokenizer: None with `skip_tokenizer_init`.
         max_model_len: most tokens of prompt plus output.
+        default_sampling_params: sampling parameters by name that the model, or its operator, wants where a request
+            gives none. `submit` adds nothing to what it is given.
     """
 
     def __init__(self, config: EngineConfig, executor: Executor, tokenizer: Tokenizer | None) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.max_model_len: int = executor.max_model_len
-        self.eos_token_ids: frozenset[int] = executor.eos_token_ids
+        self.default_sampling_params: Mapping[str, float | int] = executor.default_sampling_params
         self._vocab_size: int = executor.vocab_size
+        self._parameters = ParameterDesk(config, tokenizer, executor.vocab_size, executor.eos_token_ids)
         self._metrics = EngineMetrics(
             config.model.served_model_name[0],
             self.max_model_len,
@@ -159,7 +162,7 @@ class EngineClient:
         arrival_s = time.monotonic()
         _check_arguments(params, priority, tenant, cache_salt)
         timeout_s, deadline_by = self._timeout_s(timeout_s)
-        self._check_params(params)
+        params = self._parameters.prepare(params)
         entrants: list[Entrant] = []
         for prompt, request_id in zip(prompts, request_ids, strict=True):
             prompt_token_ids = self._tokenize(prompt, add_special_tokens)
@@ -277,39 +280,6 @@ class EngineClient:
         if cache_salt in self.config.cache.shared_cache_salts:
             tenant = None
         return None if tenant is None and cache_salt is None else json.dumps([tenant, cache_salt])
-
-    def _check_params(self, params: SamplingParams) -> None:
-        check_token_ids(params, self._vocab_size)
-        if params.stop and self.tokenizer is None:
-            raise InvalidRequestError(
-                "stop needs text, and this engine runs without a tokenizer: use stop_token_ids.", param="stop"
-            )
-        if params.use_beam_search:
-            self._check_width(params)
-        if params.allowed_token_ids and params.min_tokens:
-            ends = self.eos_token_ids.union(params.stop_token_ids or ())
-            if ends.issuperset(params.allowed_token_ids):
-                raise InvalidRequestError(
-                    "allowed_token_ids holds only tokens that end the output, and min_tokens forbids those at first: "
-                    "allow another token, or leave min_tokens out.",
-                    param="allowed_token_ids",
-                )
-
-    def _check_width(self, params: SamplingParams) -> None:
-        """A search needs as many ways to go on as it has beams, and may look at no more tokens than there are."""
-        width = params.num_sequences
-        ends = frozenset(params.stop_token_ids or ()).union(() if params.ignore_eos else self.eos_token_ids)
-        if params.allowed_token_ids is not None and len(set(params.allowed_token_ids) - ends) < width:
-            raise InvalidRequestError(
-                f"allowed_token_ids must hold at least {width} tokens that do not end the output, one for each beam.",
-                param="allowed_token_ids",
-            )
-        if width * (1 + max(1, len(ends))) > self._vocab_size:
-            raise InvalidRequestError(
-                f"A search of {width} beams with {len(ends)} tokens that end the output looks at more continuations "
-                f"than the model has tokens ({self._vocab_size}): ask for fewer beams, or fewer stop_token_ids.",
-                param="n" if params.best_of is None else "best_of",
-            )
 
     def _check_prompt(self, token_ids: Sequence[int]) -> None:
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._vocab_size):

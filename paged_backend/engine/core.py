@@ -18,13 +18,14 @@ from paged_backend.engine.request import EngineRequest, RequestState, SampleStat
 from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.engine.tracing import RequestTracer
-from paged_backend.errors import EngineUnavailableError, RequestFailedError
+from paged_backend.errors import EngineUnavailableError, InvalidRequestError, RequestFailedError
 from paged_backend.executor.executor import Executor
 from paged_backend.kv.block_life import BlockWatch
 from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, StepPlan, StepResult
+from paged_backend.scheduler.prompt_scoring import PromptScoring
 from paged_backend.scheduler.scheduler import Scheduler
 from paged_backend.scheduler.sequence import Sequence
 
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 _FLUSH_TIMEOUT_S = 5.0
 """How long a clean end may take to write the cache to disk."""
+
+_SCORED_BYTES = 2**26
+"""Of logits that tell of prompts, in memory at once."""
 
 TIMED_OUT = Finish("abort", "timeout")
 """The end of a request whose deadline has passed."""
@@ -63,7 +67,8 @@ class EngineCore:
         self._prefetcher: Prefetcher | None = None
         if self._transfer is not None and self._transfer.disk is not None:
             self._prefetcher = Prefetcher(self._kv, self._transfer, self._transfer.disk)
-        self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids)
+        scoring = PromptScoring(max(1, _SCORED_BYTES // (4 * executor.vocab_size)))
+        self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids, scoring)
         self._seed = config.model.seed
         self._requests: dict[str, RequestState] = {}  # by key, as the scheduler knows them
         self._not_started: dict[int, RequestState] = {}  # by sequence id, until first in a plan
@@ -94,7 +99,7 @@ class EngineCore:
         seed = params.seed if params.seed is not None else self._own_seed()
         self._num_added += 1
         state = RequestState(request, self._tokenizer)
-        if self._prefetcher is None or not self._prefetcher.begin(request, seed):
+        if self._prefetcher is None or params.skips_prefix_cache or not self._prefetcher.begin(request, seed):
             self._queue(state, seed)
         self._requests[request.key] = state
         self._deadlines.add(state, len(self._requests))
@@ -135,7 +140,9 @@ class EngineCore:
         now_s = time.monotonic()
         self.pace.note_step(plan.num_tokens, now_s - started_s, now_s)
         self._metrics.iteration_tokens.observe(plan.num_tokens)
-        return self._take_tokens(self._scheduler.commit(result), result)
+        owners = self._scheduler.commit(result)
+        failed = self._take_scores(plan, result) if plan.scoring else []
+        return failed + self._take_tokens(owners, result)
 
     def stats(self) -> EngineStats:
         """A snapshot."""
@@ -268,6 +275,17 @@ class EngineCore:
             self.pace.note_queue(min(num_started, self._num_queued), now_s - self._queued_at_s)
         self._num_queued, self._queued_at_s = len(self._not_started), now_s
 
+    def _take_scores(self, plan: StepPlan, result: StepResult) -> list[RequestState]:
+        """Adds to what is known of prompts; returns the requests for which that is not possible, now ended."""
+        failed = []
+        for task, tokens in zip(plan.scoring, result.scored, strict=True):
+            state = self._requests[task.request_id]
+            state.prompt.scored.extend(tokens)
+            if any(token.token_id == NOT_DRAWN for token in tokens):
+                state.is_corrupted = True
+                failed.append(self._fail(state))
+        return failed
+
     def _take_tokens(self, owners: list[Sequence], result: StepResult) -> list[RequestState]:
         """Hands each request what its sequences drew, and ends what their text ends."""
         now_s = time.monotonic()
@@ -275,6 +293,7 @@ class EngineCore:
         last_s, num_alike = now_s, 0  # tokens in a row whose samples had the one before at the same time
         num_generated = len(owners)
         described = map(result.described.get, count()) if result.described else repeat(None)
+        faults = {owners[place].request_id: fault for place, fault in result.faults.items()}
         for sequence, token_id, full in zip(owners, result.token_ids, described, strict=False):
             sample: SampleState | None = sequence.sample
             if sample is None or token_id == NOT_DRAWN:
@@ -284,15 +303,15 @@ class EngineCore:
                 if state is None:  # a sample before this one has failed the request
                     continue
                 if sequence.group is not None:
-                    if not state.over and self._look_at_beams(state, sequence, now_s):
+                    if not state.over and self._look_at_beams(state, sequence, now_s, faults.get(sequence.request_id)):
                         changed.append(state)
                         num_generated += sum(state.num_generated)
                     continue
                 if token_id == NOT_DRAWN:
-                    logger.error("request %s: its logits are not numbers", state.request.request_id)
-                    state.is_corrupted = True
+                    fault = faults.get(sequence.request_id)
+                    state.is_corrupted = fault is None
                     changed = [other for other in changed if other is not state]
-                    changed.append(self._fail(state))
+                    changed.append(self._fail(state, fault))
                     continue
                 sample = self._add_sample(state, sequence, now_s)
             else:
@@ -305,7 +324,7 @@ class EngineCore:
             if not state.gains:
                 changed.append(state)
             if full is None and sample.text is None and sequence.finish_reason is None:
-                state.gains.append((sample.index, token_id, None, None, None, state.num_cached_tokens))
+                state.gains.append((sample.index, token_id, None, None, None, state.prompt))
             else:
                 self._take_token(sample, token_id, full)
         self._num_generated_tokens += num_generated
@@ -323,16 +342,15 @@ class EngineCore:
         if finish is not None and not sequence.finished:
             self._scheduler.finish_sequence(sequence, finish.reason, finish.stop_reason)
 
-    def _look_at_beams(self, state: RequestState, sequence: Sequence, now_s: float) -> bool:
+    def _look_at_beams(self, state: RequestState, sequence: Sequence, now_s: float, fault: str | None) -> bool:
         """Takes over what a beam search has found; whether it is over, or has failed."""
         group = sequence.group
         assert group is not None
         if not state.times.first_token_s:
             self._note_first_token(state, sequence, now_s)
         if group.failed:
-            logger.error("request %s: its logits are not numbers, or leave too few tokens", state.request.request_id)
-            state.is_corrupted = True
-            self._fail(state)
+            state.is_corrupted = fault is None
+            self._fail(state, fault)
         elif group.search.over:
             state.take_beams(group.best)
         return state.over
@@ -348,10 +366,18 @@ class EngineCore:
         failed = dict.fromkeys(sequence.request_id for sequence in self._scheduler.fail())
         return [self._fail(self._requests[key]) for key in failed]
 
-    def _fail(self, state: RequestState) -> RequestState:
+    def _fail(self, state: RequestState, fault: str | None = None) -> RequestState:
+        """Ends a request with an error: its own fault, or, without one, that of its logits or of the whole step."""
         for sequence in self._scheduler.sequences(state.request.key):
             self._scheduler.finish_sequence(sequence, "error")
-        state.fail(RequestFailedError("The engine failed on this request: try it again."))
+        if fault is None:
+            request_id = state.request.request_id
+            logger.error(
+                "request %s: a step failed, or its logits are not numbers", request_id, extra={"request_id": request_id}
+            )
+            state.fail(RequestFailedError("The engine failed on this request: try it again."))
+        else:
+            state.fail(InvalidRequestError(fault))
         self._forget(state, "error")
         return state
 
@@ -368,11 +394,11 @@ class EngineCore:
             self._tracer.record(state.request, stats, reason)
 
     def _note_first_token(self, state: RequestState, sequence: Sequence, now_s: float) -> None:
-        state.num_cached_tokens = sequence.num_cached_tokens
+        state.prompt.num_cached_tokens = sequence.num_cached_tokens
         state.times.first_token_s = now_s
         num_prompt_tokens = len(state.request.prompt_token_ids)
         self._num_prompt_tokens += num_prompt_tokens
-        self._metrics.observe_prompt(num_prompt_tokens, state.num_cached_tokens, state.usage.num_external_tokens)
+        self._metrics.observe_prompt(num_prompt_tokens, sequence.num_cached_tokens, state.usage.num_external_tokens)
         self._metrics.time_to_first_token.observe(now_s - state.times.arrival_s)
 
 

@@ -100,6 +100,20 @@ class IncrementalDetokenizer:
         return ""
 
 
+@dataclass(slots=True)
+class UnspacedDetokenizer(IncrementalDetokenizer):
+    """One that writes special tokens in a row as they are, without what the tokenizer puts between them."""
+
+    _last_id: int = -1
+
+    def push(self, token_id: int) -> str:
+        """See `IncrementalDetokenizer.push`."""
+        text = IncrementalDetokenizer.push(self, token_id)
+        special = self.tokenizer.added_tokens
+        last_id, self._last_id = self._last_id, token_id
+        return special[token_id] if text and token_id in special and last_id in special else text
+
+
 @dataclass(frozen=True, slots=True)
 class Finish:
     """Why a sample ends, and what its tokens' log-probabilities add up to, where they have chosen it."""
@@ -124,7 +138,9 @@ class SampleText:
     )
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
-        self._detokenizer = IncrementalDetokenizer.after_prompt(tokenizer, prompt_token_ids, params.skip_special_tokens)
+        spaced = params.skip_special_tokens or params.spaces_between_special_tokens
+        kind = IncrementalDetokenizer if spaced else UnspacedDetokenizer
+        self._detokenizer = kind.after_prompt(tokenizer, prompt_token_ids, params.skip_special_tokens)
         self._stops = tuple(params.stop or ())
         self._beginnings = frozenset(stop[0] for stop in self._stops)
         self._most_held = max(map(len, self._stops), default=1) - 1

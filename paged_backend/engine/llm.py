@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
+from paged_backend.engine.parameters import default_sampling_params
 from paged_backend.engine.stats import EngineStats
 from paged_backend.engine.stream import RequestStream
 from paged_backend.errors import InvalidRequestError
@@ -63,7 +64,7 @@ class LLM:
 
         Args:
             prompts: one prompt or many.
-            sampling_params: one for all, or one per prompt; None means the defaults (16 tokens).
+            sampling_params: one for all, or one per prompt; None means `get_default_sampling_params`.
             use_tqdm: show a progress bar.
             priority: one per prompt, for the priority policy.
 
@@ -136,6 +137,11 @@ class LLM:
         # The template has put special tokens where they belong.
         return self._run(texts, sampling_params, None, use_tqdm, add_special_tokens=False)
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` and `chat` use where they are given none: vLLM's defaults (16 tokens), but for what the
+        model's generation_config.json or override_generation_config says."""
+        return default_sampling_params(self._client.default_sampling_params)
+
     def stats(self, *, kv_map: bool = False) -> EngineStats:
         """What the engine did so far, and with `kv_map` who has which block of the KV cache."""
         return self._client.stats(kv_map=kv_map)
@@ -160,7 +166,7 @@ class LLM:
         use_tqdm: bool,
         add_special_tokens: bool = True,
     ) -> list[RequestOutput]:
-        default = SamplingParams() if sampling_params is None else sampling_params
+        default = self.get_default_sampling_params() if sampling_params is None else sampling_params
         params = _one_per_prompt("sampling_params", default, len(prompts))
         priorities = _one_per_prompt("priority", 0 if priority is None else priority, len(prompts))
         streams: list[RequestStream] = []

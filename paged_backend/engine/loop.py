@@ -225,7 +225,10 @@ class EngineLoop:
         try:
             self._core.add(request)
         except Exception:
-            logger.exception("request %s could not be added; the others go on", request.request_id)
+            request_id = request.request_id
+            logger.exception(
+                "request %s could not be added; the others go on", request_id, extra={"request_id": request_id}
+            )
             return False
         return True
 
@@ -244,12 +247,14 @@ class EngineLoop:
         waiting: list[tuple[RequestStream, Waiter]] = []
         for state in states:
             key = state.request.key
-            if state.over:
-                streams[key].num_generated = sum(state.num_generated)
+            stream = streams[key]
             if state.error is not None:
+                stream.num_generated = sum(state.num_generated)
                 self._deliver_error(key, state.error)
                 continue
-            stream = self._forget(key) if state.over else streams[key]
+            if state.over:
+                self._forget(key)
+                stream.num_generated = sum(state.num_generated)
             waiter = stream.put(state.gains, state.over, state.stats)
             state.gains = []
             if waiter is not None:

@@ -19,10 +19,10 @@ from paged_backend.scheduler.beam_search import Beam
 from paged_backend.scheduler.plan import SampledToken
 from paged_backend.scheduler.sequence import Sequence as SampleSequence
 
-Gain = tuple[int, "int | None", "str | None", "SampledToken | None", "Finish | None", int]
-"""What a sample gained: (its index, a token, that token's text, that token in full, why the sample ends, prompt tokens
-that came from the cache). Text is made by whoever needs it first: the engine where stop strings wait for it, else
-whoever reads, and then it is None here. A plain tuple: it is made once per sample and step."""
+Gain = tuple[int, "int | None", "str | None", "SampledToken | None", "Finish | None", "PromptFacts"]
+"""What a sample gained: (its index, a token, that token's text, that token in full, why the sample ends, what is known
+of the prompt). Text is made by whoever needs it first: the engine where stop strings wait for it, else whoever reads,
+and then it is None here. A plain tuple: it is made once per sample and step."""
 
 
 DeadlineName = Literal["timeout_s", "default_timeout_s", "max_timeout_s"]
@@ -65,6 +65,19 @@ def request_key(tenant: str, request_id: str) -> str:
     return json.dumps([tenant, request_id])
 
 
+@dataclass(slots=True, eq=False)
+class PromptFacts:
+    """What is known of a request's prompt; nothing is added to it after the first gain.
+
+    Attributes:
+        num_cached_tokens: those that came from the prefix cache.
+        scored: its tokens after the first in full, as far as they were computed, where that was asked for.
+    """
+
+    num_cached_tokens: int = 0
+    scored: list[SampledToken] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class RequestTimes:
     """When things happened to one request; seconds of `time.monotonic`.
@@ -101,8 +114,8 @@ class RequestState:
         "error",
         "gains",
         "is_corrupted",
-        "num_cached_tokens",
         "over",
+        "prompt",
         "reason",
         "request",
         "samples",
@@ -115,7 +128,7 @@ class RequestState:
         params = request.params
         self.request = request
         self.times = RequestTimes(request.arrival_s)
-        self.num_cached_tokens = 0
+        self.prompt = PromptFacts()
         self.usage = CacheUsage()
         self.is_corrupted = False
         self.stats: RequestStateStats | None = None
@@ -134,6 +147,8 @@ class RequestState:
     @property
     def num_generated(self) -> list[int]:
         """Tokens by sample, of those that have any."""
+        if self.request.params.max_tokens == 0:
+            return [0]
         return self._beam_lengths or [sample.sequence.num_output_tokens for sample in self.samples.values()] or [0]
 
     def add_sample(self, sequence: SampleSequence, now_s: float) -> SampleState:
@@ -152,12 +167,18 @@ class RequestState:
             finish: set where the token itself ends the sample (EOS, a stop token, or the length).
 
         Returns:
-            Why the sample ends, if it does: `finish`, or a stop string that its text has reached.
+            Why the sample ends, if it does: `finish`, or a stop string that its text has reached. The length, where no
+            token is wanted: one is drawn, as by all, and left out.
         """
         text = None
+        if self.request.params.max_tokens == 0:
+            nothing = Finish("length")
+            self.gains.append((sample.index, None, None, None, nothing, self.prompt))
+            self._end(sample.index, nothing)
+            return nothing
         if sample.text is not None:
             text, finish = sample.text.take(token_id, finish)
-        self.gains.append((sample.index, token_id, text, described, finish, self.num_cached_tokens))
+        self.gains.append((sample.index, token_id, text, described, finish, self.prompt))
         if finish is not None:
             self._end(sample.index, finish)
         return finish
@@ -175,7 +196,7 @@ class RequestState:
                 if self._texts is not None:
                     by_token = None if is_by_text else ends
                     text, _ = self._texts[index].take(token_id, by_token)
-                self.gains.append((index, token_id, text, full, ends, self.num_cached_tokens))
+                self.gains.append((index, token_id, text, full, ends, self.prompt))
             self._end(index, finish)
         self._beam_lengths = [len(beam.token_ids) for beam in beams]
 
@@ -183,7 +204,7 @@ class RequestState:
         """Ends every sample that has not ended, with the text held back so far."""
         for index in sorted(self._unfinished):
             text = self._texts[index].finish(None) if self._texts is not None else None
-            self.gains.append((index, None, text, None, finish, self.num_cached_tokens))
+            self.gains.append((index, None, text, None, finish, self.prompt))
             self._end(index, finish)
 
     def close(self, now_s: float) -> RequestStateStats:
@@ -201,7 +222,7 @@ class RequestState:
             is_corrupted=self.is_corrupted,
             finished_ts=now_s,
             num_prompt_tokens=len(self.request.prompt_token_ids),
-            num_cached_tokens=self.num_cached_tokens,
+            num_cached_tokens=self.prompt.num_cached_tokens,
             num_external_tokens=usage.num_external_tokens,
             kv_block_seconds=usage.block_ns / 1e9 if usage.is_settled else 0.0,
             num_recomputes=usage.num_recomputes,

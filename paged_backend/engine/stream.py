@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import cast
 
 from paged_backend.engine.assembler import DeltaAssembler
 from paged_backend.engine.request import EngineRequest, Gain
@@ -57,6 +58,8 @@ class RequestStream:
         self._closed = False  # by the last item
         self._waiter: Waiter | None = None
         self._comes_at_once = self._waits_for_end = request.params.chooses_at_end
+        self._interval = request.params.stream_interval or 1
+        self._num_wanted = 1  # steps that the next delta gathers; the first comes at once
         self._ended = False  # for the reader
         self._callbacks: deque[Callable[[int], None]] = deque()
         self.num_generated = 0
@@ -86,7 +89,7 @@ class RequestStream:
         self._items.append(gains)
         if is_last:
             self._close()
-        elif self._waits_for_end:
+        elif self._waits_for_end or len(self._items) < self._num_wanted:
             return None
         return self._waiter
 
@@ -140,7 +143,7 @@ class RequestStream:
         return self._take_all()
 
     def _is_ready(self) -> bool:
-        return self._closed or (bool(self._items) and not self._waits_for_end)
+        return self._closed or (len(self._items) >= self._num_wanted and not self._waits_for_end)
 
     def _wait(self) -> None:
         while not self._is_ready():
@@ -160,7 +163,7 @@ class RequestStream:
         self._waiter = None
 
     def _take(self) -> RequestDelta:
-        """The next step's gains as a delta."""
+        """The gains of the next steps as a delta."""
         if self._comes_at_once:
             self._ended = True
             return self._last(self._assembler.assemble(self._all_gains()))
@@ -168,6 +171,9 @@ class RequestStream:
         if isinstance(item, PagedBackendError):
             self._ended = True
             raise item
+        if self._num_wanted > 1:
+            item = self._gathered(item)
+        self._num_wanted = self._interval
         delta = self._assembler.assemble(item)
         self._ended = delta.finished
         return self._last(delta) if delta.finished else delta
@@ -184,6 +190,14 @@ class RequestStream:
         if gains:
             output.extend(self._last(self._assembler.assemble(gains)))
         return output
+
+    def _gathered(self, gains: list[Gain]) -> list[Gain]:
+        """Those of further steps with them, as many steps as are wanted; an error stays for the next delta."""
+        for _ in range(self._num_wanted - 1):
+            if not self._items or isinstance(self._items[0], PagedBackendError):
+                break
+            gains = gains + cast("list[Gain]", self._items.popleft())
+        return gains
 
     def _all_gains(self) -> list[Gain]:
         gains: list[Gain] = []

@@ -20,6 +20,7 @@ class Tokenizer:
 
     Attributes:
         vocab_size: tokens that it knows, the added ones included.
+        added_tokens: by id, what is written for those that were added to its vocabulary, the special ones.
         longest_token_characters: most characters of a text that one token stands for: a longer text has more tokens
             than its length divided by it. None where there is no such bound.
     """
@@ -31,6 +32,8 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        added = self._backend.get_added_tokens_decoder()
+        self.added_tokens: Mapping[int, str] = {token_id: token.content for token_id, token in added.items()}
         self.longest_token_characters: int | None = longest_token_characters(self._backend)
         self._texts = {skip: TokenTexts(self._backend, skip) for skip in (False, True)}
 

@@ -69,7 +69,7 @@ class BatchInputs:
             block_tables=torch.from_numpy(self._tables.reshape(-1, self._tables.shape[2])),
             query_start=torch.from_numpy(query_start.astype(np.int32)),
             context_lens=torch.from_numpy(ends.astype(np.int32)),
-            logits_rows=_logits_rows(lines, query_start, num_tokens),
+            logits_rows=_logits_rows(plan, query_start),
         )
 
     def _update_tables(self, plan: StepPlan, first_blocks: _Ints, last_blocks: _Ints) -> None:
@@ -131,9 +131,13 @@ def _round_up(width: int) -> int:
     return -(-width // _WIDTH_STEP) * _WIDTH_STEP
 
 
-def _logits_rows(lines: Sequence[ScheduledSequence], query_start: _Ints, num_tokens: int) -> torch.Tensor | None:
-    """The last row of each sequence that draws, or None where that is every row."""
-    drawing = [line.sampling is not None for line in lines]
-    if num_tokens == len(lines) and all(drawing):
+def _logits_rows(plan: StepPlan, query_start: _Ints) -> torch.Tensor | None:
+    """The last row of each sequence that draws, then those that score prompts; None where the former are all."""
+    drawing = [line.sampling is not None for line in plan.sequences]
+    if plan.num_tokens == len(drawing) and all(drawing) and not plan.scoring:
         return None
-    return torch.from_numpy(query_start[1:][np.array(drawing)] - 1)
+    rows = [query_start[1:][np.array(drawing)] - 1]
+    for task in plan.scoring:
+        first = query_start[task.line] + task.offset
+        rows.append(np.arange(first, first + len(task.token_ids)))
+    return torch.from_numpy(np.concatenate(rows))

@@ -32,6 +32,7 @@ class Executor:
         num_blocks, block_size: the pool of the KV cache; block ids are 0 .. num_blocks - 1.
         layer_groups: the groups of layers that have blocks of their own for a sequence.
         eos_token_ids: what ends a text, by the model's own files.
+        default_sampling_params: sampling parameters by name, for requests that leave them out.
         model_folder: where these are.
         kernel_report: for each operation, what computes it and why.
         num_threads: CPU threads that a step is computed on.
@@ -57,6 +58,7 @@ class Executor:
         self.architecture: Architecture = model.architecture
         self.vocab_size: int = model.architecture.vocab_size
         self.eos_token_ids: frozenset[int] = model.eos_token_ids
+        self.default_sampling_params: Mapping[str, float | int] = model.default_sampling_params
         self.model_folder: Path = model.folder
         self.block_size: int = config.cache.block_size
         layout = plan_layout(

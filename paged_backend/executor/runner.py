@@ -12,6 +12,7 @@ from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.kernels.interface import Kernels
 from paged_backend.models.decoder import Decoder
+from paged_backend.sampling.description import score
 from paged_backend.sampling.sampler import sample
 from paged_backend.scheduler.plan import StepPlan, StepResult
 
@@ -51,4 +52,7 @@ class Runner:
             return StepResult(())
         logits = self._step(self._inputs.build(plan))
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
-        return sample(self._kernels, logits, tasks)
+        if not plan.scoring:
+            return sample(self._kernels, logits, tasks)
+        scored = score(self._kernels, logits[len(tasks) :], plan.scoring)
+        return dataclasses.replace(sample(self._kernels, logits[: len(tasks)], tasks), scored=scored)

@@ -9,6 +9,9 @@ from paged_backend.kv.host_tier import SwappedBlocks
 from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, pack_tokens
 
+ALL_TOKENS = 2**40
+"""More than a sequence has."""
+
 
 class BlockTable:
     """Which blocks hold a sequence's positions, and how far they are computed.
@@ -31,6 +34,8 @@ class BlockTable:
         num_indexed: leading blocks that were offered to the index.
         active: whether the table may hold blocks (between `start` and `free`).
         swapped: its blocks in host memory, between a preemption that swapped them out and the next `start`.
+        num_findable: leading tokens that it may find computed already; its owner sets it. It does not count for what
+            was swapped out.
         usage: what its request has used of the cache; all of a request's tables have the same.
     """
 
@@ -39,6 +44,7 @@ class BlockTable:
         "block_ids",
         "digests",
         "num_computed",
+        "num_findable",
         "num_indexed",
         "num_writable",
         "packed",
@@ -59,6 +65,7 @@ class BlockTable:
         self.num_indexed = 0
         self.active = False
         self.swapped: SwappedBlocks | None = None
+        self.num_findable = ALL_TOKENS
         self.usage = CacheUsage() if usage is None else usage
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from paged_backend.kv.block_copies import BlockCopies
 from paged_backend.kv.block_life import BlockWatch
 from paged_backend.kv.block_pool import BlockPool
-from paged_backend.kv.block_table import BlockTable
+from paged_backend.kv.block_table import ALL_TOKENS, BlockTable
 from paged_backend.kv.cache_stats import NO_OFFLOAD, BlockState, CacheStats
 from paged_backend.kv.host_tier import NO_TRANSFERS, Transfers
 from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
@@ -18,9 +18,6 @@ from paged_backend.kv.offload import OffloadManager
 from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, new_hash_key
 from paged_backend.kv.prefix_search import PrefixSearch
 from paged_backend.kv.remembered_prefix import RememberedPrefix
-
-_UNBOUNDED = 2**40
-"""Tokens that no sequence has."""
 
 
 class KVCacheManager:
@@ -66,7 +63,7 @@ class KVCacheManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.groups = (LayerGroup(0, block_size, 1),) if groups is None else tuple(groups)
-        self.max_sequence_tokens: int = bisect_right(range(_UNBOUNDED), num_blocks, key=self.blocks_for) - 1
+        self.max_sequence_tokens: int = bisect_right(range(ALL_TOKENS), num_blocks, key=self.blocks_for) - 1
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
         self._search = PrefixSearch(self.groups, block_size)

@@ -29,8 +29,8 @@ class PrefixSearch:
         self._windowed = [(g, group) for g, group in enumerate(self.groups) if group.window]
 
     def most_blocks(self, table: BlockTable) -> int:
-        """Of each group, leading blocks of known tokens that leave at least one token to compute."""
-        return (len(table.token_ids) - 1) // self.block_size
+        """Of each group, leading blocks of findable tokens that leave at least one token to compute."""
+        return min(len(table.token_ids) - 1, table.num_findable) // self.block_size
 
     def longest(self, table: BlockTable, find: Find) -> list[int]:
         """What `find` gives for the blocks of the longest prefix that is known in all groups.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from paged_backend.models.architecture import Architecture
 from paged_backend.models.checkpoint import Checkpoint
 from paged_backend.models.decoder import Decoder
 from paged_backend.models.folder import read_json, resolve_folder
+from paged_backend.models.generation_config import read_generation_config
 from paged_backend.models.layers import Attention, DecoderLayer, FeedForward, LayerNorm, Norm, RMSNorm
-from paged_backend.models.registry import WeightNames, eos_token_ids, read_architecture
+from paged_backend.models.registry import WeightNames, read_architecture
 from paged_backend.models.rotary import rotary_tables
 from paged_backend.quantization.quantizers import QUANTIZERS, Quantizer
 
@@ -35,6 +36,7 @@ class LoadedModel:
         folder: where its files are.
         max_model_len: tokens of prompt and output at most.
         eos_token_ids: what config.json and generation_config.json say ends a text, as far as the model has it.
+        default_sampling_params: sampling parameters by name, for requests that leave them out.
     """
 
     decoder: Decoder
@@ -42,6 +44,7 @@ class LoadedModel:
     folder: Path
     max_model_len: int
     eos_token_ids: frozenset[int]
+    default_sampling_params: Mapping[str, float | int]
 
 
 def load_model(config: ModelConfig, kernels: Kernels, *, num_threads: int = 1) -> LoadedModel:
@@ -64,6 +67,7 @@ def load_model(config: ModelConfig, kernels: Kernels, *, num_threads: int = 1) -
             f"max_model_len {max_model_len} is more than the {architecture.max_positions} positions that "
             f"{config.model} was made for: lower it, or leave it out."
         )
+    generation = read_generation_config(config, folder)
     quantizer = None if config.quantization is None else QUANTIZERS[config.quantization]
     with Checkpoint(folder, names.prefix, config.load_format) as checkpoint:
         builder = _Builder(architecture, names, checkpoint, kernels, _DTYPES.get(config.dtype), quantizer, num_threads)
@@ -74,19 +78,14 @@ def load_model(config: ModelConfig, kernels: Kernels, *, num_threads: int = 1) -
         architecture=architecture,
         folder=folder,
         max_model_len=max_model_len,
-        eos_token_ids=_eos_token_ids(folder, architecture),
+        eos_token_ids=_known_eos_token_ids(folder, architecture, generation.eos_token_ids),
+        default_sampling_params=generation.sampling,
     )
 
 
-def _eos_token_ids(folder: Path, architecture: Architecture) -> frozenset[int]:
-    """Of both files, those that the model can draw."""
-    path = folder / "generation_config.json"
-    declared = architecture.eos_token_ids
-    if path.is_file():
-        try:
-            declared |= eos_token_ids(read_json(path))
-        except ValueError as error:
-            raise ModelLoadError(f"{path} has a wrong value: {error}.") from error
+def _known_eos_token_ids(folder: Path, architecture: Architecture, others: frozenset[int]) -> frozenset[int]:
+    """Of config.json's and the others, those that the model can draw."""
+    declared = architecture.eos_token_ids | others
     known = frozenset(token for token in declared if 0 <= token < architecture.vocab_size)
     if known != declared:
         logger.warning(

@@ -1,7 +1,10 @@
 """What a request's parameters do to its logits before a token is drawn. Definitions and order are vLLM's:
-allowed tokens, suppressed tokens, logit bias, then penalties."""
+allowed tokens, suppressed tokens and bad words, logit bias, then penalties."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.kernels.sampling_batch import LogitChanges
@@ -13,10 +16,10 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
     """Refuses token ids that the model does not have.
 
     Raises:
-        InvalidRequestError: an id in allowed_token_ids, logit_bias or stop_token_ids is not the model's.
+        InvalidRequestError: an id in one of the parameters is not the model's; `param` is its name.
     """
-    for name in ("allowed_token_ids", "logit_bias", "stop_token_ids"):
-        for token in getattr(params, name) or ():
+    for name, token_ids in _token_ids(params):
+        for token in token_ids:
             if not 0 <= token < vocab_size:
                 raise InvalidRequestError(
                     f"{name} holds token id {token}, but the model's ids are 0 to {vocab_size - 1}.",
@@ -24,29 +27,34 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
                 )
 
 
-def changes_logits(task: SamplingTask) -> bool:
-    """Whether anything but temperature and filters applies to this task."""
-    params = task.params
-    return bool(
-        task.suppressed_token_ids
-        or params.logit_bias
-        or params.repetition_penalty != 1.0
-        or params.presence_penalty != 0.0
-        or params.frequency_penalty != 0.0
-        or params.allowed_token_ids is not None
-    )
-
-
 def logit_changes(task: SamplingTask) -> LogitChanges:
     """What applies, as `Kernels.sample` takes it."""
     params = task.params
+    output = task.output_token_ids
+    suppressed = task.suppressed_token_ids
+    if params.bad_words_token_ids:
+        suppressed = (*suppressed, *_last_tokens(params.bad_words_token_ids, output))
     return LogitChanges(
         params.allowed_token_ids,
-        task.suppressed_token_ids,
+        suppressed,
         params.logit_bias,
         params.repetition_penalty,
         params.presence_penalty,
         params.frequency_penalty,
         task.prompt_token_ids,
-        task.output_token_ids,
+        output,
     )
+
+
+def _last_tokens(words: Iterable[Sequence[int]], output: Sequence[int]) -> Iterator[int]:
+    """Of each word that the output ends with but for its last token, that one. The prompt counts for nothing."""
+    for word in words:
+        num_before = len(word) - 1
+        if num_before <= len(output) and tuple(output[len(output) - num_before :]) == tuple(word[:-1]):
+            yield word[-1]
+
+
+def _token_ids(params: SamplingParams) -> Iterator[tuple[str, Iterable[int]]]:
+    for name in ("allowed_token_ids", "logit_bias", "stop_token_ids", "logprob_token_ids"):
+        yield name, getattr(params, name) or ()
+    yield "bad_words_token_ids", chain.from_iterable(params.bad_words_token_ids or ())

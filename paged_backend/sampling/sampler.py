@@ -4,50 +4,77 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 
 from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.interface import Kernels
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
-from paged_backend.sampling.processors import changes_logits, logit_changes
+from paged_backend.sampling.description import describe
+from paged_backend.sampling.processors import logit_changes
+from paged_backend.sampling.user_processors import run_processors
 from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, SamplingTask, StepResult
 
 logger = logging.getLogger(__name__)
+
+_OURS = ""
+"""In place of a request's fault: the kernels refuse what we have made of it."""
+
+_NOTHING_LEFT = "The request's parameters leave no token that could be drawn: allow more of them."
 
 
 def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
     """Draws one token per row and seed, or finds a row's candidates.
 
     Args:
-        logits: float32 [R, vocab_size].
-        tasks: one for each row. Nothing is drawn for those that the kernels refuse.
+        logits: float32 [R, vocab_size]; rows with functions of the user's are changed.
+        tasks: one for each row. Nothing is drawn for those that the kernels refuse, or whose functions fail.
     """
     if not tasks:
         return StepResult(())
+    apart = [row for row, task in enumerate(tasks) if task.stands_apart]
+    if not apart:
+        result = _draw(kernels, logits, tasks)
+        return _blame(result, logits, tasks, {}) if NOT_DRAWN in result.token_ids else result
+    raw = logits[apart]  # a copy
+    faults = run_processors(logits, tasks, apart)
+    result = _draw(kernels, logits, tasks)
+    if NOT_DRAWN in result.token_ids:
+        logits[apart] = raw
+        result = _blame(result, logits, tasks, faults)
+    starts = _starts(tasks)
+    described = describe(kernels, raw, [(tasks[row], starts[row]) for row in apart], result.token_ids)
+    return replace(result, described={**result.described, **described})
+
+
+def _draw(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
     try:
         sampled = kernels.sample(logits, build_batch(tasks))
     except KernelError:
         if len(tasks) > 1:
-            return _sample_apart(kernels, logits, tasks)
+            return _draw_apart(kernels, logits, tasks)
         logger.exception("a row cannot be sampled; its request ends")
         num_results = tasks[0].num_results
-        return StepResult((NOT_DRAWN,) * num_results, scores=(-math.inf,) * num_results)
+        return StepResult((NOT_DRAWN,) * num_results, scores=(-math.inf,) * num_results, faults={0: _OURS})
     return StepResult(sampled.token_ids, _described(sampled, tasks) if sampled.logprobs else {}, sampled.scores)
 
 
-def _sample_apart(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
-    """`sample` row by row: one that is refused leaves nothing to draw, and its neighbours go on."""
+def _draw_apart(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
+    """`_draw` row by row: one that is refused leaves nothing to draw, and its neighbours go on."""
     token_ids: list[int] = []
     described: dict[int, SampledToken] = {}
     scores: list[float] = []
+    faults: dict[int, str] = {}
     for row, task in enumerate(tasks):
-        result = sample(kernels, logits[row : row + 1], (task,))
+        result = _draw(kernels, logits[row : row + 1], (task,))
+        faults.update({len(token_ids) + place: fault for place, fault in result.faults.items()})
         described.update({len(token_ids) + place: token for place, token in result.described.items()})
         token_ids += result.token_ids
         scores += result.scores or (-math.inf,) * len(result.token_ids)
-    return StepResult(token_ids, described, scores)
+    return StepResult(token_ids, described, scores, faults=faults)
 
 
 def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:
@@ -62,10 +89,10 @@ def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:
         batch.min_p = [p.min_p for p in params]
     if () in batch.seeds:
         batch.num_best = [task.num_candidates for task in tasks]
-    counts = [p.logprobs for p in params]
-    if counts.count(None) < len(counts):
-        batch.num_logprobs = [-1 if count is None else count for count in counts]
-    changed = [row for row, task in enumerate(tasks) if changes_logits(task)]
+    counts = [task.num_logprobs for task in tasks]
+    if max(counts) >= 0:
+        batch.num_logprobs = counts
+    changed = [row for row, task in enumerate(tasks) if task.changes_logits or task.suppressed_token_ids]
     if changed:
         batch.changes = {row: logit_changes(tasks[row]) for row in changed}
     return batch
@@ -77,7 +104,7 @@ def _described(sampled: SampledBatch, tasks: Sequence[SamplingTask]) -> dict[int
     end = 0
     for row, task in enumerate(tasks):
         start, end = end, end + task.num_results
-        if task.params.logprobs is None:
+        if task.num_logprobs < 0:
             continue
         for place in range(start, end):
             if sampled.token_ids[place] == NOT_DRAWN:
@@ -85,3 +112,22 @@ def _described(sampled: SampledBatch, tasks: Sequence[SamplingTask]) -> dict[int
             token = sampled.token_ids[place], sampled.logprobs[place], sampled.ranks[place]
             described[place] = SampledToken(*token, sampled.top[row])
     return described
+
+
+def _blame(result: StepResult, logits: Tensor, tasks: Sequence[SamplingTask], faults: Mapping[int, str]) -> StepResult:
+    """Says of rows that nothing was drawn for whether their requests are at fault: the model's logits are numbers.
+
+    Args:
+        faults: by row, what is known already.
+    """
+    by_place = {}
+    for row, start in enumerate(_starts(tasks)):
+        is_ours = result.faults.get(start) == _OURS
+        if result.token_ids[start] == NOT_DRAWN and not is_ours and math.isfinite(logits[row].max()):
+            by_place[start] = faults.get(row, _NOTHING_LEFT)
+    return replace(result, faults=by_place)
+
+
+def _starts(tasks: Sequence[SamplingTask]) -> list[int]:
+    """Each row's first place in the results."""
+    return [0, *accumulate(task.num_results for task in tasks)][:-1]

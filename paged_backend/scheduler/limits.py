@@ -23,7 +23,7 @@ def resolve_max_tokens(
 
     Returns:
         Output tokens that each sample may have at most: params.max_tokens within the context's room, or all
-        of the room, of the context and of the cache, where it is None.
+        of the room, of the context and of the cache, where it is None. One where it is 0, to be drawn and left out.
 
     Raises:
         InvalidRequestError: the prompt, the output or n can never fit.
@@ -38,7 +38,7 @@ def resolve_max_tokens(
     if num_prompt_tokens < 1:
         raise InvalidRequestError("The prompt must hold at least one token.", param="prompt")
     room = max_model_len - num_prompt_tokens
-    if room < 1:
+    if room < 1 and (room < 0 or params.max_tokens != 0):
         raise InvalidRequestError(
             f"The prompt has {num_prompt_tokens} tokens, but the context holds {max_model_len}, one of them "
             "at least for the output: shorten the prompt, or raise max_model_len.",
@@ -67,4 +67,4 @@ def resolve_max_tokens(
             "tokens after this prompt. Lower min_tokens or shorten the prompt.",
             param="min_tokens",
         )
-    return max_tokens
+    return max(1, max_tokens)

@@ -17,6 +17,14 @@ NOT_DRAWN = -1
 """In the place of a token: logits were not numbers, or the parameters left no token."""
 
 
+_ALL = 2**40
+
+
+def num_described(num_logprobs: int) -> int:
+    """Candidates that `logprobs` or `prompt_logprobs` asks for, where -1 means all; of any size."""
+    return _ALL if num_logprobs == -1 else num_logprobs
+
+
 @dataclass(slots=True, eq=False)
 class SamplingTask:
     """Tokens to draw from the logits after a sequence's last scheduled token.
@@ -27,6 +35,10 @@ class SamplingTask:
         token_ids: all known tokens, the prompt's and those drawn after it; lent. (seed, their number) keys the draw.
         suppressed_token_ids: tokens that must not be drawn (EOS and stop tokens before min_tokens).
         num_candidates: above 0, nothing is drawn: the result holds that many of the most likely tokens instead.
+        changes_logits: whether the parameters change logits before a token is drawn, beside what is suppressed.
+        stands_apart: whether its row is looked at by itself: functions of the user's change its logits, or more is to
+            be told of it than the token drawn and the most likely ones.
+        num_logprobs: candidates that the draw describes beside its token, of any size; -1 for no description at all.
     """
 
     params: SamplingParams
@@ -35,6 +47,22 @@ class SamplingTask:
     token_ids: Sequence[int]
     suppressed_token_ids: tuple[int, ...] = ()
     num_candidates: int = 0
+    changes_logits: bool = field(init=False)
+    stands_apart: bool = field(init=False)
+    num_logprobs: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        params = self.params
+        self.changes_logits = bool(
+            params.logit_bias
+            or params.repetition_penalty != 1.0
+            or params.presence_penalty != 0.0
+            or params.frequency_penalty != 0.0
+            or params.allowed_token_ids is not None
+            or params.bad_words_token_ids
+        )
+        self.stands_apart = bool(params.logits_processors or params.logprob_token_ids)
+        self.num_logprobs = -1 if params.logprobs is None or self.stands_apart else num_described(params.logprobs)
 
     @property
     def num_results(self) -> int:
@@ -74,6 +102,26 @@ class ScheduledSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoringTask:
+    """Tokens of a prompt whose log-probabilities are wanted, as many as the step computes.
+
+    Attributes:
+        request_id: whose they are.
+        line: index among the plan's sequences.
+        offset: the first of them is told of by the logits after the line's token of this index, the next by those after
+            the next token.
+        token_ids: one at least.
+        num_logprobs: candidates to describe beside each, of any size.
+    """
+
+    request_id: str
+    line: int
+    offset: int
+    token_ids: Sequence[int]
+    num_logprobs: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step.
 
@@ -81,12 +129,14 @@ class StepPlan:
         block_copies: (source, destination) block ids, to be copied whole before anything is computed.
         num_tokens: tokens computed in this step; counted where they are not given.
         transfers: what moves between the pool and the tiers below it, before the copies.
+        scoring: what is wanted of prompts, in the order of the sequences.
     """
 
     sequences: tuple[ScheduledSequence, ...]
     block_copies: tuple[tuple[int, int], ...] = ()
     num_tokens: int = -1
     transfers: Transfers = NO_TRANSFERS
+    scoring: tuple[ScoringTask, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_tokens < 0:
@@ -100,12 +150,14 @@ class SampledToken:
     Attributes:
         logprob, rank: under the raw distribution; None where logprobs were not asked for.
         top: (token id, logprob) of the `logprobs` most likely tokens, most likely first.
+        asked: (token id, logprob, rank) of those in `logprob_token_ids`.
     """
 
     token_id: int
     logprob: float | None = None
     rank: int | None = None
     top: tuple[tuple[int, float], ...] = ()
+    asked: tuple[tuple[int, float, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +170,8 @@ class StepResult:
         described: the same tokens in full, by place in `token_ids`, where logprobs were asked for.
         scores: like `token_ids`, the candidates' log-probabilities after all that the parameters change; empty where no
             task asks for candidates.
+        scored: for each of the plan's scoring tasks, its tokens; NOT_DRAWN where the logits were not numbers.
+        faults: by place in `token_ids`, of what was not drawn because the request itself was at fault: in which way.
         transfer_s: seconds that swapping out and in took.
         compute_s: seconds that the rest took; 0 if nobody measured.
     """
@@ -125,5 +179,7 @@ class StepResult:
     token_ids: Sequence[int]
     described: Mapping[int, SampledToken] = field(default_factory=dict)
     scores: Sequence[float] = ()
+    scored: Sequence[Sequence[SampledToken]] = ()
+    faults: Mapping[int, str] = field(default_factory=dict)
     transfer_s: float = 0.0
     compute_s: float = 0.0

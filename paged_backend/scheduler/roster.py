@@ -12,6 +12,7 @@ from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.beam_group import BeamGroup
 from paged_backend.scheduler.beam_search import BeamText
 from paged_backend.scheduler.policy import order_key, waiting_queue
+from paged_backend.scheduler.prompt_scoring import PromptScoring
 from paged_backend.scheduler.sequence import Sequence, SequenceStatus, sample_seed
 
 _ORDER = attrgetter("order")
@@ -30,12 +31,14 @@ class Roster:
         kv: the block manager.
         policy: `SchedulerConfig.scheduling_policy`.
         eos_token_ids: the model's end tokens.
+        scoring: learns who enters and who ends.
     """
 
-    def __init__(self, kv: KVCacheManager, policy: str, eos_token_ids: Iterable[int]) -> None:
+    def __init__(self, kv: KVCacheManager, policy: str, eos_token_ids: Iterable[int], scoring: PromptScoring) -> None:
         self.waiting = waiting_queue(policy)
         self.running: list[Sequence] = []
         self._kv = kv
+        self._scoring = scoring
         self._order_key = order_key(policy)
         self._eos_token_ids = tuple(sorted(eos_token_ids))
         self._requests: dict[str, list[Sequence]] = {}
@@ -90,6 +93,7 @@ class Roster:
         if params.use_beam_search:
             sequence.group = BeamGroup(sequence, text, self._kv, self._fork, self.end)
         self._requests[request_id] = [sequence]
+        self._scoring.enter(sequence)
         self.waiting.arrive(sequence, self.running)
         return sequence
 
@@ -120,6 +124,7 @@ class Roster:
             self.waiting.stop(sequence)
         sequence.status = SequenceStatus.FINISHED
         self._kv.free(sequence.table)
+        self._scoring.forget(sequence)
         siblings = self._requests[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:

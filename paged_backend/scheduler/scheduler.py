@@ -14,6 +14,7 @@ from paged_backend.scheduler.beam_search import BeamText
 from paged_backend.scheduler.limits import resolve_max_tokens
 from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
 from paged_backend.scheduler.preemption import Preemption
+from paged_backend.scheduler.prompt_scoring import PromptScoring
 from paged_backend.scheduler.roster import Roster
 from paged_backend.scheduler.sequence import Sequence, SequenceStatus
 
@@ -39,6 +40,7 @@ class Scheduler:
         kv: the block manager, of which this scheduler is the only user.
         max_model_len: most tokens of prompt plus output.
         eos_token_ids: the model's end tokens.
+        scoring: what is to be told of prompts; None without a bound.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class Scheduler:
         kv: KVCacheManager,
         max_model_len: int,
         eos_token_ids: Iterable[int] = (),
+        scoring: PromptScoring | None = None,
     ) -> None:
         self.config = config
         self.kv = kv
         self.max_model_len = max_model_len
-        self._roster = Roster(kv, config.scheduling_policy, eos_token_ids)
+        self._scoring = PromptScoring() if scoring is None else scoring
+        self._roster = Roster(kv, config.scheduling_policy, eos_token_ids, self._scoring)
         self._preemption = Preemption(self._roster, kv, config.preemption_mode)
         self._in_flight: list[Sequence] | None = None
         self._plan: StepPlan | None = None
@@ -185,6 +189,7 @@ class Scheduler:
         spare = self.config.max_num_batched_tokens - len(running)  # each gets one
         assert spare >= 0, "more running sequences than tokens in the budget"
         changing = [sequence for sequence in running if not sequence.quiet_below]
+        self._scoring.begin_step()
         self._roster.waiting.follow(changing)
         for sequence in changing:
             if sequence.group is not None:
@@ -194,7 +199,7 @@ class Scheduler:
             table = sequence.table
             num_missing = len(sequence.token_ids) - table.num_computed
             while sequence.status is SequenceStatus.RUNNING:
-                num_new = min(num_missing, 1 + spare)
+                num_new = self._scoring.at_most(sequence, min(num_missing, 1 + spare))
                 if allocate(table, table.num_computed + num_new):
                     sequence.schedule(num_new)
                     spare -= num_new - 1
@@ -204,13 +209,14 @@ class Scheduler:
         in_flight = running.copy()
         if self.num_preemptions != num_preemptions:  # one that gave way may have had more than one token
             spare = self.config.max_num_batched_tokens - sum([len(sequence.line.token_ids) for sequence in running])
-        elif all(sequence.line.sampling is not None for sequence in changing):
+        elif all(sequence.line.sampling is not None or sequence in self._scoring for sequence in changing):
             spare = self._admit(spare, in_flight)
         assert in_flight or not self.has_work, "a step without progress"
         lines = tuple([sequence.line for sequence in in_flight])
         self._in_flight = in_flight
         num_tokens = self.config.max_num_batched_tokens - spare
-        self._plan = StepPlan(lines, self.kv.take_copies(), num_tokens, self.kv.take_transfers())
+        scoring = self._scoring.plan(in_flight) if self._scoring else ()
+        self._plan = StepPlan(lines, self.kv.take_copies(), num_tokens, self.kv.take_transfers(), scoring)
         return self._plan
 
     def commit(self, result: StepResult) -> list[Sequence]:
@@ -227,6 +233,7 @@ class Scheduler:
         assert self._in_flight is not None and self._plan is not None, "commit without a plan"
         in_flight, self._in_flight = self._in_flight, None
         self.kv.settle_transfers(done=True)
+        self._scoring.settle(done=True)
         self._roster.waiting.end_step()
         self._preemption.costs.observe(self._plan, result)
         token_ids = result.token_ids
@@ -288,6 +295,7 @@ class Scheduler:
         assert self._in_flight is not None, "fail without a plan"
         in_flight, self._in_flight = self._in_flight, None
         self.kv.settle_transfers(done=False)
+        self._scoring.settle(done=False)
         dropped: list[Sequence] = []
         for sequence in in_flight:
             for sibling in self.sequences(sequence.request_id):
@@ -327,9 +335,11 @@ class Scheduler:
                 break
             table = sequence.table
             prefix = kv.cached_prefix(table)
-            # None of the free blocks is spoken for: nobody who runs has tokens left to compute after this step.
+            # None of the free blocks is spoken for, but by prompts that are scored: nobody else has tokens left to
+            # compute after this step.
+            num_free = kv.num_free_blocks - (self._scoring.num_missing_blocks(kv) if self._scoring else 0)
             num_wanted = min(len(table.token_ids) + 1, sequence.max_cached_tokens)
-            if kv.missing_to_start(prefix, num_wanted) + sequence.num_extra_blocks > kv.num_free_blocks:
+            if kv.missing_to_start(prefix, num_wanted) + sequence.num_extra_blocks > num_free:
                 break
             waiting.pop()
             is_new = sequence.num_preemptions == 0
@@ -337,7 +347,8 @@ class Scheduler:
             if is_new:
                 sequence.num_cached_tokens = table.num_computed
                 waiting.book_prompt(sequence)
-            num_new = min(len(table.token_ids) - table.num_computed, budget)
+            self._scoring.started(sequence)
+            num_new = self._scoring.at_most(sequence, min(len(table.token_ids) - table.num_computed, budget))
             fits = kv.allocate(table, table.num_computed + num_new)
             assert fits, "admitted without room"
             sequence.admit()
@@ -347,7 +358,7 @@ class Scheduler:
             in_flight.append(sequence)
             budget -= num_new
             num_samples += sequence.num_samples
-            if sequence.line.sampling is None:
+            if sequence.line.sampling is None and sequence not in self._scoring:
                 break
         return budget
 
@@ -355,7 +366,7 @@ class Scheduler:
         """As many tokens of each of a search's sequences, or none where blocks run out; what is left of the budget."""
         family = group.sequences
         while family[0].status is SequenceStatus.RUNNING:
-            num_new = min(group.num_missing, 1 + spare // len(family))
+            num_new = self._scoring.at_most(family[0], min(group.num_missing, 1 + spare // len(family)))
             if all(self.kv.allocate(s.table, s.table.num_computed + num_new) for s in family):
                 for sequence in family:
                     sequence.schedule(num_new)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from paged_backend.kv.block_table import BlockTable
 from paged_backend.outputs import FinishReason
-from paged_backend.sampling_params import SamplingParams
+from paged_backend.sampling_params import RepetitionDetectionParams, SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, ScheduledSequence
 
 if TYPE_CHECKING:
     from paged_backend.scheduler.beam_group import BeamGroup
+
+REPETITION_DETECTED = "repetition_detected"
+"""The stop_reason of a sample that has come to repeat itself; vLLM's."""
 
 _SEED_SPAN = 2**64
 _SEED_HALF = 2**63
@@ -145,7 +148,7 @@ class Sequence:
         self.task = SamplingTask(params, seeds, prompt_token_ids, token_ids, suppressed)
         self.line = ScheduledSequence(seq_id, (), 0, (), None)
         self.quiet_below = 0
-        self._num_tokens_to_check = len(prompt_token_ids) + (params.min_tokens if suppressed else max_tokens)
+        self._num_tokens_to_check = len(prompt_token_ids) + params.min_tokens if suppressed else self._first_to_check()
 
     def __repr__(self) -> str:
         return (
@@ -240,12 +243,25 @@ class Sequence:
         num_output = self.num_output_tokens
         if self.task.suppressed_token_ids and num_output >= self.params.min_tokens:
             self.task.suppressed_token_ids = ()
-            self._num_tokens_to_check = len(self.prompt_token_ids) + self.max_tokens
-        end = self.end_by(token_id, num_output)
+            self._num_tokens_to_check = self._first_to_check()
+        end: tuple[FinishReason, int | str | None] | None = self.end_by(token_id, num_output)
+        if end is None and self._goes_round(num_output):
+            end = "repetition", REPETITION_DETECTED
         if end is None:
             return False
         self.finish_reason, self.stop_reason = end
         return True
+
+    def _first_to_check(self) -> int:
+        """Known tokens from which on any may end it, min_tokens aside."""
+        return len(self.prompt_token_ids) + (1 if self.params.repetition_detection else self.max_tokens)
+
+    def _goes_round(self, num_output: int) -> bool:
+        """Whether its output has come to repeat itself."""
+        repetition = self.params.repetition_detection
+        if not isinstance(repetition, RepetitionDetectionParams) or num_output < self.params.min_tokens:
+            return False
+        return repetition.found_in(self.token_ids, len(self.prompt_token_ids))
 
     def end_by(self, token_id: int, num_output: int) -> tuple[FinishReason, int | None] | None:
         """Finish and stop reason of a sample that ends with a token, its num_output-th; None where it goes on."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from paged_backend.kv.layer_group import LayerGroup
 from paged_backend.scheduler.plan import StepPlan, StepResult
@@ -27,6 +28,7 @@ class FakeExecutor:
     layer_groups = (LayerGroup(0, 4, 256),)
     eos_token_ids = frozenset({EOS})
     transfer = None
+    default_sampling_params: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.plans: list[StepPlan] = []

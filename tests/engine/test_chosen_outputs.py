@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from paged_backend import LLM, BeamSearchParams, InvalidRequestError, SamplingParams
 from paged_backend.engine.assembler import DeltaAssembler
 from paged_backend.engine.detokenizer import Finish
-from paged_backend.engine.request import EngineRequest, Gain
+from paged_backend.engine.request import EngineRequest, Gain, PromptFacts
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.scheduler.plan import SampledToken
 from tests.engine_driver import Collector, new_core, new_request
@@ -119,8 +119,8 @@ def test_samples_that_were_cut_off_come_behind_those_that_have_ended() -> None:
     logprobs = [[], [-2.0, -2.0], [-0.5, -0.7, -0.3], [-1.0, -2.0], [-0.4, -0.8]]
     gains: list[Gain] = []
     for index, (end, values) in enumerate(zip(ends, logprobs, strict=True)):
-        gains += [(index, 7, None, SampledToken(7, value, 1), None, 0) for value in values]
-        gains.append((index, None, None, None, end, 0))
+        gains += [(index, 7, None, SampledToken(7, value, 1), None, PromptFacts()) for value in values]
+        gains.append((index, None, None, None, end, PromptFacts()))
     for n, places in ((5, [3, 1, 2, 4, 0]), (2, [3, 1]), (3, [3, 1, 2])):
         request = EngineRequest("r", [5], SamplingParams(n=n, best_of=5 if n < 5 else None))
         assembler = DeltaAssembler(request, None)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from paged_backend.engine.detokenizer import Finish
-from paged_backend.engine.request import EngineRequest, Gain
+from paged_backend.engine.request import EngineRequest, Gain, PromptFacts
 from paged_backend.engine.stream import RequestStream
 from paged_backend.errors import RequestFailedError
 from paged_backend.sampling_params import SamplingParams
@@ -25,7 +25,7 @@ def new_stream(n: int = 1) -> RequestStream:
 
 
 def gain(token_id: int, index: int = 0, *, last: bool = False) -> Gain:
-    return (index, token_id, None, None, Finish("length") if last else None, 0)
+    return (index, token_id, None, None, Finish("length") if last else None, PromptFacts())
 
 
 def put(stream: RequestStream, gains: list[Gain], is_last: bool) -> None:

@@ -129,7 +129,6 @@ class TestGate:
 class TestRequestLimits:
     LIMITS = RequestLimits(
         max_n=4,
-        max_logprobs=5,
         max_stop_strings=2,
         max_stop_length=10,
         max_prompts=3,
@@ -142,9 +141,6 @@ class TestRequestLimits:
         [
             ({"n": 5}, "n"),
             ({"best_of": 5}, "best_of"),
-            ({"logprobs": 6}, "logprobs"),
-            ({"top_logprobs": 6}, "top_logprobs"),
-            ({"prompt_logprobs": 6}, "prompt_logprobs"),
             ({"stop": ["a", "b", "c"]}, "stop"),
             ({"stop": "a" * 11}, "stop"),
             ({"stop_sequences": ["a" * 11]}, "stop_sequences"),
@@ -164,7 +160,7 @@ class TestRequestLimits:
         "body",
         [
             {},
-            {"n": 4, "best_of": 4, "logprobs": 5, "stop": ["a" * 10, "b"], "prompt": ["a"] * 3, "messages": [{}] * 2},
+            {"n": 4, "best_of": 4, "stop": ["a" * 10, "b"], "prompt": ["a"] * 3, "messages": [{}] * 2},
             {"prompt": [1] * 100},
             {"prompt": "a" * 100, "stop": "a" * 10},
             {"n": "5", "logprobs": True, "stop": 7, "prompt": [], "messages": "x", "best_of": None},  # others refuse it

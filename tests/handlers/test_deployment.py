@@ -173,7 +173,10 @@ def test_a_deployment_without_keys_says_so_and_stays_open():
         ({"name": "x", "server": {"key_limits": {"default": {"requests_per_minute": 0}}}}, "requests_per_minute must"),
         ({"name": "x", "server": {"request_limits": {"max_m": 1}}}, "Unknown server.request_limits key 'max_m'"),
         ({"name": "x", "server": {"request_limits": {"max_n": 0}}}, "server.request_limits.max_n must be"),
-        ({"name": "x", "server": {"request_limits": {"max_logprobs": 21}}}, "max_logprobs must be an integer in 0..20"),
+        (
+            {"name": "x", "server": {"request_limits": {"max_stop_strings": 5}}},
+            "max_stop_strings must be an integer in 0..4",
+        ),
         ({"name": "x", "server": {"access_log": False, "log_prompts": True}}, "server.log_prompts"),
         ({"name": "x", "models": []}, "models must be a list"),
         ({"name": "x", "models": {}}, "models must be a list"),

@@ -47,7 +47,7 @@ def make_batch(num_rows: int, **columns: Any) -> SamplingBatch:
 
 def row_of(batch: SamplingBatch, row: int) -> SamplingBatch:
     """A batch of one of its rows."""
-    names = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs", "num_best")
+    names = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs", "num_best", "given")
     columns = {name: list(getattr(batch, name))[row : row + 1] for name in names}
     return SamplingBatch(changes={0: batch.changes[row]} if row in batch.changes else {}, **columns)
 

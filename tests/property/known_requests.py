@@ -36,6 +36,7 @@ class Request:
         order: (priority, arrival), the former where the policy looks at it; the smaller goes first.
         since, until: steps computed when it came and when its end was seen.
         beside: requests that ran when it came.
+        scored: what was told of its prompt.
     """
 
     request_id: str
@@ -49,6 +50,7 @@ class Request:
     until: int | None = None
     beside: frozenset[str] = frozenset()
     samples: list[Sample] = field(default_factory=list)
+    scored: list[tuple[int, float | None]] = field(default_factory=list)
 
     @property
     def live(self) -> bool:

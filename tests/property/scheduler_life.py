@@ -9,11 +9,12 @@ from paged_backend.errors import InvalidRequestError
 from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan
+from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
+from paged_backend.scheduler.prompt_scoring import PromptScoring
 from paged_backend.scheduler.scheduler import Scheduler
 from paged_backend.scheduler.sequence import Sequence, SequenceStatus
 from tests.property.known_requests import MAX_MODEL_LEN, Request, Sample
-from tests.property.simulated_executor import EOS, Known, SimulatedExecutor, run_alone, search_alone
+from tests.property.simulated_executor import EOS, Known, SimulatedExecutor, run_alone, score_alone, search_alone
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Shape:
         windows: of each group of layers; 0 sees all.
         num_blocks, num_host_slots: for each group.
         spare_budget: tokens of a step beyond one for each sequence.
+        max_scored: tokens of prompts that a step scores.
     """
 
     num_blocks: int
@@ -35,6 +37,7 @@ class Shape:
     windows: tuple[int, ...] = (0,)
     num_host_slots: int = 0
     preemption_mode: str = "recompute"
+    max_scored: int = 1
 
 
 class SchedulerLife:
@@ -69,7 +72,7 @@ class SchedulerLife:
             num_host_slots=self.num_host_slots,
             keeps_on_disk=shape.caching and self.num_host_slots > 0,
         )
-        self.scheduler = Scheduler(self.config, self.kv, MAX_MODEL_LEN, {EOS})
+        self.scheduler = Scheduler(self.config, self.kv, MAX_MODEL_LEN, {EOS}, PromptScoring(shape.max_scored))
         self.executor = SimulatedExecutor(
             self.kv.num_blocks, shape.block_size, self.known, self.windows, self.num_host_slots
         )
@@ -181,12 +184,17 @@ class SchedulerLife:
         assert plan.num_tokens <= self.config.max_num_batched_tokens
         assert len(plan.sequences) == self.scheduler.num_running <= self.config.max_num_seqs
         in_chunks = {self.request_of(line.seq_id).request_id for line in plan.sequences if line.sampling is None}
-        assert len(in_chunks) <= 1, "free blocks are spoken for twice"
+        scored = {task.request_id for task in plan.scoring}
+        assert len(in_chunks - scored) <= 1, "free blocks are spoken for twice"
+        num_scored = sum(len(task.token_ids) for task in plan.scoring)
+        assert num_scored < self.shape.max_scored + max(1, len(plan.scoring))
         return plan
 
     def step(self) -> None:
         """A step that goes well."""
-        result = self.executor.run(self.plan())
+        plan = self.plan()
+        result = self.executor.run(plan)
+        self.note_scores(plan, result)
         for sequence, token_id in zip(self.scheduler.commit(result), result.token_ids, strict=True):
             self.book(sequence, token_id)
 
@@ -205,9 +213,17 @@ class SchedulerLife:
         """Runs a step in which nothing can be drawn for one of its sequences."""
         # The fault may come after its siblings got tokens in the same step: each has had its say by then.
         result = self.executor.run(plan, undrawable=seq_id)
+        self.note_scores(plan, result)
         owners = self.scheduler.commit(result)
         for sequence, token_id in sorted(zip(owners, result.token_ids, strict=True), key=lambda pair: -pair[1]):
             self.book(sequence, token_id)
+
+    def note_scores(self, plan: StepPlan, result: StepResult) -> None:
+        """What is told of prompts, each token once and in order."""
+        for task, tokens in zip(plan.scoring, result.scored, strict=True):
+            request = self.requests[task.request_id]
+            assert request.params.prompt_logprobs == task.num_logprobs
+            request.scored += [(token.token_id, token.logprob) for token in tokens]
 
     def abort(self, request: Request) -> None:
         """A client leaves."""
@@ -272,6 +288,7 @@ class SchedulerLife:
     def book(self, sequence: Sequence, token_id: int) -> None:
         """A token of a sample, or a candidate of a search."""
         request = self.requests[sequence.request_id]
+        assert request.scored == score_alone(request.prompt, request.params)
         if sequence.group is not None:
             return self.book_search(request, sequence)
         if token_id == NOT_DRAWN:

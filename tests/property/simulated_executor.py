@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from paged_backend.kv.host_tier import Transfers
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.kv.prefix_index import BlockKey, group_suffixes
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, StepPlan, StepResult
+from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, SamplingTask, ScoringTask, StepPlan, StepResult
 
 EOS = 0
 VOCAB_SIZE = 7
@@ -71,6 +72,15 @@ def run_alone(
 def logprob(token: int, digest: int) -> float:
     """What a token is worth after a context; no distribution, but the search does not know."""
     return -(1 + hash((VOCAB_SIZE, token, digest)) % 1000) / 250
+
+
+def score_alone(prompt: tuple[int, ...], params: SamplingParams) -> list[tuple[int, float | None]]:
+    """Each token of a prompt but the first, and what it is worth after those before it, if that is asked for."""
+    digest, scored = 0, []
+    for before, token in pairwise(prompt):
+        digest = extend_digest(digest, before)
+        scored.append((token, logprob(token, digest)))
+    return scored if params.prompt_logprobs is not None else []
 
 
 def search_alone(
@@ -170,7 +180,7 @@ class SimulatedExecutor:
             found += [(NOT_DRAWN, -math.inf)] * (task.num_results - len(found))
             samples += [token for token, _ in found]
             scores += [score for _, score in found]
-        return StepResult(samples, scores=scores)
+        return StepResult(samples, scores=scores, scored=[self._score(plan, task) for task in plan.scoring])
 
     def break_off(self, plan: StepPlan, *, moved: bool = True) -> None:
         """A step that raises half way: copies done, new slots half written, nothing drawn.
@@ -262,6 +272,17 @@ class SimulatedExecutor:
                     assert slot not in written, f"{slot} is written by {written[slot]} and {scheduled.seq_id}"
                     written[slot] = scheduled.seq_id
                     self._set(scheduled.block_table, position, group, (known.scope, position, digest, group))
+
+    def _score(self, plan: StepPlan, task: ScoringTask) -> list[SampledToken]:
+        """By the K/V that this step has written."""
+        line = plan.sequences[task.line]
+        first = line.num_computed_tokens + task.offset
+        assert task.offset >= 0 and task.offset + len(task.token_ids) <= len(line.token_ids)
+        cells = [self._cell(line.block_table, first + i, 0) for i in range(len(task.token_ids))]
+        return [
+            SampledToken(token, logprob(token, digest))
+            for token, (_, _, digest, _) in zip(task.token_ids, cells, strict=True)
+        ]
 
     def _draw(self, task: SamplingTask, known: Known, digest: int) -> list[tuple[int, float]]:
         num_prompt = len(task.prompt_token_ids)

@@ -41,6 +41,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             windows=st.just((0,)) | st.lists(st.just(0) | st.integers(2, 12), min_size=1, max_size=3).map(tuple),
             num_host_slots=st.sampled_from([0, 0, 1, 2, 5, 30]),
             preemption_mode=st.sampled_from(["recompute", "swap", "swap"]),
+            max_scored=st.sampled_from([1, 3, 100]),
         )
     )
     def build(self, shape: Shape) -> None:
@@ -67,6 +68,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         | st.tuples(st.sampled_from([0.6, 1, 2, -1]), st.sampled_from([False, True, "never"])),
         best_of=st.integers(0, 2),
         tenant=st.sampled_from(["", "a", "b"]),
+        prompt_logprobs=st.sampled_from([None, None, 0]),
     )
     def submit(
         self,
@@ -83,11 +85,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         search: tuple[float, Any] | None,
         best_of: int,
         tenant: str,
+        prompt_logprobs: int | None,
     ) -> None:
         if max_tokens is not None:
             min_tokens = min(min_tokens, max_tokens)
         params = SamplingParams(
-            n=n, max_tokens=max_tokens, min_tokens=min_tokens, ignore_eos=ignore_eos, stop_token_ids=stops
+            n=n,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            ignore_eos=ignore_eos,
+            stop_token_ids=stops,
+            prompt_logprobs=prompt_logprobs,
         )
         if search is not None:
             params = replace(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.otlp_receiver import OtlpReceiver, otlp_receiver
 from tests.serving.bento_host import BentoHost
 from tests.serving.torchserve_host import TorchServeHost, running_torchserve
 
@@ -17,17 +18,26 @@ DEPLOYMENT: dict[str, Any] = {
         {"served_model_name": "paged-tiny", **_ENGINE},
         {"served_model_name": ["second", "alias"], **_ENGINE, "max_model_len": 100},
     ],
-    "server": {"max_body_bytes": MAX_BODY_BYTES},
+    "server": {"max_body_bytes": MAX_BODY_BYTES, "log_format": "json"},
 }
 
 Host = BentoHost | TorchServeHost
 
 
 @pytest.fixture(scope="session")
-def both_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Host]]:
+def receiver() -> Iterator[OtlpReceiver]:
+    """Gets the traces of both hosts."""
+    with otlp_receiver() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def both_hosts(tmp_path_factory: pytest.TempPathFactory, receiver: OtlpReceiver) -> Iterator[dict[str, Host]]:
     """BentoML and TorchServe by name, ready; the tests leave them as they were."""
-    with BentoHost(tmp_path_factory.mktemp("bento"), DEPLOYMENT) as bento:
-        with running_torchserve(DEPLOYMENT, tmp_path_factory.mktemp("torchserve")) as torchserve:
+    models = [{**model, "otlp_traces_endpoint": receiver.endpoint} for model in DEPLOYMENT["models"]]
+    deployment = {**DEPLOYMENT, "models": models}
+    with BentoHost(tmp_path_factory.mktemp("bento"), deployment) as bento:
+        with running_torchserve(deployment, tmp_path_factory.mktemp("torchserve")) as torchserve:
             bento.wait_ready()
             yield {"bentoml": bento, "torchserve": torchserve}
 

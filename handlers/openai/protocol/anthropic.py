@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, WithJsonSchema
 from typing_extensions import TypedDict
 
-from paged_backend.handlers.openai.protocol.base import RequestBody
+from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
 
 
@@ -99,16 +99,13 @@ class PromptRequest(ConversationRequest):
 
     unsupported = MappingProxyType(
         {
-            "container": (),
-            "context_management": (),
-            "max_completion_tokens": (),
-            "mcp_servers": ([],),
-            "response_format": (),
-            "stop": (),
+            "container": Refusal("leave it out"),
+            "context_management": Refusal("leave it out"),
+            "max_completion_tokens": Refusal("use max_tokens"),
+            "mcp_servers": Refusal("calls are the client's to make", ([],)),
+            "response_format": Refusal("use output_config"),
+            "stop": Refusal("use stop_sequences"),
         }
-    )
-    successors = MappingProxyType(
-        {"max_completion_tokens": "max_tokens", "response_format": "output_config", "stop": "stop_sequences"}
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -12,16 +12,25 @@ from paged_backend.config import unknown_name_message
 from paged_backend.errors import InvalidRequestError
 
 
+class Refusal(NamedTuple):
+    """Of a published field that we do not have.
+
+    Attributes:
+        why: ends the sentence "NAME is not supported by this server: ...".
+        nothing: values (beside null) that ask for nothing, and are taken.
+    """
+
+    why: str
+    nothing: tuple[Any, ...] = ()
+
+
 class RequestBody(BaseModel):
     """A JSON body. Types are exact ("16" is no integer), and unknown fields are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
-    """Published fields that we do not have, each with the values (beside null) that ask for nothing."""
-
-    successors: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Those among them that have been replaced: by which field."""
+    unsupported: ClassVar[Mapping[str, Refusal]] = MappingProxyType({})
+    """Published fields that we do not have."""
 
 
 class StreamOptions(RequestBody):
@@ -110,10 +119,10 @@ def _given(kind: type[RequestBody], body: Mapping[str, Any], prefix: str = "") -
         if value is None or name in harmless:
             continue
         if name in kind.unsupported:
-            if not any(_same(value, nothing) for nothing in kind.unsupported[name]):
-                instead = f"use {kind.successors[name]}" if name in kind.successors else "leave it out"
+            refusal = kind.unsupported[name]
+            if not any(_same(value, nothing) for nothing in refusal.nothing):
                 raise InvalidRequestError(
-                    f"{prefix}{name} is not supported by this server: {instead}.", param=prefix + name
+                    f"{prefix}{name} is not supported by this server: {refusal.why}.", param=prefix + name
                 )
             continue
         inner = isinstance(value, dict) and name in nested

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
-from paged_backend.handlers.openai.protocol.base import RequestBody
+from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 
 _TEXT_PART = {
@@ -66,15 +66,14 @@ class ChatRequest(GenerationRequest, TemplateFields):
     unsupported = MappingProxyType(
         {
             **GenerationRequest.unsupported,
-            "audio": (),
-            "function_call": ("none",),
-            "functions": ([],),
-            "media_io_kwargs": ({},),
-            "mm_processor_kwargs": ({},),
-            "modalities": (["text"],),
-            "return_prompt_text": (False,),
-            "verbosity": ("medium",),
-            "web_search_options": (),
+            "audio": Refusal("this model reads and writes text only"),
+            "function_call": Refusal("use tool_choice", ("none",)),
+            "functions": Refusal("use tools", ([],)),
+            "media_io_kwargs": Refusal("this model reads and writes text only", ({},)),
+            "mm_processor_kwargs": Refusal("this model reads and writes text only", ({},)),
+            "modalities": Refusal("this model reads and writes text only", (["text"],)),
+            "return_prompt_text": Refusal("render the messages with /tokenize", (False,)),
+            "verbosity": Refusal("no model here knows of it", ("medium",)),
+            "web_search_options": Refusal("nothing here searches the web"),
         }
     )
-    successors = MappingProxyType({"function_call": "tool_choice", "functions": "tools"})

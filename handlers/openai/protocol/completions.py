@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
+from paged_backend.handlers.openai.protocol.base import Refusal
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 
 _TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -28,4 +29,10 @@ class CompletionRequest(GenerationRequest):
     echo: bool = False
     logprobs: int | None = None
 
-    unsupported = MappingProxyType({**GenerationRequest.unsupported, "prompt_embeds": (), "suffix": ("",)})
+    unsupported = MappingProxyType(
+        {
+            **GenerationRequest.unsupported,
+            "prompt_embeds": Refusal("send text or token ids as the prompt"),
+            "suffix": Refusal("models here continue a text, they do not fill it in", ("",)),
+        }
+    )

@@ -9,11 +9,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from paged_backend.errors import InvalidRequestError
-from paged_backend.handlers.openai.protocol.base import RequestBody, StreamOptions, check_text
+from paged_backend.handlers.openai.engine_port import EnginePort
+from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody, StreamOptions, check_text
 from paged_backend.sampling_params import SamplingParams
-
-MAX_LOGPROBS = 20
-"""Most candidates per token that a request may ask for: OpenAI's and vLLM's own limit."""
 
 
 def _as_list(value: Any) -> Any:
@@ -40,17 +38,24 @@ class GenerationRequest(RequestBody):
     stop: Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
+    repetition_detection: dict[str, int] | None = None
     ignore_eos: bool | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
+    prompt_logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    logits_processors: list[str | dict[str, Any]] | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
     truncation_side: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    stream_interval: int | None = None
     priority: int = 0
     request_id: str | None = None
     cache_salt: str | None = None
@@ -61,49 +66,81 @@ class GenerationRequest(RequestBody):
 
     unsupported = MappingProxyType(
         {
-            "bad_words": ([],),
-            "ec_transfer_params": (),
-            "kv_transfer_params": (),
-            "logprob_token_ids": ([],),
-            "mm_payload": ("tensors",),
-            "prompt_logprobs": (),
-            "repetition_detection": (),
-            "response_format": ({"type": "text"},),
-            "return_mm_kwargs": (False,),
-            "return_token_offsets": (False,),
-            "return_weight_versions": (False,),
-            "routed_experts_prompt_start": (0,),
-            "spaces_between_special_tokens": (True,),
-            "stream_interval": (1,),
-            "structured_outputs": (),
-            "thinking_token_budget": (),
-            "vllm_xargs": ({},),
-            "watermarking": (False,),
+            "ec_transfer_params": Refusal("it moves encoders' caches between servers, and this is a server by itself"),
+            "kv_transfer_params": Refusal("it moves KV caches between servers, and this is a server by itself"),
+            "mm_payload": Refusal("this model reads and writes text only", ("tensors",)),
+            "response_format": Refusal("leave it out", ({"type": "text"},)),
+            "return_mm_kwargs": Refusal("this model reads and writes text only", (False,)),
+            "return_token_offsets": Refusal("it is for vLLM's routes that render without generating", (False,)),
+            "return_weight_versions": Refusal("weights stay as they were loaded", (False,)),
+            "routed_experts_prompt_start": Refusal("no model with routed experts is served", (0,)),
+            "structured_outputs": Refusal("leave it out"),
+            "thinking_token_budget": Refusal("leave it out, and bound the whole output with max_tokens"),
+            "vllm_xargs": Refusal("a logits processor's arguments go with its name in logits_processors", ({},)),
+            "watermarking": Refusal("outputs are not watermarked", (False,)),
         }
     )
 
 
 def sampling_params(
-    request: GenerationRequest, *, max_tokens: int, logprobs: int | None, detokenize: bool
+    request: GenerationRequest,
+    engine: EnginePort,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    logprobs_field: str = "logprobs",
+    echoed: bool = False,
 ) -> SamplingParams:
-    """What the engine is asked for.
+    """What the engine is asked for. What the request leaves out is as the model's generation_config.json says.
 
     Args:
-        max_tokens: most new tokens; the caller knows the room that the prompt leaves.
+        max_tokens: most new tokens; the caller knows the room that the prompt leaves. 0 only where something of the
+            prompt is asked for.
         logprobs: candidates per token, or None.
-        detokenize: False where the deployment has no tokenizer.
+        logprobs_field: the request's field that says so.
+        echoed: whether the response repeats the prompt, with log-probabilities if the output has them.
 
     Raises:
         InvalidRequestError: a value is out of range; `param` is the request's field.
     """
+    defaults = {} if request.use_beam_search else dict(engine.default_sampling_params)
+    defaults.pop("max_tokens", None)  # the caller has looked at it
     given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
     if request.logit_bias is not None:
         given["logit_bias"] = _token_biases(request.logit_bias)
-    check_logprobs(logprobs)
-    params = SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs, detokenize=detokenize)
+    most = engine.config.model.max_logprobs
+    check_count(logprobs_field, logprobs, most)
+    check_count("prompt_logprobs", request.prompt_logprobs, most)
+    if request.prompt_logprobs is not None and request.stream:
+        raise InvalidRequestError(
+            "prompt_logprobs are not there in streams: leave stream out, or use echo with logprobs.",
+            param="prompt_logprobs",
+        )
+    scored = [count for count in (request.prompt_logprobs, logprobs if echoed else None) if count is not None]
+    if max_tokens < 1 and not (max_tokens == 0 and (scored or echoed)):
+        raise InvalidRequestError(
+            f"max_tokens must be at least 1, or 0 with echo or prompt_logprobs, got {max_tokens}.", param="max_tokens"
+        )
+    if request.logprob_token_ids and logprobs is None:
+        raise InvalidRequestError(
+            "logprob_token_ids says of which tokens, and logprobs that they are wanted: set that, too.",
+            param="logprob_token_ids",
+        )
+    params = SamplingParams(
+        **{**defaults, **given},
+        max_tokens=max_tokens,
+        logprobs=None if request.logprob_token_ids else logprobs,
+        prompt_logprobs=None if not scored else -1 if -1 in scored else max(scored),
+        detokenize=engine.tokenizer is not None,
+    )
     if request.stream:
         check_streamable(params)
     return params
+
+
+def bounded_max_tokens(engine: EnginePort, max_tokens: int) -> int:
+    """What is left of max_tokens where the model's generation_config.json, or its operator, sets a bound for all."""
+    return min(max_tokens, int(engine.default_sampling_params.get("max_tokens", max_tokens)))
 
 
 _SAMPLING_FIELDS = (
@@ -125,8 +162,14 @@ _SAMPLING_FIELDS = (
     "include_stop_str_in_output",
     "ignore_eos",
     "min_tokens",
+    "repetition_detection",
+    "logprob_token_ids",
     "allowed_token_ids",
+    "bad_words",
+    "logits_processors",
     "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "stream_interval",
 )
 
 
@@ -195,14 +238,20 @@ def check_streamable(params: SamplingParams) -> None:
         )
 
 
-def check_logprobs(logprobs: int | None) -> None:
-    """Bounds the candidates per token.
+def check_count(name: str, count: int | None, most: int) -> None:
+    """Bounds the candidates per token, of which -1 means all.
+
+    Args:
+        name: the request's field.
+        most: max_logprobs; -1 for no bound.
 
     Raises:
         InvalidRequestError: they are out of range.
     """
-    if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
-        raise InvalidRequestError(f"logprobs must be in 0..{MAX_LOGPROBS}, got {logprobs}.", param="logprobs")
+    if count is None or (most == -1 and count >= -1) or 0 <= count <= most:
+        return
+    bounds = "0 or more, or -1 for all" if most == -1 else f"in 0..{most}"
+    raise InvalidRequestError(f"{name} must be {bounds}, got {count}.", param=name)
 
 
 def _token_biases(biases: Mapping[str, float]) -> dict[int, float]:

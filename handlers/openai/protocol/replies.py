@@ -108,7 +108,7 @@ class Usage(TypedDict):
     receipts: NotRequired[list[Receipt]]
 
 
-FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
+FinishReason = Literal["stop", "length", "repetition", "tool_calls", "abort", "error"]
 
 
 class CompletionLogprobs(TypedDict):
@@ -120,6 +120,18 @@ class CompletionLogprobs(TypedDict):
     text_offset: list[int]
 
 
+class PromptLogprob(TypedDict):
+    """A candidate for a token of the prompt; rank 1 is the likeliest."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None
+
+
+PromptTokenLogprobs = dict[str, PromptLogprob]
+"""By token id: the prompt's token, and the likeliest candidates beside it."""
+
+
 class CompletionChoice(TypedDict):
     """One sample of one prompt."""
 
@@ -128,6 +140,7 @@ class CompletionChoice(TypedDict):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None
+    prompt_logprobs: NotRequired[list[PromptTokenLogprobs | None] | None]
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 
@@ -215,6 +228,7 @@ class ChatCompletion(TypedDict):
     system_fingerprint: None
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: NotRequired[list[PromptTokenLogprobs | None] | None]
     prompt_token_ids: NotRequired[list[int]]
 
 

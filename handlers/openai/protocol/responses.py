@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, WithJsonSchema
 from typing_extensions import NotRequired, TypedDict
 
-from paged_backend.handlers.openai.protocol.base import RequestBody
+from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
 from paged_backend.handlers.openai.protocol.replies import TokenLogprob
 
@@ -103,25 +103,16 @@ class ResponsesRequest(ConversationRequest):
 
     unsupported = MappingProxyType(
         {
-            "background": (False,),
-            "context_management": ([],),
-            "conversation": (),
-            "max_completion_tokens": (),
-            "max_tokens": (),
-            "max_tool_calls": (),
-            "messages": (),
-            "moderation": (),
-            "prompt": (),
-            "response_format": (),
-        }
-    )
-    successors = MappingProxyType(
-        {
-            "conversation": "input",
-            "max_completion_tokens": "max_output_tokens",
-            "max_tokens": "max_output_tokens",
-            "messages": "input",
-            "response_format": "text.format",
+            "background": Refusal("responses are not kept", (False,)),
+            "context_management": Refusal("leave it out", ([],)),
+            "conversation": Refusal("use input"),
+            "max_completion_tokens": Refusal("use max_output_tokens"),
+            "max_tokens": Refusal("use max_output_tokens"),
+            "max_tool_calls": Refusal("calls are the client's to make"),
+            "messages": Refusal("use input"),
+            "moderation": Refusal("leave it out"),
+            "prompt": Refusal("no prompts are kept here"),
+            "response_format": Refusal("use text.format"),
         }
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
-from paged_backend.handlers.openai.protocol.base import RequestBody
+from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.chat import MESSAGES_SCHEMA, TemplateFields
 
 
@@ -20,7 +20,12 @@ class TokenizeRequest(TemplateFields):
     tools: Any = None
     return_token_strs: bool = False
 
-    unsupported = MappingProxyType({"media_io_kwargs": ({},), "mm_processor_kwargs": ({},)})
+    unsupported = MappingProxyType(
+        {
+            "media_io_kwargs": Refusal("this model reads and writes text only", ({},)),
+            "mm_processor_kwargs": Refusal("this model reads and writes text only", ({},)),
+        }
+    )
 
 
 class DetokenizeRequest(RequestBody):

@@ -185,12 +185,14 @@ void read_logprobs(SamplingCall& call, nb::handle num_logprobs) {
     }
 }
 
-// Rows and their samples: a row has one for each of its seeds, or as many as it takes of its most likely tokens.
-void read_samples(SamplingCall& call, nb::handle seeds, nb::handle temperatures, nb::handle num_best) {
+// Rows and their samples: a row has one for each of its seeds, or as many as it takes of its most likely tokens, or those
+// that are given.
+void read_samples(SamplingCall& call, nb::handle seeds, nb::handle temperatures, nb::handle num_best, nb::handle given) {
     const size_t num_rows = call.rows.size();
     const Items seed_items = column(seeds, "seeds", num_rows, false);
     const Items temperature_items = column(temperatures, "temperatures", num_rows, false);
     const Items best_items = column(num_best, "num_best", num_rows, true);
+    const Items given_items = column(given, "given", num_rows, true);
     call.seeds.reserve(num_rows);
     bool takes_best = false;
     for (size_t i = 0; i < num_rows; ++i) {
@@ -202,7 +204,16 @@ void read_samples(SamplingCall& call, nb::handle seeds, nb::handle temperatures,
         if (best_items.size() != 0) row.num_best = integer(best_items[i], "num_best");
         require(row.num_best >= 0 && row.num_best <= call.vocab_size, "num_best", "be 0 to the vocabulary's size.");
         takes_best |= row.num_best > 0;
-        if (row.num_best > 0) {
+        std::vector<int32_t> tokens;
+        if (given_items.size() != 0) tokens = token_ids(given_items[i], "given", call.vocab_size);
+        row.is_given = !tokens.empty();
+        if (row.is_given) {
+            require(row.num_best == 0, "given", "be empty where num_best is above 0.");
+            row.temperature = 0.0;
+            call.seeds.resize(call.seeds.size() + tokens.size());
+            call.tokens.resize(static_cast<size_t>(row.first_sample));
+            call.tokens.insert(call.tokens.end(), tokens.begin(), tokens.end());
+        } else if (row.num_best > 0) {
             row.temperature = 0.0;
             call.seeds.resize(call.seeds.size() + static_cast<size_t>(row.num_best));
         } else {
@@ -244,7 +255,7 @@ nb::dict dict_of_top(const SamplingCall& call) {
 
 nb::tuple sample_batch(Runtime& runtime, const Logits& logits, nb::handle seeds, nb::handle temperatures,
                        nb::handle positions, nb::handle top_k, nb::handle top_p, nb::handle min_p,
-                       nb::handle num_logprobs, nb::handle num_best, nb::handle changes) {
+                       nb::handle num_logprobs, nb::handle num_best, nb::handle given, nb::handle changes) {
     SamplingCall call;
     const size_t num_rows = logits.shape(0);
     call.logits = logits.data();
@@ -255,7 +266,7 @@ nb::tuple sample_batch(Runtime& runtime, const Logits& logits, nb::handle seeds,
     require(logits.stride(1) == 1 || call.vocab_size == 1, "logits", "be contiguous within a row.");
 
     call.rows.resize(num_rows);
-    read_samples(call, seeds, temperatures, num_best);
+    read_samples(call, seeds, temperatures, num_best, given);
     read_draws(call, positions, top_k, top_p, min_p);
     read_logprobs(call, num_logprobs);
     require(PyDict_Check(changes.ptr()), "changes", "be a dict.");
@@ -283,7 +294,7 @@ void bind_sampling(nb::module_& module) {
     // None is refused by name, like all else that is not a list.
     module.def("sample", &sample_batch, "runtime"_a, "logits"_a, "seeds"_a.none(), "temperatures"_a.none(),
                "positions"_a.none(), "top_k"_a.none(), "top_p"_a.none(), "min_p"_a.none(), "num_logprobs"_a.none(),
-               "num_best"_a.none(), "changes"_a.none(),
+               "num_best"_a.none(), "given"_a.none(), "changes"_a.none(),
                "The fields of a SampledBatch for those of a SamplingBatch. Raises ValueError, before anything is drawn, "
                "for a wrong one.");
     module.def("uniform", &uniform, "seed"_a, "position"_a, "A number in [0, 1) that is a function of both.");

@@ -95,6 +95,11 @@ class RowSampler {
             if (params.changes != nullptr) kernels_.largest(raw, call_.vocab_size, maxima);
             return describe(row, params, index);
         }
+        if (params.is_given) {
+            if (!raw_peak.are_numbers) return leave_out(params);
+            if (describes) describe({raw, call_.vocab_size, raw_peak.logit}, params, index);
+            return;
+        }
         Peak peak = raw_peak;
         const float* logits = raw;
         if (params.changes != nullptr && raw_peak.are_numbers) {

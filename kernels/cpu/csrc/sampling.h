@@ -88,6 +88,7 @@ struct SamplingRow {
     int64_t num_samples = 0;
     int64_t num_logprobs = -1;      // -1: no description
     int64_t num_best = 0;           // above 0: its samples are that many of the most likely tokens, and nothing is drawn
+    bool is_given = false;          // its samples are there already, only to be described
     const LogitChanges* changes = nullptr;
 };
 
@@ -104,7 +105,7 @@ struct SamplingCall {
     std::vector<SamplingRow> rows;
     std::vector<uint64_t> seeds;    // one for each sample; without meaning where nothing is drawn
 
-    std::vector<int64_t> tokens;    // [samples]; -1 where there is none
+    std::vector<int64_t> tokens;    // [samples]; -1 where there is none; the caller writes those that are given
     std::vector<float> logprobs;    // [samples], or empty where no row asks for descriptions
     std::vector<int64_t> ranks;     // like logprobs
     std::vector<std::vector<LikelyToken>> top;  // [rows], each as long as the row asks; or empty

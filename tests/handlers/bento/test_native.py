@@ -58,7 +58,7 @@ def test_a_long_prompt_is_encoded_beside_the_event_loop(fields: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": "x", "logprobs": 21}, "logprobs"),
+        ({"prompt": "x", "logprobs": -2}, "logprobs"),
         ({"prompt": "x", "request_id": "a\nb"}, "request_id"),
         ({"prompt": "x", "priority": 2**63}, "priority"),
         ({"prompt": "x", "cache_salt": "\ud800"}, "cache_salt"),
@@ -103,7 +103,7 @@ def test_a_request_takes_from_its_keys_quota_and_is_logged_without_its_prompt() 
     client = FakeClient()
 
     async def scenario() -> None:
-        record = AccessLog(write=lines.append).begin("POST", "/generate")
+        record = AccessLog(write=lambda line, _: lines.append(line)).begin("POST", "/generate")
         exchange = Exchange(Caller("ann", "tenant", quota), record)
         stream = await native.submit(client, GenerateRequest(prompt="secret"), exchange)
         assert quota.num_live == 1

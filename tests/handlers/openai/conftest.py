@@ -60,6 +60,7 @@ class FakeStream:
         self._client = client
         self._prompt = prompt
         self._params = params
+        self._told = False
         self._aborted = asyncio.Event()
         self._begun = False
         self._num_generated = 0
@@ -92,6 +93,10 @@ class FakeStream:
     async def _deltas(self) -> AsyncIterator[RequestDelta]:
         client, params = self._client, self._params
         texts = [f"{client.text}{index}"[: params.max_tokens] for index in range(params.n)]
+        if params.max_tokens == 0:
+            ends = tuple(CompletionDelta(index, "", (), None, "length") for index in range(params.n))
+            yield self._delta(ends, True)
+            return
         for step in range(max(map(len, texts))):
             if step == client.hang_after:
                 await self._aborted.wait()
@@ -114,7 +119,12 @@ class FakeStream:
         return output
 
     def _delta(self, outputs: tuple[CompletionDelta, ...], finished: bool) -> RequestDelta:
-        return RequestDelta(self.request_id, outputs, finished, len(self._prompt), self._client.num_cached_tokens)
+        delta = RequestDelta(self.request_id, outputs, finished, len(self._prompt), self._client.num_cached_tokens)
+        if self._params.prompt_logprobs is not None and not self._told:
+            self._told = True
+            scores = [{token: Logprob(-2.0, 2, chr(token)), 0x62: Logprob(-1.0, 1, "b")} for token in self._prompt[1:]]
+            delta.prompt_logprobs = [None, *scores]
+        return delta
 
     def _output(self, index: int, text: str, step: int) -> CompletionDelta:
         character = text[step]
@@ -143,6 +153,7 @@ class FakeClient:
     config: EngineConfig = field(default_factory=EngineConfig)
     tokenizer: FakeTokenizer | None = field(default_factory=FakeTokenizer)
     max_model_len: int = 100
+    default_sampling_params: dict[str, float | int] = field(default_factory=dict)
     text: str = "Hi"
     num_cached_tokens: int = 0
     fail_after: int | None = None

@@ -24,7 +24,7 @@ ANN, BOB = ({"authorization": f"Bearer {secret}"} for secret in ("hunter2", "oth
 
 def serve(client, *, lines=None, prompts=False, request_limits=None, **limits):
     gate = Gate(KeyRing(keys_from_config({"ann": "hunter2", "bob": "other"})), {"ann": KeyLimits(**limits)})
-    log = None if lines is None else AccessLog(prompts=prompts, write=lines.append)
+    log = None if lines is None else AccessLog(prompts=prompts, write=lambda line, _: lines.append(line))
     models = ServedModels.one(client, ("tiny",))
     return OpenAIService(models, gate=gate, access_log=log, request_limits=request_limits)
 
@@ -111,12 +111,12 @@ class TestAccessLog:
         call("/health", service=service)
         call("/metrics", service=service)
         first, second, third, fourth = map(fields_of, lines)
-        assert first["id"] == reply.json["id"] and first["key"] == "ann"
+        assert first["request_id"] == reply.json["id"] and first["key"] == "ann"
         assert (first["method"], first["path"], first["status"]) == ("POST", COMPLETIONS, "200")
         assert (first["prompt_tokens"], first["output_tokens"]) == ("23", "4")
         assert 0 <= float(first["first_s"]) <= float(first["total_s"])
         assert (second["key"], second["status"], second["output_tokens"]) == ("bob", "200", "4")
-        assert (third["key"], third["status"], third["id"]) == ("-", "401", "-")
+        assert (third["key"], third["status"], third["request_id"]) == ("-", "401", "-")
         assert (fourth["path"], fourth["status"]) == ("/v1/models", "200")
         assert "hunter2" not in str(lines) and "secret" not in str(lines)
 
@@ -136,7 +136,7 @@ class TestAccessLog:
         call(COMPLETIONS, {"prompt": "x", "request_id": "a key=root b"}, headers=ANN, service=service)
         assert not any("\n" in line for line in lines)
         assert [fields_of(line)["key"] for line in lines] == ["ann", "ann"]
-        assert fields_of(lines[1])["id"] == "cmpl-a key=root b"
+        assert fields_of(lines[1])["request_id"] == "cmpl-a key=root b"
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_a_client_that_leaves(self, client, stream):

@@ -1,4 +1,4 @@
-"""How a request's tokens are chosen and where it ends. Names and defaults are vLLM's."""
+"""The parameters of one request."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from paged_backend.errors import InvalidRequestError
+from paged_backend.sampling_params.checks import check_integer, check_token_id
+from paged_backend.sampling_params.logits_processors import LogitsProcessor, LogitsProcessorConstructor, as_processor
+from paged_backend.sampling_params.repetition import RepetitionDetectionParams
 
 MAX_STOP_STRINGS = 4
 """OpenAI's own limit on `stop`."""
 
-_SWITCHES = ("use_beam_search", "include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens")
+MAX_LOGPROB_TOKEN_IDS = 128
+"""vLLM's own limit on `logprob_token_ids`."""
+
+_SWITCHES = (
+    "use_beam_search",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+)
 _SEED_MIN, _SEED_MAX = -(2**63), 2**63 - 1
 
 
@@ -41,14 +54,33 @@ class SamplingParams:
         stop: up to 4 strings that end the sample; left out of the text unless include_stop_str_in_output.
         stop_token_ids: token ids that end the sample, beside the model's EOS.
         ignore_eos: go on past EOS until max_tokens.
-        max_tokens: new tokens at most; None means as many as fit in the context.
+        max_tokens: new tokens at most; None means as many as fit in the context. 0 gives nothing but what is known of
+            the prompt (prompt_logprobs).
         min_tokens: EOS and stop token ids are not sampled before that many tokens.
+        repetition_detection: ends a sample that goes round in circles, with finish_reason "repetition"; None looks for
+            none. A mapping of its fields is taken as well.
         logprobs: how many top candidates to report per token, the vocabulary at most (the sampled one comes in
-            addition); None for none.
+            addition); -1 for all of the vocabulary, None for none.
+        prompt_logprobs: the same for each token of the prompt but the first; None for none. Such a request computes
+            all of its prompt, and reads no prefix cache.
+        logprob_token_ids: tokens to report at each position, whatever they are worth, beside those that `logprobs` asks
+            for; 128 at most.
         logit_bias: added to the logits of the given token ids, each in [-100, 100].
         allowed_token_ids: if given, no other token can be sampled.
+        bad_words: texts that the output must not come to hold, at the beginning of a word or behind a space: the token
+            that would complete one cannot be sampled. They need a tokenizer.
+        bad_words_token_ids: the same as sequences of token ids, for those who have no tokenizer; not in vLLM.
+        logits_processors: what changes the logits before anything else does, in this order: functions (prompt token
+            ids, output token ids, logits [vocab_size]) -> logits, or what names one that the engine was configured
+            with (`logits_processors`): "package.module:name", or {"qualname": that, "args": [...], "kwargs": {...}}
+            to have it made for the request. Each must be a function of what it is given, and of nothing else.
+        skip_reading_prefix_cache: True computes the whole prompt, whatever is known of it.
         detokenize: False skips text altogether (then `stop` must be empty).
         skip_special_tokens: leave special tokens out of the text.
+        spaces_between_special_tokens: False writes special tokens that follow each other without the spaces that some
+            tokenizers put between them.
+        stream_interval: tokens of a sample that a stream gathers before it gives them out, the first at once; None
+            leaves it to the engine's `stream_interval`, which is the least.
 
     Raises:
         InvalidRequestError: a value is out of range; `param` is the field's name.
@@ -73,25 +105,41 @@ class SamplingParams:
     ignore_eos: bool = False
     max_tokens: int | None = 16
     min_tokens: int = 0
+    repetition_detection: RepetitionDetectionParams | Mapping[str, int] | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logprob_token_ids: Sequence[int] | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = ()
+    bad_words_token_ids: Sequence[Sequence[int]] | None = ()
+    logits_processors: Sequence[LogitsProcessor | LogitsProcessorConstructor | str | Mapping[str, Any]] | None = ()
+    skip_reading_prefix_cache: bool | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    stream_interval: int | None = None
 
     def __post_init__(self) -> None:
         # Copies: what the caller changes later must not reach a request that runs.
         self._copy("stop", lambda value: (value,) if isinstance(value, str) else tuple(value or ()))
         self._copy("stop_token_ids", lambda value: tuple(value or ()))
-        self._copy("allowed_token_ids", lambda value: value if value is None else tuple(value))
+        for name in ("allowed_token_ids", "logprob_token_ids"):
+            self._copy(name, lambda value: value if value is None else tuple(value))
+        self._copy("bad_words", _texts)
+        self._copy("bad_words_token_ids", lambda value: tuple(map(tuple, value or ())))
+        self._copy("logits_processors", lambda value: tuple(map(as_processor, _texts(value))))
         self._copy("logit_bias", lambda value: dict(value or {}))
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r}.", param=name)
         self._check_integers()
+        self._check_logprobs()
         self._check_floats()
         self._check_stops()
         self._check_token_sets()
+        self._check_words()
+        self._check_repetition()
         self._check_search()
 
     @property
@@ -109,10 +157,22 @@ class SamplingParams:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
 
+    @property
+    def describes_tokens(self) -> bool:
+        """Whether log-probabilities of the output were asked for."""
+        return self.logprobs is not None or bool(self.logprob_token_ids)
+
+    @property
+    def skips_prefix_cache(self) -> bool:
+        """Whether all of the prompt is to be computed."""
+        return self.prompt_logprobs is not None or bool(self.skip_reading_prefix_cache)
+
     def _copy(self, name: str, copy: Callable[[Any], Any]) -> None:
         value = getattr(self, name)
         try:
             object.__setattr__(self, name, copy(value))
+        except InvalidRequestError:
+            raise
         except (TypeError, ValueError) as error:
             kind = "a mapping of token ids to numbers" if name == "logit_bias" else "a list"
             raise InvalidRequestError(f"{name} must be {kind}, got {value!r}.", param=name) from error
@@ -120,14 +180,14 @@ class SamplingParams:
     def _check_integers(self) -> None:
         for name, low in (("n", 1), ("top_k", -1), ("min_tokens", 0)):
             value = getattr(self, name)
-            _check_integer(name, value)
+            check_integer(name, value)
             if value < low:
                 raise InvalidRequestError(f"{name} must be at least {low}, got {value}.", param=name)
-        for name, low in (("best_of", 1), ("max_tokens", 1), ("logprobs", 0), ("seed", _SEED_MIN)):
+        for name, low in _OPTIONAL_INTEGERS:
             value = getattr(self, name)
             if value is None:
                 continue
-            _check_integer(name, value)
+            check_integer(name, value)
             if value < low:
                 raise InvalidRequestError(f"{name} must be at least {low}, got {value}.", param=name)
         if self.seed is not None and self.seed > _SEED_MAX:
@@ -138,6 +198,26 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens}).",
                 param="min_tokens",
+            )
+
+    def _check_logprobs(self) -> None:
+        tokens = self.logprob_token_ids or ()
+        for token in tokens:
+            check_token_id("logprob_token_ids", token)
+        if len(tokens) > MAX_LOGPROB_TOKEN_IDS:
+            raise InvalidRequestError(
+                f"logprob_token_ids takes at most {MAX_LOGPROB_TOKEN_IDS} ids, got {len(tokens)}.",
+                param="logprob_token_ids",
+            )
+        if tokens and self.use_beam_search:
+            raise InvalidRequestError(
+                "logprob_token_ids are not there for beams: leave use_beam_search out, or ask for logprobs.",
+                param="logprob_token_ids",
+            )
+        skips = self.skip_reading_prefix_cache
+        if not isinstance(skips, bool | None):
+            raise InvalidRequestError(
+                f"skip_reading_prefix_cache must be true or false, got {skips!r}.", param="skip_reading_prefix_cache"
             )
 
     def _check_floats(self) -> None:
@@ -171,18 +251,47 @@ class SamplingParams:
     def _check_token_sets(self) -> None:
         for name in ("stop_token_ids", "allowed_token_ids"):
             for token in getattr(self, name) or ():
-                _check_integer(name, token)
-                if token < 0:
-                    raise InvalidRequestError(f"{name} must hold token ids, got {token}.", param=name)
+                check_token_id(name, token)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequestError("allowed_token_ids must not be empty.", param="allowed_token_ids")
         for token, bias in self.logit_bias.items():
-            _check_integer("logit_bias", token)
+            check_integer("logit_bias", token)
             if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
                 raise InvalidRequestError(
                     f"logit_bias values must be numbers in [-100, 100], got {bias!r} for token {token}.",
                     param="logit_bias",
                 )
+
+    def _check_words(self) -> None:
+        if any(not isinstance(word, str) or not word.strip() for word in self.bad_words or ()):
+            raise InvalidRequestError("bad_words must hold texts that are not empty.", param="bad_words")
+        for word in self.bad_words_token_ids or ():
+            if not word:
+                raise InvalidRequestError(
+                    "bad_words_token_ids must hold sequences that are not empty.", param="bad_words_token_ids"
+                )
+            for token in word:
+                check_token_id("bad_words_token_ids", token)
+
+    def _check_repetition(self) -> None:
+        value: Any = self.repetition_detection
+        if isinstance(value, Mapping):
+            try:
+                value = RepetitionDetectionParams(**value)
+            except TypeError as error:
+                raise InvalidRequestError(
+                    f"repetition_detection has max_pattern_size, min_pattern_size and min_count, got {dict(value)}.",
+                    param="repetition_detection",
+                ) from error
+            object.__setattr__(self, "repetition_detection", value)
+        if not isinstance(value, RepetitionDetectionParams | None):
+            raise InvalidRequestError(
+                f"repetition_detection must be RepetitionDetectionParams, got {value!r}.", param="repetition_detection"
+            )
+        if value is not None and self.use_beam_search:
+            raise InvalidRequestError(
+                "repetition_detection ends samples, not beams: leave use_beam_search out.", param="repetition_detection"
+            )
 
     def _check_search(self) -> None:
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
@@ -196,6 +305,8 @@ class SamplingParams:
                 raise InvalidRequestError(
                     f"use_beam_search draws nothing, so {wrong[0]} would have no meaning: leave it out.", param=wrong[0]
                 )
+            if self.max_tokens == 0:
+                raise InvalidRequestError("max_tokens must be at least 1 for use_beam_search.", param="max_tokens")
             object.__setattr__(self, "temperature", 0.0)
             return
         for name, default in (("length_penalty", 1.0), ("early_stopping", False)):
@@ -203,45 +314,19 @@ class SamplingParams:
                 raise InvalidRequestError(f"{name} needs use_beam_search: set that, or leave it out.", param=name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BeamSearchParams:
-    """Parameters of `LLM.beam_search`, under vLLM's names. They are checked when they are used.
-
-    Attributes:
-        beam_width: beams, and continuations returned for each prompt.
-        max_tokens: new tokens at most.
-        ignore_eos: go on past EOS until max_tokens.
-        temperature: 0, or 1, which is the same: nothing is drawn.
-        length_penalty, early_stopping: as in `SamplingParams`.
-        include_stop_str_in_output: let the text end with that of the token that ended it.
-    """
-
-    beam_width: int
-    max_tokens: int
-    ignore_eos: bool = False
-    temperature: float = 0.0
-    length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
-    include_stop_str_in_output: bool = False
-
-    def sampling_params(self) -> SamplingParams:
-        """The same as a request's parameters.
-
-        Raises:
-            InvalidRequestError: a value is out of range.
-        """
-        return SamplingParams(
-            n=self.beam_width,
-            use_beam_search=True,
-            max_tokens=self.max_tokens,
-            ignore_eos=self.ignore_eos,
-            temperature=self.temperature,
-            length_penalty=self.length_penalty,
-            early_stopping=self.early_stopping,
-            include_stop_str_in_output=self.include_stop_str_in_output,
-        )
+_OPTIONAL_INTEGERS = (
+    ("best_of", 1),
+    ("max_tokens", 0),
+    ("logprobs", -1),
+    ("prompt_logprobs", -1),
+    ("seed", _SEED_MIN),
+    ("stream_interval", 1),
+)
+"""Parameters that may be None, and the least that they may be."""
 
 
-def _check_integer(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequestError(f"{name} must be an integer, got {value!r}.", param=name)
+def _texts(value: Any) -> tuple[Any, ...]:
+    """A list that may have been left out; a lone text, which would come apart into its letters, is none."""
+    if isinstance(value, str):
+        raise TypeError("a text where a list should be")
+    return tuple(value or ())

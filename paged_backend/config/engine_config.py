@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from paged_backend.config.checks import (
+    check_bool,
+    check_choice,
+    check_gib,
+    check_range,
+    check_seconds,
+    check_text,
+    dtype_named,
+    json_object,
+    overrides,
+    texts,
+    unknown_name_message,
+)
 from paged_backend.errors import ConfigError
 
 BUNDLED_MODEL = "paged-tiny"
@@ -44,6 +54,14 @@ class ModelConfig:
             only, which are read as tensors alone; "auto" is safetensors, and never falls back to pickles.
         trust_remote_code: run the code that comes with a tokenizer, if it has any. The model's own code is never run.
         seed: requests without a seed of their own draw from this one and their arrival number.
+        max_logprobs: most candidates per token that a request may ask for (logprobs, prompt_logprobs); -1 for any
+            number.
+        generation_config: where the sampling parameters come from that a request leaves out: "auto" (the model's
+            generation_config.json), "vllm" (nowhere: vLLM's own defaults), or a folder with such a file.
+        override_generation_config: values that go before those: temperature, top_p, top_k, min_p, repetition_penalty,
+            max_new_tokens. JSON on the command line.
+        logits_processors: what requests may change their logits with: "package.module:name" of functions, or of classes
+            of such, that are importable here. Their code runs in the engine's process. None are allowed by default.
     """
 
     model: str = BUNDLED_MODEL
@@ -57,6 +75,10 @@ class ModelConfig:
     load_format: str = "auto"
     trust_remote_code: bool = False
     seed: int = 0
+    max_logprobs: int = 20
+    generation_config: str = "auto"
+    override_generation_config: Mapping[str, Any] | str = field(default_factory=dict, hash=False)
+    logits_processors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = self.served_model_name
@@ -64,24 +86,31 @@ class ModelConfig:
             object.__setattr__(self, "served_model_name", (names,))
         elif isinstance(names, list):
             object.__setattr__(self, "served_model_name", tuple(names))
-        _check_text("model", self.model)
+        check_text("model", self.model)
         for name in ("tokenizer", "revision"):
             if getattr(self, name) is not None:
-                _check_text(name, getattr(self, name))
+                check_text(name, getattr(self, name))
         if not self.served_model_name:
             default = self.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
             object.__setattr__(self, "served_model_name", (default,))
         for name in self.served_model_name:
-            _check_text("served_model_name", name)
-        object.__setattr__(self, "dtype", _dtype_named(self.dtype))
-        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        _check_choice("load_format", self.load_format, ("auto", "safetensors", "pt"))
-        _check_bool("trust_remote_code", self.trust_remote_code)
+            check_text("served_model_name", name)
+        object.__setattr__(self, "dtype", dtype_named(self.dtype))
+        check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        check_choice("load_format", self.load_format, ("auto", "safetensors", "pt"))
+        check_bool("trust_remote_code", self.trust_remote_code)
         if self.quantization is not None:
-            _check_choice("quantization", self.quantization, ("int8", "int4"))
-        _check_range("max_model_len", self.max_model_len, low=1, optional=True)
-        _check_range("seed", self.seed, low=0)
-        _check_bool("skip_tokenizer_init", self.skip_tokenizer_init)
+            check_choice("quantization", self.quantization, ("int8", "int4"))
+        check_range("max_model_len", self.max_model_len, low=1, optional=True)
+        check_range("seed", self.seed, low=0)
+        check_bool("skip_tokenizer_init", self.skip_tokenizer_init)
+        check_range("max_logprobs", self.max_logprobs, low=-1)
+        check_text("generation_config", self.generation_config)
+        object.__setattr__(self, "override_generation_config", overrides(self.override_generation_config))
+        object.__setattr__(self, "logits_processors", texts("logits_processors", self.logits_processors))
+        for name in self.logits_processors:
+            if not all(part.replace(".", "_").isidentifier() for part in name.partition(":")[::2]):
+                raise ConfigError(f"logits_processors must hold names like package.module:name, got {name!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,30 +148,25 @@ class CacheConfig:
     shared_cache_salts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        salts: object = self.shared_cache_salts
-        if not isinstance(salts, (str, list, tuple)):
-            raise ConfigError(f"shared_cache_salts must be a list of strings, got {salts!r}.")
-        object.__setattr__(self, "shared_cache_salts", (salts,) if isinstance(salts, str) else tuple(salts))
-        for salt in self.shared_cache_salts:
-            _check_text("shared_cache_salts", salt)
-        _check_range("block_size", self.block_size, low=1, high=1024)
-        _check_range("num_gpu_blocks_override", self.num_gpu_blocks_override, low=1, optional=True)
-        _check_range("kv_cache_memory_bytes", self.kv_cache_memory_bytes, low=1, optional=True)
+        object.__setattr__(self, "shared_cache_salts", texts("shared_cache_salts", self.shared_cache_salts))
+        check_range("block_size", self.block_size, low=1, high=1024)
+        check_range("num_gpu_blocks_override", self.num_gpu_blocks_override, low=1, optional=True)
+        check_range("kv_cache_memory_bytes", self.kv_cache_memory_bytes, low=1, optional=True)
         value = self.gpu_memory_utilization
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise ConfigError(f"gpu_memory_utilization must be in (0, 1], got {value!r}.")
         if self.kv_offloading_size is not None:
-            _check_gib("kv_offloading_size", self.kv_offloading_size)
-        _check_gib("kv_offloading_disk_size", self.kv_offloading_disk_size)
+            check_gib("kv_offloading_size", self.kv_offloading_size)
+        check_gib("kv_offloading_disk_size", self.kv_offloading_disk_size)
         if self.kv_offloading_dir is not None:
-            _check_text("kv_offloading_dir", self.kv_offloading_dir)
+            check_text("kv_offloading_dir", self.kv_offloading_dir)
             if not self.enable_prefix_caching:
                 raise ConfigError(
                     "kv_offloading_dir keeps what enable_prefix_caching finds: turn that on, or leave the folder out."
                 )
-        _check_bool("enable_prefix_caching", self.enable_prefix_caching)
-        object.__setattr__(self, "kv_cache_dtype", _dtype_named(self.kv_cache_dtype))
-        _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "float32", "bfloat16", "float16", "int8"))
+        check_bool("enable_prefix_caching", self.enable_prefix_caching)
+        object.__setattr__(self, "kv_cache_dtype", dtype_named(self.kv_cache_dtype))
+        check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "float32", "bfloat16", "float16", "int8"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +187,8 @@ class SchedulerConfig:
             are over, it ends with what it has. None means as long as it takes.
         max_timeout_s: most that a request's timeout_s may be, and what one without gets where default_timeout_s is
             not set. None means no bound.
+        stream_interval: tokens of a sample that a stream gathers before it gives them out; the first, and those that
+            are left at the end, come at once.
     """
 
     max_num_seqs: int = 128
@@ -173,6 +199,7 @@ class SchedulerConfig:
     max_num_queued_tokens: int | None = None
     default_timeout_s: float | None = None
     max_timeout_s: float | None = None
+    stream_interval: int = 1
 
     @property
     def max_num_held_reqs(self) -> int | None:
@@ -180,14 +207,15 @@ class SchedulerConfig:
         return None if self.max_num_queued_reqs is None else self.max_num_seqs + self.max_num_queued_reqs
 
     def __post_init__(self) -> None:
-        _check_range("max_num_seqs", self.max_num_seqs, low=1)
-        _check_range("max_num_batched_tokens", self.max_num_batched_tokens, low=1)
-        _check_range("max_num_queued_reqs", self.max_num_queued_reqs, low=0, optional=True)
-        _check_range("max_num_queued_tokens", self.max_num_queued_tokens, low=0, optional=True)
-        _check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority", "fair"))
-        _check_choice("preemption_mode", self.preemption_mode, ("auto", "recompute", "swap"))
-        _check_seconds("default_timeout_s", self.default_timeout_s)
-        _check_seconds("max_timeout_s", self.max_timeout_s)
+        check_range("max_num_seqs", self.max_num_seqs, low=1)
+        check_range("max_num_batched_tokens", self.max_num_batched_tokens, low=1)
+        check_range("stream_interval", self.stream_interval, low=1)
+        check_range("max_num_queued_reqs", self.max_num_queued_reqs, low=0, optional=True)
+        check_range("max_num_queued_tokens", self.max_num_queued_tokens, low=0, optional=True)
+        check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority", "fair"))
+        check_choice("preemption_mode", self.preemption_mode, ("auto", "recompute", "swap"))
+        check_seconds("default_timeout_s", self.default_timeout_s)
+        check_seconds("max_timeout_s", self.max_timeout_s)
         default_s, most_s = self.default_timeout_s, self.max_timeout_s
         if default_s is not None and most_s is not None and default_s > most_s:
             raise ConfigError(
@@ -217,9 +245,9 @@ class ExecutorConfig:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("device", self.device, ("auto", "cpu"))
-        _check_choice("kernel_backend", self.kernel_backend, ("auto", "reference", "cpu"))
-        _check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
+        check_choice("device", self.device, ("auto", "cpu"))
+        check_choice("kernel_backend", self.kernel_backend, ("auto", "reference", "cpu"))
+        check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,14 +280,17 @@ class ChatConfig:
 
     def __post_init__(self) -> None:
         if self.chat_template is not None:
-            _check_text("chat_template", self.chat_template)
-        object.__setattr__(self, "default_chat_template_kwargs", _json_object(self.default_chat_template_kwargs))
+            check_text("chat_template", self.chat_template)
+        kwargs = json_object("default_chat_template_kwargs", self.default_chat_template_kwargs)
+        for name in TEMPLATE_ARGUMENTS.intersection(kwargs or {}):
+            raise ConfigError(f"default_chat_template_kwargs may set the template's own variables only, not {name!r}.")
+        object.__setattr__(self, "default_chat_template_kwargs", kwargs)
         for name in ("trust_request_chat_template", "enable_auto_tool_choice", "exclude_tools_when_tool_choice_none"):
-            _check_bool(name, getattr(self, name))
+            check_bool(name, getattr(self, name))
         if self.tool_call_parser is not None:
-            _check_choice("tool_call_parser", self.tool_call_parser, ("hermes", "llama3_json", "mistral"))
+            check_choice("tool_call_parser", self.tool_call_parser, ("hermes", "llama3_json", "mistral"))
         if self.reasoning_parser is not None:
-            _check_choice("reasoning_parser", self.reasoning_parser, ("qwen3", "deepseek_r1", "mistral", "none"))
+            check_choice("reasoning_parser", self.reasoning_parser, ("qwen3", "deepseek_r1", "mistral", "none"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,13 +310,13 @@ class ObservabilityConfig:
 
     def __post_init__(self) -> None:
         if self.otlp_traces_endpoint is not None:
-            _check_text("otlp_traces_endpoint", self.otlp_traces_endpoint)
+            check_text("otlp_traces_endpoint", self.otlp_traces_endpoint)
             if not self.otlp_traces_endpoint.startswith(("http://", "https://")):
                 raise ConfigError(
                     "otlp_traces_endpoint must be the URL of an OTLP receiver over HTTP, such as "
                     f"http://127.0.0.1:4318/v1/traces, got {self.otlp_traces_endpoint!r}."
                 )
-        _check_bool("kv_cache_metrics", self.kv_cache_metrics)
+        check_bool("kv_cache_metrics", self.kv_cache_metrics)
         part = self.kv_cache_metrics_sample
         if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0 < part <= 1:
             raise ConfigError(f"kv_cache_metrics_sample must be in (0, 1], got {part!r}.")
@@ -357,70 +388,3 @@ def engine_argument_names() -> tuple[str, ...]:
 def is_template_path(chat_template: str) -> bool:
     """Whether the argument names a file: a template itself has braces, or several lines."""
     return not any(character in chat_template for character in "{}\n")
-
-
-def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
-    """One sentence that refuses a name and offers the nearest known one."""
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else f" Known: {', '.join(sorted(known))}."
-    return f"Unknown {kind} {name!r}.{hint}"
-
-
-def _dtype_named(value: Any) -> Any:
-    """The dtype that vLLM's other name for it means; anything else as it is."""
-    return {"float": "float32", "half": "float16"}.get(value, value) if isinstance(value, str) else value
-
-
-def _json_object(value: Any) -> dict[str, Any] | None:
-    """The variables that default_chat_template_kwargs sets, given as a mapping or as JSON."""
-    given = value
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
-    if value is None and given is None:
-        return None
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"default_chat_template_kwargs must be a mapping of names to values, got {given!r}.")
-    for name in value:
-        if name in TEMPLATE_ARGUMENTS:
-            raise ConfigError(f"default_chat_template_kwargs may set the template's own variables only, not {name!r}.")
-    return dict(value)
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{name} must be a string that is not empty, got {value!r}.")
-
-
-def _check_gib(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 2**20:
-        raise ConfigError(f"{name} must be a number of GiB above 0, got {value!r}.")
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, got {value!r}.")
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
-        raise ConfigError(f"{name} must be a number of seconds above 0, got {value!r}.")
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-
-
-def _check_range(name: str, value: object, *, low: int, high: int | None = None, optional: bool = False) -> None:
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be an integer, got {value!r}.")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"in {low}..{high}"
-        raise ConfigError(f"{name} must be {bounds}, got {value}.")

@@ -1,0 +1,15 @@
+"""How a request's tokens are chosen and where it ends. Names and defaults are vLLM's."""
+
+from paged_backend.sampling_params.beam_search import BeamSearchParams
+from paged_backend.sampling_params.logits_processors import LogitsProcessor, LogitsProcessorConstructor
+from paged_backend.sampling_params.params import MAX_STOP_STRINGS, SamplingParams
+from paged_backend.sampling_params.repetition import RepetitionDetectionParams
+
+__all__ = [
+    "MAX_STOP_STRINGS",
+    "BeamSearchParams",
+    "LogitsProcessor",
+    "LogitsProcessorConstructor",
+    "RepetitionDetectionParams",
+    "SamplingParams",
+]
