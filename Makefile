@@ -15,7 +15,7 @@ SOURCES := paged_backend handlers kernels
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test sanitize check format slow soak bench bench-peers build model clean distclean
+.PHONY: help install serve test sanitize check format slow soak eval bench bench-peers build model clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -121,10 +121,17 @@ LLAMA_BINARY := $(PEERS)/llama.cpp/build/bin/llama-server
 bench-peers: install $(PEERS)/.installed $(PEERS)/convert/.installed $(LLAMA_BINARY) ## ours and the peers side by side (long)
 	$(BIN)/python -m benchmarks.peers --peers-folder $(PEERS) $(ARGS)
 
+# The harness brings a hundred megabytes of packages that nothing else here needs, so it has an environment of its own.
+EVAL := .venv-eval
+
+eval: install $(EVAL)/.installed ## lm-evaluation-harness scores us, and the same model on its own backend
+	$(BIN)/python -m pytest -m slow -s tests/evaluation $(ARGS)
+
+$(EVAL)/.installed: tests/evaluation/requirements.txt
 # The CPU build of torch first: a peer that asks for torch would otherwise bring gigabytes of CUDA libraries.
 $(PEERS)/convert/.installed: benchmarks/peers/requirements-convert.txt | $(PEERS)/.installed
 $(PEERS)/.installed: benchmarks/peers/requirements.txt
-$(PEERS)/.installed $(PEERS)/convert/.installed:
+$(PEERS)/.installed $(PEERS)/convert/.installed $(EVAL)/.installed:
 	@echo "Installing into $(@D)"
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --quiet --upgrade pip
@@ -184,5 +191,5 @@ clean: ## remove what was built, not .venv
 	rm -rf build dist logs .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv and .venv-peers too
-	rm -rf $(VENV) $(PEERS)
+distclean: clean ## remove .venv, .venv-peers and .venv-eval too
+	rm -rf $(VENV) $(PEERS) $(EVAL)

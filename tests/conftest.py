@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conformance.exchange import Caller
 
 # The models here are tiny: a second thread costs more than it brings, above all where several tests share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,3 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # ignored stays so in every program started from here, one that is caught does not.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+@pytest.fixture(scope="session")
+def in_process() -> Iterator[Caller]:
+    """The conformance list's service in this process; live hosts are compared with it."""
+    from tests.conformance.deployment import served_in_process
+
+    with served_in_process() as caller:
+        yield caller

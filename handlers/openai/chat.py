@@ -47,7 +47,9 @@ class _ChunkWriter:
     """Writes a stream's choices: first every sample's role, then what its parser finds."""
 
     def __init__(self, head: ResponseHead, job: ChatJob, tally: UsageTally) -> None:
-        self.head = head.chunk_head(_CHUNK_KIND)
+        self.head = self.first_head = head.chunk_head(_CHUNK_KIND)
+        if job.request.return_token_ids:
+            self.first_head = head.chunk_head(_CHUNK_KIND, {"prompt_token_ids": job.prompt})
         self._job = job
         self._tally = tally
         samples = range(job.params.n)
@@ -56,18 +58,11 @@ class _ChunkWriter:
 
     def first_choices(self, prompt_index: int) -> list[dict[str, Any]]:
         """The role of every sample, and what it begins with."""
-        choices = []
-        for index in range(self._job.params.n):
-            choice: dict[str, Any] = {
-                "index": index,
-                "delta": {"role": self._job.role, "content": self._job.echo},
-                "logprobs": None,
-                "finish_reason": None,
-            }
-            if self._job.request.return_token_ids:
-                choice["prompt_token_ids"] = self._job.prompt
-            choices.append(choice)
-        return choices
+        delta = {"role": self._job.role, "content": self._job.echo}
+        return [
+            {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+            for index in range(self._job.params.n)
+        ]
 
     def take_prompt(self, prompt_index: int, logprobs: PromptLogprobs) -> None:
         """Never: they are not there in a chat's stream."""

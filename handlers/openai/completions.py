@@ -97,7 +97,7 @@ class _ChunkWriter:
         prompts: Sequence[list[int]],
         n: int,
     ) -> None:
-        self.head = head.chunk_head(_KIND)
+        self.head = self.first_head = head.chunk_head(_KIND)
         self._request = request
         self._prompts = prompts
         self._n = n

@@ -36,6 +36,9 @@ class ChunkWriter(Protocol):
     head: bytes
     """What every chunk begins with: JSON up to the choices' list."""
 
+    first_head: bytes
+    """The same of the chunks of first choices, which may say more."""
+
     def first_choices(self, prompt_index: int) -> list[dict[str, Any]]:
         """Choices that precede a prompt's first delta."""
 
@@ -153,6 +156,8 @@ class ChunkFrames:
         self._tally = tally
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
+        # OpenAI's rule: where the usage is asked for, chunks before the one that tells it say null.
+        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._begun: set[int] = set()
 
     @classmethod
@@ -169,13 +174,15 @@ class ChunkFrames:
         if delta.prompt_logprobs is not None:
             writer.take_prompt(prompt_index, delta.prompt_logprobs)
         choices = [choice for output in delta.outputs for choice in writer.choices(prompt_index, output)]
-        if prompt_index not in self._begun:
-            self._begun.add(prompt_index)
-            choices = writer.first_choices(prompt_index) + choices
-        tail = b"]}\n\n"
+        tail = self._tail
         if self._continuous_usage:
             tail = b'],"usage":' + encode_json(self._tally.body()) + b"}\n\n"
-        return b"".join([b"data: " + writer.head + encode_json(choice) + tail for choice in choices])
+        pieces = [b"data: " + writer.head + encode_json(choice) + tail for choice in choices]
+        if prompt_index not in self._begun:
+            self._begun.add(prompt_index)
+            first = writer.first_choices(prompt_index)
+            pieces = [b"data: " + writer.first_head + encode_json(choice) + tail for choice in first] + pieces
+        return b"".join(pieces)
 
     def end(self) -> bytes:
         """The usage, and the stream's end."""

@@ -16,7 +16,7 @@ _ENGINE = {"model": "paged-tiny", "max_num_seqs": 8, "max_num_batched_tokens": 2
 DEPLOYMENT: dict[str, Any] = {
     "models": [
         {"served_model_name": "paged-tiny", **_ENGINE},
-        {"served_model_name": ["second", "alias"], **_ENGINE, "max_model_len": 100},
+        {"served_model_name": ["second", "alias"], **_ENGINE, "max_model_len": 100, "tool_call_parser": "hermes"},
     ],
     "server": {"max_body_bytes": MAX_BODY_BYTES, "log_format": "json"},
 }

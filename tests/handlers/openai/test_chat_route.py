@@ -97,7 +97,7 @@ def test_stream(call):
     assert len({chunk["id"] for chunk in chunks}) == 1 and chunks[0]["id"].startswith("chatcmpl-")
     *progress, usage = chunks
     assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 6
-    assert all("usage" not in chunk for chunk in progress)
+    assert all(chunk["usage"] is None for chunk in progress)
     for index in (0, 1):
         mine = [chunk["choices"][0] for chunk in progress if chunk["choices"][0]["index"] == index]
         assert mine[0]["delta"] == {"role": "assistant", "content": ""}
@@ -112,7 +112,7 @@ def test_token_ids(call):
     prompt = [ord(character) for character in "[user]yo[assistant]"]
     assert reply["prompt_token_ids"] == prompt and reply["choices"][0]["token_ids"] == [72, 105, 48]
     chunks = call(PATH, {**body, "stream": True}).chunks
-    assert chunks[0]["choices"][0]["prompt_token_ids"] == prompt
+    assert chunks[0]["prompt_token_ids"] == prompt and all("prompt_token_ids" not in chunk for chunk in chunks[1:])
     assert [chunk["choices"][0]["token_ids"] for chunk in chunks[1:]] == [[72], [105], [48]]
 
 

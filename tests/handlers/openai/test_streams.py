@@ -29,6 +29,8 @@ def test_frames(call):
     assert {chunk["id"] for chunk in chunks} == {chunks[0]["id"]} and chunks[0]["id"].startswith("cmpl-")
     assert all(chunk["object"] == "text_completion" and chunk["model"] == "tiny" for chunk in chunks)
     assert all("usage" not in chunk for chunk in chunks)
+    *progress, last = call(PATH, {**BODY, "stream_options": {"include_usage": True}}).chunks
+    assert all(chunk["usage"] is None for chunk in progress) and last["usage"] is not None
 
 
 def test_text_stays_as_it_is(call, client):

@@ -1,0 +1,200 @@
+"""Checks that rows of the list name: facts that a field's documentation promises."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from tests.conformance.case import CHAT, Check
+from tests.conformance.exchange import Exchange
+from tests.conformance.reply import text_of
+
+
+def same_as(**changes: Any) -> Check:
+    """It answers what the same request answers with these fields changed; null takes one out."""
+
+    def check(exchange: Exchange) -> None:
+        assert exchange.said == exchange.asked(**changes).said
+
+    return check
+
+
+def differs_from(**changes: Any) -> Check:
+    """It does not answer what the same request answers with these fields changed."""
+
+    def check(exchange: Exchange) -> None:
+        assert exchange.texts != exchange.asked(**changes).texts
+
+    return check
+
+
+def generated(num_tokens: int, reason: str = "length") -> Check:
+    """Every sample has so many tokens, and ended for this reason."""
+
+    def check(exchange: Exchange) -> None:
+        assert [len(token_ids) for token_ids in exchange.token_ids()] == [num_tokens] * len(exchange.choices)
+        assert {choice["finish_reason"] for choice in exchange.choices} == {reason}
+
+    return check
+
+
+def prompt_of(num_tokens: int) -> Check:
+    """The prompts have so many tokens together."""
+
+    def check(exchange: Exchange) -> None:
+        whole = exchange.asked(stream=None, stream_options=None)
+        assert whole.answer["usage"]["prompt_tokens"] == num_tokens
+
+    return check
+
+
+def stopped_at(stop: str, *, included: bool = False) -> Check:
+    """The text is what comes without `stop`, up to the string."""
+
+    def check(exchange: Exchange) -> None:
+        unstopped = exchange.asked(stop=None, include_stop_str_in_output=None)
+        for choice, full in zip(exchange.choices, unstopped.texts, strict=True):
+            assert stop in full, "the row needs a string that the model says"
+            assert text_of(choice) == full.partition(stop)[0] + (stop if included else "")
+            assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop)
+
+    return check
+
+
+def stopped_by(token_id: int) -> Check:
+    """Every sample ended with this token, which is not the end of a text."""
+
+    def check(exchange: Exchange) -> None:
+        assert [token_ids[-1] for token_ids in exchange.token_ids()] == [token_id] * len(exchange.choices)
+        assert all(
+            (choice["finish_reason"], choice["stop_reason"]) == ("stop", token_id) for choice in exchange.choices
+        )
+
+    return check
+
+
+def only_tokens(allowed: Collection[int]) -> Check:
+    """No other token was drawn."""
+
+    def check(exchange: Exchange) -> None:
+        assert all(set(token_ids) <= set(allowed) for token_ids in exchange.token_ids())
+
+    return check
+
+
+def no_tokens(forbidden: Collection[int]) -> Check:
+    """None of these was drawn."""
+
+    def check(exchange: Exchange) -> None:
+        assert not any(set(token_ids) & set(forbidden) for token_ids in exchange.token_ids())
+
+    return check
+
+
+def echoes(prompt: str) -> Check:
+    """Every text begins with the prompt, and goes on as it does without echo."""
+
+    def check(exchange: Exchange) -> None:
+        without = exchange.asked(echo=None, logprobs=None, max_tokens=exchange.body.get("max_tokens") or 1)
+        generated = without.texts if exchange.body.get("max_tokens") != 0 else [""] * len(without.texts)
+        assert exchange.texts == [prompt + text for text in generated]
+
+    return check
+
+
+def all_alike(exchange: Exchange) -> None:
+    """Greedy samples of one prompt are one and the same."""
+    assert len(set(exchange.texts)) == 1
+
+
+def all_different(exchange: Exchange) -> None:
+    """Every sample has draws of its own."""
+    assert len(set(exchange.texts)) == len(exchange.texts)
+
+
+def likeliest_taken(exchange: Exchange) -> None:
+    """Each token is the first of its candidates."""
+    for choice in exchange.choices:
+        logprobs = choice["logprobs"]
+        if "content" in logprobs:
+            assert all(item["logprob"] == item["top_logprobs"][0]["logprob"] for item in logprobs["content"])
+        else:
+            columns = zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True)
+            assert all(value == max(top.values()) for value, top in columns)
+
+
+def same_values(**changes: Any) -> Check:
+    """The chosen tokens' log-probabilities are those of the same request with these fields changed."""
+
+    def check(exchange: Exchange) -> None:
+        assert _values(exchange) == _values(exchange.asked(**changes))
+
+    return check
+
+
+def _values(exchange: Exchange) -> list[list[float]]:
+    return [
+        [item["logprob"] for item in choice["logprobs"]["content"]]
+        if "content" in choice["logprobs"]
+        else choice["logprobs"]["token_logprobs"]
+        for choice in exchange.choices
+    ]
+
+
+def tokens_named_by_id(exchange: Exchange) -> None:
+    """Tokens are written as "token_id:N", and are those that came out."""
+    for choice, token_ids in zip(exchange.choices, exchange.token_ids(), strict=True):
+        logprobs = choice["logprobs"]
+        names = [item["token"] for item in logprobs["content"]] if "content" in logprobs else logprobs["tokens"]
+        assert names == [f"token_id:{token_id}" for token_id in token_ids]
+
+
+def token_ids_are_the_text(exchange: Exchange) -> None:
+    """/detokenize makes the prompt and the text of the token ids."""
+    answer = exchange.answer
+    for choice in answer["choices"]:
+        detokenized = exchange.caller.ask("POST", "/detokenize", {"tokens": choice["token_ids"]}).json["prompt"]
+        assert detokenized.startswith(text_of(choice))
+        prompt_ids = choice.get("prompt_token_ids") or answer["prompt_token_ids"]
+        prompt = exchange.caller.ask("POST", "/detokenize", {"tokens": prompt_ids}).json["prompt"]
+        assert exchange.body.get("prompt", prompt) == prompt
+
+
+def answers(**expected: Any) -> Check:
+    """The body has these fields with these values."""
+
+    def check(exchange: Exchange) -> None:
+        assert {name: exchange.json[name] for name in expected} == expected
+
+    return check
+
+
+def fields(*names: str) -> Check:
+    """The body has these fields and no others."""
+
+    def check(exchange: Exchange) -> None:
+        assert set(exchange.json) == set(names)
+
+    return check
+
+
+def says_as_chat(*messages: dict[str, Any]) -> Check:
+    """It says what the chat says to these messages."""
+
+    def check(exchange: Exchange) -> None:
+        body = {"messages": list(messages), "temperature": 0, "max_tokens": 6}
+        assert exchange.texts == exchange.caller.ask("POST", CHAT, body).texts
+
+    return check
+
+
+def wrote(num_tokens: int) -> Check:
+    """A response or a message was cut short after so many tokens."""
+
+    def check(exchange: Exchange) -> None:
+        answer = exchange.answer
+        assert answer["usage"]["output_tokens"] == num_tokens
+        assert answer.get("status", "incomplete") == "incomplete"
+        assert answer.get("stop_reason", "max_tokens") == "max_tokens"
+
+    return check
