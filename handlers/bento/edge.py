@@ -19,7 +19,7 @@ from paged_backend.handlers.access.gate import ANYBODY, Caller, Gate
 from paged_backend.handlers.bento.responses import refusal, send_response
 from paged_backend.handlers.openai.access_log import STATUS_CLIENT_LEFT, AccessLog, RequestRecord
 from paged_backend.handlers.openai.bearer import check_bearer
-from paged_backend.handlers.openai.errors import error_response
+from paged_backend.handlers.openai.errors import error_response, too_large_message
 from paged_backend.handlers.openai.wire import HttpResponse
 
 logger = logging.getLogger("bentoml.paged_backend")
@@ -119,7 +119,7 @@ class EdgeMiddleware:
             try:
                 body = await self._read_body(scope, receive)
             except _BodyTooLargeError:
-                message = f"The request's body is larger than {self._max_body_bytes} bytes (max_body_bytes)."
+                message = too_large_message(self._max_body_bytes)
                 refused = refusal(413, message, path=scope["path"], headers={"Connection": "close"})
             except _ClientLeftError:
                 refused = HttpResponse(STATUS_CLIENT_LEFT)

@@ -60,6 +60,11 @@ class ProtocolError(PagedBackendError):
         self.headers = dict(headers or {})
 
 
+def too_large_message(max_body_bytes: int) -> str:
+    """What a larger body is told, whoever notices first: the host as it reads, or the service that has it whole."""
+    return f"The request's body is larger than {max_body_bytes} bytes (max_body_bytes)."
+
+
 def error_body(message: str, *, status: int, param: str | None = None) -> dict[str, Any]:
     """The JSON body of an error."""
     return {"error": {"message": message, "type": _TYPES[status], "param": param, "code": status}}

@@ -14,7 +14,7 @@ from paged_backend.handlers.access.gate import ANYBODY, Gate
 from paged_backend.handlers.access.limits import RequestLimits
 from paged_backend.handlers.openai.access_log import STATUS_CLIENT_LEFT, AccessLog, RequestRecord
 from paged_backend.handlers.openai.bearer import check_bearer
-from paged_backend.handlers.openai.errors import ProtocolError, error_response
+from paged_backend.handlers.openai.errors import ProtocolError, error_response, too_large_message
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.routes import ROUTES, Route, find_route
@@ -122,10 +122,7 @@ class OpenAIService:
             length = request.headers.get("content-length", "")
             declared = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
         if declared > self._max_body_bytes:
-            raise ProtocolError(
-                f"The body has {declared} bytes, more than the {self._max_body_bytes} that are allowed.",
-                status=413,
-            )
+            raise ProtocolError(too_large_message(self._max_body_bytes), status=413)
         if isinstance(body, (bytes, bytearray, memoryview, str)):
             body = _parse_json(body if isinstance(body, str) else bytes(body))
         if body is None:

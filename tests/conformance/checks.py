@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tests.conformance.case import CHAT, Check
@@ -15,6 +15,15 @@ def same_as(**changes: Any) -> Check:
 
     def check(exchange: Exchange) -> None:
         assert exchange.said == exchange.asked(**changes).said
+
+    return check
+
+
+def says_as(**changes: Any) -> Check:
+    """Its texts are those of the same request with these fields changed."""
+
+    def check(exchange: Exchange) -> None:
+        assert exchange.texts == exchange.asked(**changes).texts
 
     return check
 
@@ -121,6 +130,60 @@ def likeliest_taken(exchange: Exchange) -> None:
         else:
             columns = zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True)
             assert all(value == max(top.values()) for value, top in columns)
+
+
+def names_candidates(token_ids: Collection[int]) -> Check:
+    """Every token comes with these candidates, and none but them and itself."""
+
+    def check(exchange: Exchange) -> None:
+        names = {f"token_id:{token_id}" for token_id in token_ids}
+        for choice in exchange.asked(return_tokens_as_token_ids=True).choices:
+            for token, tops in _candidates(choice["logprobs"]):
+                assert names <= tops <= names | {token}
+
+    return check
+
+
+def _candidates(logprobs: Mapping[str, Any]) -> list[tuple[str, set[str]]]:
+    if "content" in logprobs:
+        return [(item["token"], {top["token"] for top in item["top_logprobs"]}) for item in logprobs["content"]]
+    return [(token, set(top)) for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True)]
+
+
+def scores_its_prompt(exchange: Exchange) -> None:
+    """prompt_logprobs has an entry for each token of the prompt: none for the first, then the likeliest and itself."""
+    count, answer = exchange.body["prompt_logprobs"], exchange.asked(return_token_ids=True).answer
+    for one in [answer] if "prompt_logprobs" in answer else answer["choices"]:
+        entries, token_ids = one["prompt_logprobs"], one.get("prompt_token_ids")
+        assert entries[0] is None and (token_ids is None or len(entries) == len(token_ids))
+        for position, entry in enumerate(entries[1:], 1):
+            assert all(set(found) == {"logprob", "rank", "decoded_token"} for found in entry.values())
+            assert count <= len(entry) <= count + 1
+            assert set(range(1, count + 1)) <= {found["rank"] for found in entry.values()}
+            assert token_ids is None or str(token_ids[position]) in entry
+            assert all(found["logprob"] <= 0 for found in entry.values())
+
+
+def scores_like_prompt_logprobs(exchange: Exchange) -> None:
+    """The prompt's part of echoed log-probabilities is what prompt_logprobs tells, the rest what comes without echo."""
+    scored = exchange.asked(stream=None, echo=None, logprobs=None, prompt_logprobs=1, return_token_ids=True)
+    without = None if exchange.body["max_tokens"] == 0 else exchange.asked(echo=None)
+    for index, (choice, alike) in enumerate(zip(exchange.choices, scored.choices, strict=True)):
+        prompt = alike.get("prompt_token_ids") or scored.choices[0]["prompt_token_ids"]
+        entries = alike["prompt_logprobs"]
+        values = choice["logprobs"]["token_logprobs"]
+        told = [entry and entry[str(token)]["logprob"] for token, entry in zip(prompt, entries, strict=True)]
+        assert values[: len(prompt)] == told
+        if without is not None:
+            assert values[len(prompt) :] == without.choices[index]["logprobs"]["token_logprobs"]
+
+
+def tells_what_it_took(exchange: Exchange) -> None:
+    """The usage has a receipt for each prompt."""
+    (receipt,) = exchange.answer["usage"]["receipts"]
+    assert all(
+        receipt[name] >= 0 for name in ("queue_seconds", "prefill_seconds", "decode_seconds", "kv_block_seconds")
+    )
 
 
 def same_values(**changes: Any) -> Check:

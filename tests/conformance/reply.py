@@ -172,6 +172,6 @@ def comparable(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     kept = {name: comparable(item) for name, item in value.items() if name not in _VARYING}
-    if "cache_read_input_tokens" in value:  # Anthropic counts apart what the cache had
+    if isinstance(value.get("cache_read_input_tokens"), int):  # Anthropic counts apart what the cache had
         kept["input_tokens"] = value["input_tokens"] + value["cache_read_input_tokens"]
     return {name: item for name, item in kept.items() if item is not None and item != "" and item != []}

@@ -10,11 +10,21 @@ from tests.conformance import (
     sampling_rows,
     text_rows,
     tool_rows,
+    vllm_rows,
 )
 from tests.conformance.case import Case
 
 ROWS: tuple[Case, ...] = tuple(
     case
-    for table in (sampling_rows, text_rows, prompt_rows, tool_rows, conversation_rows, limit_rows, route_rows)
+    for table in (
+        sampling_rows,
+        text_rows,
+        prompt_rows,
+        tool_rows,
+        vllm_rows,
+        conversation_rows,
+        limit_rows,
+        route_rows,
+    )
     for case in table.ROWS
 )

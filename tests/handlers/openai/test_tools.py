@@ -256,6 +256,7 @@ def test_refusals(call, client, fields, param):
     ("made", "param"),
     [
         ("x", "body.messages.0.tool_calls"),
+        (False, "body.messages.0.tool_calls"),
         (["x"], "body.messages.0.tool_calls.0"),
         ([{"type": "custom", "function": {}}], "messages.0.tool_calls.0.type"),
         ([{"function": {"name": 3}}], "body.messages.0.tool_calls.0.function.name"),
