@@ -23,11 +23,7 @@ from paged_backend.handlers.deployment import Deployment
 from paged_backend.handlers.yaml_file import yaml_problem
 from paged_backend.sampling_params import SamplingParams
 
-<<<<<<< HEAD
-_ENGINE_PARTS = tuple(typing.get_type_hints(EngineConfig).values())
-=======
 _ENGINE_PARTS = tuple(type(getattr(EngineConfig(), part.name)) for part in dataclasses.fields(EngineConfig))
->>>>>>> 97f70a0b1dcaa3e09e6e2be6f09578eb2d447d5d
 _IN_FRONT = ("model",)
 _SAMPLING_NAMES = (
     "max_tokens",
