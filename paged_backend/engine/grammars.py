@@ -105,8 +105,14 @@ class GrammarQueue:
         return True
 
     def forget(self, key: str) -> None:
-        """The request is over; one that does not wait here is no error. Compiling goes on."""
-        self._waiting.pop(key, None)
+        """The request is over; one that does not wait here is no error. A grammar that nobody else waits for is not
+        compiled any more: who sends and aborts would fill the compiler's queue."""
+        waiting = self._waiting.pop(key, None)
+        if waiting is None or any(other.grammar is waiting.grammar for other in self._waiting.values()):
+            return
+        source = waiting.state.request.grammar
+        assert self._compiler is not None and source is not None
+        self._compiler.abandon(source, waiting.grammar)
 
     def take_ready(self, *, wait_for_one: bool) -> Iterator[tuple[RequestState, int, PagedBackendError | None]]:
         """The requests whose wait is over, with their seeds, in order of arrival; and why, if a grammar was refused.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -61,14 +62,20 @@ class GrammarCompiler:
             if entry is not None:
                 self._entries.move_to_end(source)
                 return entry
+            if self._num_threads < min(_NUM_THREADS, self._num_unfinished + 1):
+                self._start_thread()
             entry = self._entries[source] = Future()
             if len(self._entries) > self._max_entries:
                 self._entries.popitem(last=False)  # who waits for it has it still
             self._num_unfinished += 1
             self._jobs.put((source, entry))
-            if self._num_threads < min(_NUM_THREADS, self._num_unfinished):
-                self._start_thread()
         return entry
+
+    def abandon(self, source: GrammarSource, entry: Future[Matcher]) -> None:
+        """Nobody waits for what `compile` gave any more: it is not compiled, unless that has begun."""
+        with self._lock:
+            if entry.cancel() and self._entries.get(source) is entry:
+                del self._entries[source]
 
     def give_up(self, source: GrammarSource, matcher: Matcher) -> None:
         """Takes note of a grammar that a matcher could not go on with: it is compiled anew for whoever asks for it
@@ -84,36 +91,46 @@ class GrammarCompiler:
             self._entries.pop(source, None)
 
     def close(self) -> None:
-        """Ends the threads once they have nothing to do. `compile` must not be called any more."""
+        """Ends the threads, each behind what it compiles now. `compile` must not be called any more."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job[1].cancel()
         for _ in range(self._num_threads):
             self._jobs.put(None)
 
     def _start_thread(self) -> None:
-        self._num_threads += 1
         thread = threading.Thread(target=self._work, name="paged-grammar", daemon=True)
         before = threading.stack_size(_STACK_BYTES)
         try:
             thread.start()
         finally:
             threading.stack_size(before)
+        self._num_threads += 1
 
     def _work(self) -> None:
         prover = Prover(LIMITS, self._time_limit_s, _MASK_TIME_LIMIT_S)
         while (job := self._jobs.get()) is not None:
             source, entry = job
-            try:
-                matcher = self._vocabulary.compile(source, prover)
-            except PagedBackendError as error:
-                entry.set_exception(error)
-            except BaseException:  # a panic of llguidance is no Exception
-                logger.exception("a grammar could not be compiled")
-                self._forget(source)
-                entry.set_exception(RequestFailedError("The engine failed on this request: try it again."))
-            else:
-                entry.set_result(matcher)
+            if entry.set_running_or_notify_cancel():
+                self._compile(source, entry, prover)
             with self._lock:
                 self._num_unfinished -= 1
         prover.close()
+
+    def _compile(self, source: GrammarSource, entry: Future[Matcher], prover: Prover) -> None:
+        try:
+            matcher = self._vocabulary.compile(source, prover)
+        except InvalidRequestError as error:
+            entry.set_exception(error)
+        except BaseException as error:  # a panic of llguidance is no Exception
+            if not isinstance(error, PagedBackendError):
+                logger.exception("a grammar could not be compiled")
+            self._forget(source)
+            entry.set_exception(RequestFailedError("The engine failed on this request: try it again."))
+        else:
+            entry.set_result(matcher)
 
 
 def refusal(entry: Future[Matcher]) -> PagedBackendError | None:

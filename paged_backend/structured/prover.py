@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from paged_backend.errors import RequestFailedError
 from paged_backend.structured.source import GrammarSource, one_line
 
+logger = logging.getLogger(__name__)
+
 _SCRIPT = Path(__file__).with_name("proving.py")
+
+_BY_OTHERS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
+"""Signals that a grammar does not end the process with."""
 
 
 class Prover:
@@ -38,7 +45,10 @@ class Prover:
 
         Raises:
             InvalidRequestError: it does not.
+            RequestFailedError: the process ended, and not of the grammar.
         """
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # somebody has ended it since
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, str(_SCRIPT)],
@@ -62,8 +72,11 @@ class Prover:
             line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line:
+        if not line.endswith("\n"):
             self.close()
+            if process.returncode > 0 or -process.returncode in _BY_OTHERS:
+                logger.error("the process that tries grammars out ended with code %d", process.returncode)
+                raise RequestFailedError("The engine failed on this request: try it again.")
             if process.returncode == -signal.SIGALRM:
                 raise source.refused(f"takes more than {self._time_limit_s:g} s to compile: simplify it.")
             raise source.refused("is too large or nested too deeply: simplify it.")

@@ -209,6 +209,22 @@ def test_one_that_waits_for_its_grammar_can_be_aborted(gated: Any) -> None:
     assert core.stats().num_waiting == 0
 
 
+def test_a_grammar_is_compiled_while_one_of_those_who_wait_is_left(gated: Any) -> None:
+    core, _, desk = gated
+    texts = ["a", "b", "shared", "alone"]  # two are begun, two wait
+    requests = []
+    for name, text in enumerate((*texts, "shared")):
+        params = SamplingParams(structured_outputs=StructuredOutputsParams(regex=text), max_tokens=2)
+        requests.append(new_request(str(name), [5, 6], params, grammar=desk.source(params)))
+        core.add(requests[-1])
+    entries = {source.text: entry for source, entry in desk.compiler._entries.items()}
+    core.abort(requests[2].key)
+    core.abort(requests[3].key)
+    assert entries["alone"].cancelled() and not entries["shared"].cancelled()
+    core.abort(requests[4].key)
+    assert entries["shared"].cancelled()
+
+
 def test_engines_that_cannot(folder: Path, llm: LLM) -> None:
     with LLM(str(folder), skip_tokenizer_init=True) as blind:
         with pytest.raises(InvalidRequestError, match="skip_tokenizer_init"):

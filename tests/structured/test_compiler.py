@@ -149,6 +149,70 @@ def test_time_and_death(vocabulary: Vocabulary) -> None:
     compiler.close()
 
 
+def test_a_process_that_others_end_is_no_fault_of_a_grammar(vocabulary: Vocabulary) -> None:
+    """Ended while idle, it is replaced; ended at work, the request fails, and may be tried again."""
+    before = {process.pid for process in psutil.Process().children()}
+    compiler = GrammarCompiler(vocabulary, time_limit_s=30.0)
+    compiler.compile(source("a")).result(30)
+    (process,) = [process for process in psutil.Process().children() if process.pid not in before]
+    process.kill()
+    wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)
+    compiler.compile(source("b")).result(30)
+    (process,) = [process for process in psutil.Process().children() if process.pid not in before]
+    slow = GrammarSource.of(StructuredOutputsParams(**HOSTILE["takes minutes"]))
+    idle_s = process.cpu_times().user
+    entry = compiler.compile(slow)
+    wait_until(lambda: process.cpu_times().user > idle_s + 0.1)  # at work
+    process.kill()
+    assert isinstance(entry.exception(30), RequestFailedError)
+    wait_until(lambda: slow not in compiler._entries)
+    compiler.close()
+
+
+def test_what_nobody_waits_for_is_not_compiled(counting: CountingVocabulary) -> None:
+    compiler = GrammarCompiler(counting)
+    counting.gate.clear()
+    begun = [compiler.compile(source(text)) for text in "ab"]
+    wait_until(lambda: all(entry.running() for entry in begun))
+    abandoned, wanted, left = (compiler.compile(source(text)) for text in "cde")
+    compiler.abandon(source("a"), begun[0])  # too late: it goes on, and is kept
+    compiler.abandon(source("c"), abandoned)
+    assert abandoned.cancelled() and compiler.compile(source("a")) is begun[0]
+    assert compiler.compile(source("c")) is not abandoned  # who asks anew gets it
+    counting.gate.set()
+    assert wanted.result(30) and left.result(30) and compiler.compile(source("c")).result(30)
+    assert sorted(counting.compiled) == list("abcde")
+    compiler.close()
+
+
+def test_an_end_does_not_wait_for_what_has_not_begun(counting: CountingVocabulary) -> None:
+    threads = set(threading.enumerate())
+    compiler = GrammarCompiler(counting)
+    counting.gate.clear()
+    begun = [compiler.compile(source(text)) for text in "ab"]
+    wait_until(lambda: all(entry.running() for entry in begun))
+    later = [compiler.compile(source(text)) for text in "cde"]
+    compiler.close()
+    counting.gate.set()
+    wait_until(lambda: not set(threading.enumerate()) - threads)
+    assert all(entry.cancelled() for entry in later) and sorted(counting.compiled) == ["a", "b"]
+
+
+def test_a_thread_that_cannot_start_leaves_nobody_waiting(
+    counting: CountingVocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    compiler = GrammarCompiler(counting)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            compiler.compile(source("a"))
+    assert compiler.compile(source("a")).result(30)
+    compiler.close()
+
+
 def test_threads_and_processes_end(vocabulary: Vocabulary) -> None:
     before = {process.pid for process in psutil.Process().children()}
     threads = set(threading.enumerate())
