@@ -92,12 +92,14 @@ class GrammarSource:
             raise ValueError('it takes "structures" and "triggers", and nothing else')
         tags = []
         for structure in given["structures"]:
-            begin = structure["begin"]
+            begin, end = structure["begin"], structure["end"]
+            if not isinstance(begin, str) or not isinstance(end, str):
+                raise ValueError("begin and end must be strings")
             trigger = next((trigger for trigger in given["triggers"] if begin.startswith(trigger)), None)
             if not trigger:
                 raise ValueError(f"no trigger is the beginning of {begin!r}")
             schema = {**structure["schema"], "x-guidance": self._json_options()}
-            tags.append(StructTag(trigger=trigger, begin=begin, grammar=schema, end=structure["end"]))
+            tags.append(StructTag(trigger=trigger, begin=begin, grammar=schema, end=end))
         if not tags:
             raise ValueError("structures must not be empty")
         return StructTag.to_grammar(tags, assume_special=all(is_special(tag.trigger) for tag in tags))

@@ -141,6 +141,8 @@ WRONG: list[dict[str, Any]] = [
     {"structural_tag": '{"structures": [{"begin": "<f>", "schema": 5, "end": ""}], "triggers": ["<f"]}'},
     {"structural_tag": '{"structures": [{"schema": {}}], "triggers": ["<f"]}'},
     {"structural_tag": '{"structures": 5, "triggers": 5}'},
+    {"structural_tag": '{"structures": [{"begin": 5, "schema": {}, "end": ""}], "triggers": ["<f"]}'},
+    {"structural_tag": '{"structures": [{"begin": "<f>", "schema": {}, "end": null}], "triggers": ["<f"]}'},
 ]
 
 
