@@ -6,6 +6,7 @@ import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, cast
 
 from paged_backend.config import EngineConfig
@@ -120,7 +121,7 @@ class ParameterDesk:
                 param="bad_words",
             )
         sequences: list[tuple[int, ...]] = []
-        for word in dict.fromkeys(words):
+        for word in islice(dict.fromkeys(words), _MAX_BAD_WORDS + 1):  # each has one sequence at least
             try:
                 plain, spaced = (
                     tuple(self._tokenizer.encode(space + word.lstrip(), add_special_tokens=False))
@@ -135,7 +136,7 @@ class ParameterDesk:
                 sequences.append(spaced)
         if len(sequences) > _MAX_BAD_WORDS:
             raise InvalidRequestError(
-                f"bad_words stands for {len(sequences)} sequences of tokens; {_MAX_BAD_WORDS} are allowed.",
+                f"bad_words stands for more than {_MAX_BAD_WORDS} sequences of tokens: leave some out.",
                 param="bad_words",
             )
         return sequences

@@ -44,18 +44,30 @@ class RepetitionDetectionParams:
             raise _refusal(f"min_count must be in 2..{_MAX_COUNT} where max_pattern_size is above 0, got {count}")
 
     def found_in(self, token_ids: Sequence[int], start: int = 0) -> bool:
-        """Whether the tokens from `start` on end with a pattern that repeats. O(max_pattern_size * min_count)."""
+        """Whether the tokens from `start` on end with a pattern that repeats.
+
+        A size costs no more than it takes to find the token that tells that there is none.
+        """
         num_tokens, count = len(token_ids) - start, self.min_count
         for size in range(max(1, self.min_pattern_size), self.max_pattern_size + 1):
             if size * count > num_tokens:
                 return False
             # All of it is periodic if it equals itself moved by one pattern; most ends differ in the last token.
-            if token_ids[-1] != token_ids[-1 - size]:
-                continue
-            tail = token_ids[len(token_ids) - size * count :]
-            if tail[size:] == tail[:-size]:
+            if token_ids[-1] == token_ids[-1 - size] and _ends_alike(token_ids, size, size * (count - 1)):
                 return True
         return False
+
+
+def _ends_alike(token_ids: Sequence[int], distance: int, num_tokens: int) -> bool:
+    """Whether the last tokens equal those so far before them. From the end on, a stretch of twice the length each."""
+    end, width = len(token_ids), 16
+    first = end - num_tokens
+    while end > first:
+        begin = max(first, end - width)
+        if token_ids[begin:end] != token_ids[begin - distance : end - distance]:
+            return False
+        end, width = begin, 2 * width
+    return True
 
 
 def _refusal(what: str) -> InvalidRequestError:

@@ -91,6 +91,9 @@ def test_bad_words_become_tokens_in_vllms_way(folder: Path) -> None:
     with pytest.raises(InvalidRequestError, match="1024") as raised:
         desk.prepare(SamplingParams(bad_words=[f"w{i}" for i in range(1100)]))
     assert raised.value.param == "bad_words"
+    # One that is given over and over counts once, and hides none behind it.
+    often = desk.prepare(SamplingParams(bad_words=["a"] * 1100 + ["b"]))
+    assert often.bad_words_token_ids == desk.prepare(SamplingParams(bad_words=["a", "b"])).bad_words_token_ids
     with pytest.raises(InvalidRequestError, match="bad_words_token_ids"):
         ParameterDesk(EngineConfig(), None, VOCAB_SIZE, frozenset()).prepare(SamplingParams(bad_words=["a"]))
 
@@ -128,6 +131,18 @@ def test_repetition_by_its_definition(data: st.DataObject) -> None:
     prompt = data.draw(st.lists(st.integers(0, 1), max_size=5))
     output = data.draw(st.lists(st.integers(0, 1), max_size=14))
     assert params.found_in([*prompt, *output], len(prompt)) == repeats(output, params)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.integers(2, 4), st.integers(0, 400), st.integers(0, 1))
+def test_repetition_of_long_patterns(size: int, count: int, place: int, seed: int) -> None:
+    """With or without one token in it that is another."""
+    draw = random.Random(seed)
+    output = [draw.randrange(2) for _ in range(size)] * count
+    if place < len(output):
+        output[place] += 2
+    params = RepetitionDetectionParams(size, size, count)
+    assert params.found_in([7, *output], 1) == repeats(output, params) == (place >= len(output))
 
 
 @pytest.mark.parametrize("params", [{}, {"min_tokens": 6}, {"seed": 4, "temperature": 0.4, "n": 3}], ids=str)
