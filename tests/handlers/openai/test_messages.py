@@ -219,6 +219,7 @@ def test_count_tokens_shows_the_tools_that_the_message_would(call, client):
         ({"tools": [{**WEATHER, "name": "no space"}]}, "tools.0.name"),
         ({"tools": [{**WEATHER, "defer_loading": True}]}, "tools.0.defer_loading"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "any", "name": "weather"}}, "tool_choice.name"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"max_completion_tokens": 3}, "max_completion_tokens"),
         ({"thinking": {"type": "perhaps"}}, "thinking.type"),
