@@ -55,6 +55,7 @@ ENTRIES: Final[dict[str, Entry]] = {
     "engine/kv_waste": Entry("engine.kv_waste"),
     "engine/prefix": Entry("engine.prefix"),
     "engine/sharing": Entry("engine.sharing"),
+    "engine/structured": Entry("engine.structured"),
     "engine/offline": Entry("engine.offline", timeout_s=1800.0),
     "serving/hosts": Entry("serving.hosts"),
     "serving/hosts-135m": Entry(

@@ -17,13 +17,13 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from paged_backend.config import CacheConfig, ChatConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
+from paged_backend.config import EngineConfig, ModelConfig
 from paged_backend.errors import ConfigError
 from paged_backend.handlers.deployment import Deployment
 from paged_backend.handlers.yaml_file import yaml_problem
 from paged_backend.sampling_params import SamplingParams
 
-_ENGINE_PARTS = (ModelConfig, CacheConfig, SchedulerConfig, ExecutorConfig, ChatConfig)
+_ENGINE_PARTS = tuple(type(getattr(EngineConfig(), part.name)) for part in dataclasses.fields(EngineConfig))
 _IN_FRONT = ("model",)
 _SAMPLING_NAMES = (
     "max_tokens",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from paged_backend.errors import KernelError
-from paged_backend.kernels.tensors import check_tensor
+from paged_backend.kernels.tensors import check_tensor, describe
 
 
 class LogitChanges(NamedTuple):
@@ -25,6 +25,7 @@ class LogitChanges(NamedTuple):
         presence_penalty: subtracted once from tokens in the output.
         frequency_penalty: subtracted once for each time that a token is in the output.
         prompt_token_ids, output_token_ids: what the penalties look at; lent for the call.
+        token_mask: a row of the batch's token_masks: tokens whose bit is 0 become -inf, before all else; -1 for none.
     """
 
     allowed_token_ids: Sequence[int] | None = None
@@ -35,6 +36,7 @@ class LogitChanges(NamedTuple):
     frequency_penalty: float = 0.0
     prompt_token_ids: Sequence[int] = ()
     output_token_ids: Sequence[int] = ()
+    token_mask: int = -1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class SamplingBatch:
         given: for each row, tokens that are its result, to be described; nothing is drawn, and nothing changed. None
             where the row draws, or num_best is above 0. Empty where no row has any.
         changes: by row, for those rows whose logits are changed first.
+        token_masks: int32 [M, W], contiguous, on the CPU, W at least ceil(V / 32): token t has bit t % 32 of word
+            t / 32, the lowest first. None where no row names one.
     """
 
     seeds: Sequence[Sequence[int]]
@@ -77,6 +81,7 @@ class SamplingBatch:
     num_best: Sequence[int] = ()
     given: Sequence[Sequence[int]] = ()
     changes: Mapping[int, LogitChanges] = field(default_factory=dict)
+    token_masks: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -110,6 +115,17 @@ def check_logits(logits: Tensor) -> None:
         raise KernelError(f"logits must be float32 [R, V], got {str(logits.dtype).removeprefix('torch.')} {shape}.")
     if logits.requires_grad:
         raise KernelError("logits must not require gradients.")
+
+
+def check_masks(masks: Tensor | None, vocab_size: int) -> None:
+    """Raises KernelError for token_masks that `Kernels.sample` does not take."""
+    if masks is None:
+        return
+    check_tensor("token_masks", masks)
+    if masks.dtype != torch.int32 or masks.dim() != 2 or not masks.is_contiguous() or masks.device.type != "cpu":
+        raise KernelError(f"token_masks must be contiguous int32 [M, W] on the CPU, got {describe(masks)}.")
+    if masks.shape[1] * 32 < vocab_size:
+        raise KernelError(f"token_masks must have a bit for each of {vocab_size} tokens, got {masks.shape[1]} words.")
 
 
 def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
@@ -150,10 +166,14 @@ def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
     _require("top_p", "be in (0, 1]", all(0.0 < p <= 1.0 for p in batch.top_p))
     _require("min_p", "be in [0, 1]", all(0.0 <= p <= 1.0 for p in batch.min_p))
     _require("num_logprobs", "be -1 (none) or more", all(count >= -1 for count in batch.num_logprobs))
+    check_masks(batch.token_masks, vocab_size)
+    num_masks = 0 if batch.token_masks is None else len(batch.token_masks)
     _require("changes", "be a dict", isinstance(batch.changes, Mapping))
     for row, changes in batch.changes.items():
         _require("changes", "be of rows of logits", isinstance(row, int) and 0 <= row < num_rows)
         _require("changes", "hold LogitChanges", isinstance(changes, LogitChanges))
+        mask = changes.token_mask
+        _require("token_mask", "be -1 or a row of token_masks", isinstance(mask, int) and -1 <= mask < num_masks)
         _check_changes(changes, vocab_size)
 
 

@@ -24,6 +24,7 @@ from paged_backend.sampling_params import (
     LogitsProcessorConstructor,
     RepetitionDetectionParams,
     SamplingParams,
+    StructuredOutputsParams,
 )
 from paged_backend.version import __version__
 
@@ -51,6 +52,7 @@ __all__ = [
     "RequestFailedError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 

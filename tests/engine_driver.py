@@ -21,10 +21,11 @@ MAX_STEPS = 20_000
 
 
 def new_core(model: Path | str, tokenizer: Tokenizer | None = None, **engine_args: Any) -> EngineCore:
-    """An engine core without thread and without text unless a tokenizer is given."""
+    """An engine core without thread; without text unless a tokenizer is given, without grammars unless a compiler."""
+    compiler = engine_args.pop("compiler", None)
     config = EngineConfig.from_args({"num_threads": 1, **engine_args}, model=str(model))
     executor = Executor(config)
-    return EngineCore(config, executor, tokenizer, EngineMetrics("test", executor.max_model_len))
+    return EngineCore(config, executor, tokenizer, EngineMetrics("test", executor.max_model_len), compiler=compiler)
 
 
 def new_request(request_id: str, prompt: Sequence[int], params: SamplingParams, **kwargs: Any) -> EngineRequest:
@@ -35,6 +36,7 @@ def new_request(request_id: str, prompt: Sequence[int], params: SamplingParams, 
         params=params,
         priority=kwargs.get("priority", 0),
         cache_salt=kwargs.get("cache_salt"),
+        grammar=kwargs.get("grammar"),
         arrival_s=time.monotonic(),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,16 +31,14 @@ def run_cli(*args: str, text: str = "", timeout_s: float = 120) -> subprocess.Co
 
 
 class TestHelp:
-    def test_it_is_quick_and_lists_the_commands(self) -> None:
-        best_s = float("inf")
-        for _ in range(3):
-            started_s = time.monotonic()
-            result = run_cli("--help")
-            best_s = min(best_s, time.monotonic() - started_s)
+    def test_it_lists_the_commands_without_the_libraries_that_take_seconds(self) -> None:
+        script = "import sys; from paged_backend.handlers.cli import main; sys.argv[1:] = ['--help']\n"
+        script += "try: main()\nfinally: print(sorted({'torch', 'transformers', 'bentoml'} & set(sys.modules)))"
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd="/")
         assert result.returncode == 0
         for command in ("serve", "pack", "generate", "chat", "version"):
             assert f" {command} " in result.stdout
-        assert best_s < 1.0
+        assert result.stdout.endswith("[]\n")
 
     def test_serve_lists_every_engine_argument(self) -> None:
         text = run_cli("serve", "--help").stdout

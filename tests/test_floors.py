@@ -26,6 +26,7 @@ FLOORS = {
     "paged_backend.scheduler": 2,
     "paged_backend.models": 2,
     "paged_backend.quantization": 1,
+    "paged_backend.structured": 1,
     "paged_backend.sampling": 3,
     "paged_backend.executor": 4,
     "paged_backend.engine": 5,

@@ -30,6 +30,7 @@ PUBLIC_NAMES = [
     "RequestFailedError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 

@@ -114,11 +114,11 @@ def make_tiny_model(
     finally:
         logging.set_verbosity(verbosity)
     if tokenizer:
-        _make_tokenizer().save_pretrained(folder)
+        make_tokenizer().save_pretrained(folder)
     return folder
 
 
-def _make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

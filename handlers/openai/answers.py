@@ -13,13 +13,14 @@ from paged_backend.handlers.openai.engine_port import TokenizerPort
 from paged_backend.handlers.openai.parsing.call_list import NamedCall, RequiredCalls
 from paged_backend.handlers.openai.parsing.machine import CallMachine, NewCallId
 from paged_backend.handlers.openai.parsing.message_parser import MessageParser
-from paged_backend.handlers.openai.parsing.reasoning import ReasoningCount, ReasoningMarkers, ReasoningSplitter
+from paged_backend.handlers.openai.parsing.reasoning import ReasoningCount, ReasoningMarkers
 from paged_backend.handlers.openai.parsing.styles import (
     REASONING_PARSERS,
     TOOL_CALL_PARSERS,
     reasoning_parser_of,
     tool_call_parser_of,
 )
+from paged_backend.handlers.openai.reasoning import AnswerReasoning
 from paged_backend.handlers.openai.tools import ToolUse
 
 
@@ -29,15 +30,13 @@ class AnswerReader:
 
     Attributes:
         new_calls: makes the machine that looks for calls; None looks for none.
-        markers: of the reasoning that is split off; None splits none off.
-        is_open: whether the prompt has opened the reasoning; None where the model decides.
-        marker_ids: the tokens that the markers are; None where they are none.
+        reasoning: what is split off; None splits nothing off.
+        single_call: leave out all calls but the first.
+        names_call: the request has named the function.
     """
 
     new_calls: Callable[[], CallMachine] | None = None
-    markers: ReasoningMarkers | None = None
-    is_open: bool | None = None
-    marker_ids: tuple[int, int] | None = None
+    reasoning: AnswerReasoning | None = None
     include_reasoning: bool = True
     single_call: bool = False
     names_call: bool = False
@@ -45,7 +44,7 @@ class AnswerReader:
     def parser(self) -> MessageParser:
         """A parser for one sample."""
         return MessageParser(
-            None if self.markers is None else ReasoningSplitter(self.markers, self.is_open),
+            None if self.reasoning is None else self.reasoning.splitter(),
             None if self.new_calls is None else self.new_calls(),
             include_reasoning=self.include_reasoning,
             single_call=self.single_call,
@@ -53,10 +52,8 @@ class AnswerReader:
         )
 
     def reasoning_count(self) -> ReasoningCount | None:
-        """A count for one sample; None where there is nothing to count by."""
-        if self.markers is None or self.marker_ids is None:
-            return None
-        return ReasoningCount(*self.marker_ids, self.is_open)
+        """A count for one sample; None where there is nothing to count."""
+        return None if self.reasoning is None else self.reasoning.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +62,12 @@ class AnswerStyle:
 
     Attributes:
         calls: makes a machine for calls; None where the request has no tools, or must not call them.
-        reasoning: markers of the reasoning; None where the answer has to be a call, or the model has none.
+        markers: of the reasoning that comes first; None where the model has none.
         keeps_special_tokens: whether the markers are special tokens, which the text must not leave out.
     """
 
     calls: Callable[[], CallMachine] | None
-    reasoning: ReasoningMarkers | None
+    markers: ReasoningMarkers | None
     keeps_special_tokens: bool
 
     @classmethod
@@ -85,16 +82,14 @@ class AnswerStyle:
         """
         name = config.tool_call_parser or tool_call_parser_of(source)
         new_call_id: NewCallId = _mistral_call_id if name == "mistral" else _call_id
-        if tool_use.choice == "named":
-            assert tool_use.name is not None
-            return cls(partial(NamedCall, new_call_id, tool_use.name), None, False)
+        markers = REASONING_PARSERS.get(config.reasoning_parser or reasoning_parser_of(source) or "none")
+        keeps = markers is not None and _are_special((markers.begin, markers.end), tokenizer)
+        if tool_use.name is not None:
+            return cls(partial(NamedCall, new_call_id, tool_use.name), markers, keeps)
         if tool_use.choice == "required":
-            return cls(partial(RequiredCalls, new_call_id), None, False)
-        reasoning_name = config.reasoning_parser or reasoning_parser_of(source) or "none"
-        reasoning = REASONING_PARSERS.get(reasoning_name)
-        markers = [] if reasoning is None else [reasoning.begin, reasoning.end]
+            return cls(partial(RequiredCalls, new_call_id), markers, keeps)
         if tool_use.choice == "none":
-            return cls(None, reasoning, _are_special(markers, tokenizer))
+            return cls(None, markers, keeps)
         if not config.enable_auto_tool_choice:
             raise InvalidRequestError(
                 'tool_choice "auto", which is the default with tools, needs a server with enable_auto_tool_choice; '
@@ -108,15 +103,7 @@ class AnswerStyle:
                 param="tool_choice",
             )
         machine = TOOL_CALL_PARSERS[name]
-        return cls(partial(machine, new_call_id), reasoning, _are_special([*machine.markers, *markers], tokenizer))
-
-
-def marker_ids(markers: ReasoningMarkers | None, tokenizer: TokenizerPort) -> tuple[int, int] | None:
-    """The tokens of a model's markers, where each is one."""
-    if markers is None:
-        return None
-    begin, end = (tokenizer.encode(marker, False) for marker in (markers.begin, markers.end))
-    return (begin[0], end[0]) if len(begin) == len(end) == 1 else None
+        return cls(partial(machine, new_call_id), markers, keeps or _are_special(machine.markers, tokenizer))
 
 
 def _are_special(markers: Sequence[str], tokenizer: TokenizerPort) -> bool:

@@ -45,7 +45,7 @@ async def create_message(context: ServingContext, request: MessagesRequest) -> H
         accepted = job.submit(context, message_id)
     answer = SpokenAnswer(job)
     if request.stream:
-        return stream_response(accepted, MessageEvents(message_id, model, answer))
+        return await stream_response(accepted, MessageEvents(message_id, model, answer))
     (output,) = await collect_all(accepted)
     said = answer.read_whole(output)
     reason, sequence = stop_of(answer)

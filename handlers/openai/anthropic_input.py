@@ -47,7 +47,7 @@ def as_chat(request: MessagesRequest | CountTokensRequest) -> tuple[ChatRequest,
         "stop": request.stop_sequences,
         "include_reasoning": wants_thinking(request),
     }
-    if request.tools:
+    if request.tools is not None and request.tools != []:
         tools = read_objects(request.tools, "tools")
         for place, _ in tools:
             places[f"{place}.function"] = place
@@ -70,7 +70,7 @@ def _messages(request: MessagesRequest | CountTokensRequest) -> tuple[list[dict[
     """The chat's messages, and the place in this body of each of theirs."""
     messages: list[dict[str, Any]] = []
     places: dict[str, str] = {}
-    if request.system:
+    if request.system is not None and request.system not in ("", []):
         messages.append({"role": "system", "content": read_parts(request.system, "system", _TEXT)})
         places["messages.0"] = "system"
     if not request.messages and request.messages == []:

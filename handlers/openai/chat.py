@@ -30,7 +30,7 @@ async def create_chat_completion(context: ServingContext, request: ChatRequest) 
     tally = UsageTally([len(job.prompt)], receipts=request.return_receipt)
     if request.stream:
         writer = _ChunkWriter(head, job, tally)
-        return stream_response(accepted, ChunkFrames.of(request.stream_options, writer, tally))
+        return await stream_response(accepted, ChunkFrames.of(request.stream_options, writer, tally))
     (output,) = await collect_all(accepted)
     tally.add_output(0, output)
     choices = [_choice(job, sample, tally) for sample in output.outputs]
@@ -134,7 +134,7 @@ def _choice(job: ChatJob, sample: CompletionOutput, tally: UsageTally) -> dict[s
         tally.num_reasoning_tokens = (tally.num_reasoning_tokens or 0) + count.add(sample.token_ids)
     content = job.echo + (message.content or "") or None
     said: dict[str, Any] = {"role": job.role, "content": content, "refusal": None}
-    if job.reader.markers is not None:
+    if job.reader.reasoning is not None:
         said["reasoning"] = message.reasoning
     if message.tool_calls:
         said["tool_calls"] = [

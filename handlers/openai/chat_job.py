@@ -10,16 +10,17 @@ import dataclasses
 from dataclasses import dataclass
 
 from paged_backend.errors import InvalidRequestError
-from paged_backend.handlers.openai.answers import AnswerReader, AnswerStyle, marker_ids
+from paged_backend.handlers.openai.answers import AnswerReader, AnswerStyle
 from paged_backend.handlers.openai.generation import ServingContext, submit_all
 from paged_backend.handlers.openai.live import AcceptedRequests
 from paged_backend.handlers.openai.messages import parse_messages
 from paged_backend.handlers.openai.prompts import require_tokenizer, room_for, truncate
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
 from paged_backend.handlers.openai.protocol.generation import bounded_max_tokens, check_generation, sampling_params
+from paged_backend.handlers.openai.reasoning import AnswerReasoning, with_thinking_budget
 from paged_backend.handlers.openai.rendering import Rendering, render_messages
-from paged_backend.handlers.openai.tools import parse_tools
-from paged_backend.sampling_params import SamplingParams
+from paged_backend.handlers.openai.tools import ToolUse, parse_tools
+from paged_backend.sampling_params import SamplingParams, StructuredOutputsParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,7 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
         raise InvalidRequestError(message, param=max_tokens_field) from error
     tool_use = parse_tools(request.tools, request.tool_choice)
     if tool_use.is_forced:
-        raise InvalidRequestError(
-            "tool_choice: this server cannot hold a model to calls yet: use auto or none.", param="tool_choice"
-        )
+        params = _forced(params, tool_use, single=not request.parallel_tool_calls)
     messages = parse_messages(request.messages, max_messages=limit)
     config, tokenizer = engine.config.chat, require_tokenizer(engine, "messages")
     hides_tools = tool_use.choice == "none" and config.exclude_tools_when_tool_choice_none
@@ -104,13 +103,19 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
     params = dataclasses.replace(params, max_tokens=bounded_max_tokens(engine, room))
     if style.keeps_special_tokens:
         params = dataclasses.replace(params, skip_special_tokens=False)
-    continued = messages[-1]["content"] if request.continue_final_message else None
-    markers = style.reasoning
+    reasoning = None
+    if style.markers is not None:
+        continued = messages[-1]["content"] if request.continue_final_message else None
+        reasoning = AnswerReasoning.of(style.markers, tokenizer, rendered.text, continued)
+    if params.structured_outputs is not None and reasoning is not None:
+        # A grammar knows the reasoning's end by its token only; without one, there is none before its text.
+        reasoning = None if reasoning.token_ids is None else reasoning
+        params = params if reasoning is None else reasoning.constrained(params)
+    if request.thinking_token_budget not in (None, -1):
+        params = with_thinking_budget(params, request.thinking_token_budget, reasoning)
     reader = AnswerReader(
         new_calls=style.calls,
-        markers=markers,
-        is_open=None if markers is None else markers.is_open(rendered.text, continued),
-        marker_ids=marker_ids(markers, tokenizer),
+        reasoning=reasoning,
         include_reasoning=request.include_reasoning,
         single_call=not request.parallel_tool_calls,
         names_call=tool_use.choice == "named",
@@ -133,3 +138,16 @@ def _num_top(request: ChatRequest) -> int | None:
     if num_top and not request.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
     return num_top if request.logprobs else None
+
+
+def _forced(params: SamplingParams, tool_use: ToolUse, *, single: bool) -> SamplingParams:
+    """Parameters that make the answer the calls that `tool_choice` asks for."""
+    other = params.structured_outputs
+    if other is not None:
+        raise InvalidRequestError(
+            f"tool_choice makes the answer a call, and {other.param} makes it something else: leave one out.",
+            param="tool_choice",
+        )
+    # A space at the most between JSON's tokens: with any number of them, a model that finds no end says nothing else.
+    calls = StructuredOutputsParams(json=tool_use.schema(single=single), whitespace_pattern=" ?", param="tools")
+    return dataclasses.replace(params, structured_outputs=calls)

@@ -61,7 +61,7 @@ async def create_completion(context: ServingContext, request: CompletionRequest)
     tally = UsageTally([len(ids) for ids in encoded], receipts=request.return_receipt)
     if request.stream:
         writer = _ChunkWriter(head, request, echoes, encoded, params.n)
-        return stream_response(requests, ChunkFrames.of(request.stream_options, writer, tally))
+        return await stream_response(requests, ChunkFrames.of(request.stream_options, writer, tally))
     choices = []
     for prompt_index, output in enumerate(await collect_all(requests)):
         tally.add_output(prompt_index, output)

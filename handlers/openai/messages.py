@@ -50,7 +50,8 @@ def _parse_message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
                 f"{place}.{name} is not supported by this server: leave it out.", param=f"{place}.{name}"
             )
     parsed: dict[str, Any] = {"role": role}
-    if calls := message.get("tool_calls"):
+    calls = message.get("tool_calls")
+    if calls is not None and calls != []:
         if role != "assistant":
             raise InvalidRequestError(
                 f"{place}.tool_calls: only the assistant calls tools.", param=f"{place}.tool_calls"

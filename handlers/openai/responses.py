@@ -40,7 +40,7 @@ async def create_response(context: ServingContext, request: ResponsesRequest) ->
         return _logprobs(job, gain)
 
     if request.stream:
-        return stream_response(accepted, ResponseEvents(frame, answer, logprobs))
+        return await stream_response(accepted, ResponseEvents(frame, answer, logprobs))
     (output,) = await collect_all(accepted)
     message = answer.read_whole(output)
     complete = answer.finish_reason not in ("length", "abort")

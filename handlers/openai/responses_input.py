@@ -47,7 +47,7 @@ def as_chat(request: ResponsesRequest) -> tuple[ChatRequest, Mapping[str, str]]:
     }
     if wants_logprobs(request):
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs}
-    if request.tools:
+    if request.tools is not None and request.tools != []:
         tools = read_objects(request.tools, "tools")
         places |= {f"{place}.function": place for place, _ in tools}
         fields["tools"] = [_tool(place, tool) for place, tool in tools]

@@ -195,8 +195,19 @@ class ChunkFrames:
         return b"data: " + encode_json(stream_error_body(error)) + b"\n\n" + DONE
 
 
-def stream_response(requests: Sequence[StreamPort], writer: FrameWriter) -> HttpResponse:
-    """The streaming response of requests that the engine has accepted, one per prompt."""
+async def stream_response(requests: Sequence[StreamPort], writer: FrameWriter) -> HttpResponse:
+    """The streaming response of requests that the engine has accepted, one per prompt.
+
+    Raises:
+        PagedBackendError: what refuses one of them later, but before there is anything to stream: a grammar that
+            cannot be compiled. All are aborted then, and where the caller is cancelled.
+    """
+    try:
+        for request in requests:
+            await request.begun()
+    except BaseException:
+        abort_all(requests)
+        raise
     headers = {"Content-Type": STREAM_TYPE, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return HttpResponse(200, headers, stream=EventStream(_event_frames(requests, writer), requests))
 

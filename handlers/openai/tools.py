@@ -143,6 +143,11 @@ def _parse_tool(tool: Any, place: str) -> dict[str, Any]:
                 f"{place}.parameters must be a JSON schema, an object.", param=f"body.{place}.parameters"
             )
         check_depth(parameters, f"{place}.parameters")
+        if parameters.get("type", "object") != "object":
+            raise InvalidRequestError(
+                f'{place}.parameters.type must be "object": a function\'s arguments have names.',
+                param=f"{place}.parameters.type",
+            )
     if function.get("strict") not in (None, True, False):
         raise InvalidRequestError(f"{place}.strict must be true or false.", param=f"body.{place}.strict")
     given = {field: function[field] for field in function if field != "strict" and function[field] is not None}
@@ -178,9 +183,9 @@ def _check_fields(value: Mapping[str, Any], known: tuple[str, ...], place: str) 
 
 
 def _parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a function's arguments; one that has none takes none."""
-    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
-    return dict(tool["function"].get("parameters") or nothing)
+    """The schema of a function's arguments, which are an object in any case; one that has none takes none."""
+    nothing = {"properties": {}, "additionalProperties": False}
+    return {"type": "object", **(tool["function"].get("parameters") or nothing)}
 
 
 def _call_schema(tool: Mapping[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:

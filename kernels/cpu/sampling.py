@@ -6,7 +6,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.cpu import _cpu
-from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch, check_logits
+from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch, check_logits, check_masks
 
 
 def sample(runtime: _cpu.Runtime, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
@@ -17,6 +17,7 @@ def sample(runtime: _cpu.Runtime, logits: Tensor, batch: SamplingBatch) -> Sampl
     (mostly much less) from the border of two tokens, or the share top_p that near to the sum down to a token.
     """
     check_logits(logits)
+    check_masks(batch.token_masks, logits.shape[1])
     if logits.device.type != "cpu":
         raise KernelError(f"logits must be on the CPU, got {logits.device}.")
     try:
@@ -34,6 +35,7 @@ def sample(runtime: _cpu.Runtime, logits: Tensor, batch: SamplingBatch) -> Sampl
                 batch.num_best,
                 batch.given,
                 batch.changes,
+                batch.token_masks,
             )
         )
     except ValueError as error:

@@ -35,7 +35,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledBatch:
             _add(sampled, tokens, batch, row, raw)
             continue
         if row in batch.changes and sound:
-            changed = change_logits(raw, batch.changes[row])
+            changed = change_logits(raw, batch.changes[row], batch.token_masks)
             (peak,), (token,) = _largest(changed[None])
             sound = math.isfinite(peak)
         if not sound:
@@ -63,7 +63,7 @@ def _most_likely(logits: Tensor, batch: SamplingBatch, row: int) -> tuple[list[i
     changes = batch.changes.get(row)
     order = logits
     if changes is not None:
-        order = logprobs = change_logits(logprobs, changes)
+        order = logprobs = change_logits(logprobs, changes, batch.token_masks)
     tokens = order.sort(descending=True, stable=True).indices[: batch.num_best[row]]
     tokens = tokens[logprobs[tokens] > -math.inf]
     return tokens.tolist(), logprobs[tokens].tolist()
@@ -76,20 +76,25 @@ def _largest(logits: Tensor) -> tuple[list[float], list[int]]:
     return [float(values[row, token]) for row, token in enumerate(best)], best
 
 
-def change_logits(logits: Tensor, changes: LogitChanges) -> Tensor:
+def change_logits(logits: Tensor, changes: LogitChanges, token_masks: Tensor | None = None) -> Tensor:
     """What `LogitChanges` says, in float32.
 
     Args:
         logits: float32 [V].
+        token_masks: the batch's.
 
     Returns:
         A new tensor like it.
     """
     result = logits.clone()
+    if changes.token_mask >= 0:
+        assert token_masks is not None
+        result[~_bits(token_masks[changes.token_mask], len(logits)).to(logits.device)] = -torch.inf
     if changes.allowed_token_ids is not None:
         allowed = _indices(changes.allowed_token_ids, logits)
+        kept = result[allowed]
         result.fill_(-torch.inf)
-        result[allowed] = logits[allowed]
+        result[allowed] = kept
     result[_indices(changes.suppressed_token_ids, logits)] = -torch.inf
     for token, bias in changes.logit_bias.items():
         result[token] += bias
@@ -102,6 +107,11 @@ def change_logits(logits: Tensor, changes: LogitChanges) -> Tensor:
     result[tokens] -= changes.frequency_penalty * counts.float()
     result[tokens] -= changes.presence_penalty
     return result
+
+
+def _bits(words: Tensor, count: int) -> Tensor:
+    """The first bits of int32 words, as booleans, the lowest bit of a word first."""
+    return (words[:, None] >> torch.arange(32, dtype=torch.int32) & 1).reshape(-1)[:count].bool()
 
 
 def _indices(token_ids: object, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.core import EngineCore
+from paged_backend.engine.grammars import GrammarDesk
 from paged_backend.engine.loop import EngineLoop, Entrant
 from paged_backend.engine.metrics import EngineMetrics
 from paged_backend.engine.parameters import ParameterDesk
@@ -55,7 +56,8 @@ class EngineClient:
         )
         endpoint = config.observability.otlp_traces_endpoint
         tracer = None if endpoint is None else RequestTracer.to(endpoint, config.model.served_model_name[0])
-        self._core = EngineCore(config, executor, tokenizer, self._metrics, tracer)
+        self._grammars = GrammarDesk(tokenizer, executor.vocab_size, executor.eos_token_ids)
+        self._core = EngineCore(config, executor, tokenizer, self._metrics, tracer, self._grammars.compiler)
         self._loop = EngineLoop(self._core, config.scheduler)
         # When nobody holds the client any more, or the interpreter ends: a thread that still computes would abort it.
         weakref.finalize(self, self._loop.shutdown)
@@ -163,6 +165,7 @@ class EngineClient:
         _check_arguments(params, priority, tenant, cache_salt)
         timeout_s, deadline_by = self._timeout_s(timeout_s)
         params = self._parameters.prepare(params)
+        grammar = self._grammars.source(params)
         entrants: list[Entrant] = []
         for prompt, request_id in zip(prompts, request_ids, strict=True):
             prompt_token_ids = self._tokenize(prompt, add_special_tokens)
@@ -178,6 +181,7 @@ class EngineClient:
                 deadline_s=None if timeout_s is None else arrival_s + timeout_s,
                 deadline_by=deadline_by,
                 trace_headers=trace_headers,
+                grammar=grammar,
             )
             max_tokens = self._core.check_fits(request)
             text = prompt if isinstance(prompt, str) else None

@@ -11,6 +11,7 @@ from itertools import count, repeat
 from paged_backend.config import EngineConfig
 from paged_backend.engine.deadlines import Deadlines
 from paged_backend.engine.detokenizer import Finish, SampleText
+from paged_backend.engine.grammars import GrammarQueue
 from paged_backend.engine.metrics import EngineMetrics
 from paged_backend.engine.pace import Pace
 from paged_backend.engine.prefetcher import Prefetcher
@@ -18,7 +19,7 @@ from paged_backend.engine.request import EngineRequest, RequestState, SampleStat
 from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.engine.tracing import RequestTracer
-from paged_backend.errors import EngineUnavailableError, InvalidRequestError, RequestFailedError
+from paged_backend.errors import EngineUnavailableError, InvalidRequestError, PagedBackendError, RequestFailedError
 from paged_backend.executor.executor import Executor
 from paged_backend.kv.block_life import BlockWatch
 from paged_backend.kv.layer_group import NO_BLOCK
@@ -28,6 +29,7 @@ from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, StepPlan, Step
 from paged_backend.scheduler.prompt_scoring import PromptScoring
 from paged_backend.scheduler.scheduler import Scheduler
 from paged_backend.scheduler.sequence import Sequence
+from paged_backend.structured.compiler import GrammarCompiler
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class EngineCore:
         tokenizer: Tokenizer | None,
         metrics: EngineMetrics,
         tracer: RequestTracer | None = None,
+        compiler: GrammarCompiler | None = None,
     ) -> None:
         self.pace = Pace()
         self._executor = executor
@@ -64,6 +67,7 @@ class EngineCore:
         self._tracer = tracer
         self._transfer = executor.transfer
         self._kv = _new_manager(config, executor, metrics)
+        self._grammars = GrammarQueue(compiler)
         self._prefetcher: Prefetcher | None = None
         if self._transfer is not None and self._transfer.disk is not None:
             self._prefetcher = Prefetcher(self._kv, self._transfer, self._transfer.disk)
@@ -91,7 +95,9 @@ class EngineCore:
 
     def has_work(self) -> bool:
         """Whether `step` would do something."""
-        return self._scheduler.has_work or (self._prefetcher is not None and self._prefetcher.num_waiting > 0)
+        if self._scheduler.has_work or self._grammars.num_waiting:
+            return True
+        return self._prefetcher is not None and self._prefetcher.num_waiting > 0
 
     def add(self, request: EngineRequest) -> None:
         """Queues a request that `check_fits` accepts, under a key that is not in use."""
@@ -99,8 +105,8 @@ class EngineCore:
         seed = params.seed if params.seed is not None else self._own_seed()
         self._num_added += 1
         state = RequestState(request, self._tokenizer)
-        if self._prefetcher is None or params.skips_prefix_cache or not self._prefetcher.begin(request, seed):
-            self._queue(state, seed)
+        if not self._grammars.begin(state, seed):
+            self._prefetch(state, seed)
         self._requests[request.key] = state
         self._deadlines.add(state, len(self._requests))
         self._metrics.request_prompt_tokens.observe(len(request.prompt_token_ids))
@@ -120,6 +126,12 @@ class EngineCore:
         overdue: list[RequestState] = []
         if self._deadlines:
             overdue = [self._cut_off(state, TIMED_OUT) for state in self._deadlines.take_overdue(started_s)]
+        if self._grammars.num_waiting:
+            for state, seed, error in self._grammars.take_ready(wait_for_one=not self._scheduler.has_work):
+                if error is None:
+                    self._prefetch(state, seed)
+                else:
+                    overdue.append(self._end_with(state, error))
         if self._prefetcher is not None:
             for key, seed in self._prefetcher.take_ready(wait=not self._scheduler.has_work):
                 self._queue(self._requests[key], seed)
@@ -149,9 +161,12 @@ class EngineCore:
         cache = self._kv.stats()
         self.last_stats = EngineStats(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting + (self._prefetcher.num_waiting if self._prefetcher else 0),
+            num_waiting=self._scheduler.num_waiting
+            + self._grammars.num_waiting
+            + (self._prefetcher.num_waiting if self._prefetcher else 0),
             num_fetching=self._prefetcher.num_waiting if self._prefetcher else 0,
             num_waiting_tokens=self._scheduler.num_waiting_tokens
+            + self._grammars.num_waiting_tokens
             + (self._prefetcher.num_waiting_tokens if self._prefetcher else 0),
             num_total_blocks=cache.num_blocks,
             num_free_blocks=cache.num_free_blocks,
@@ -216,9 +231,17 @@ class EngineCore:
         """
         if keep_cache and self._transfer is not None:
             self._transfer.flush(self._kv.indexed_blocks(), _FLUSH_TIMEOUT_S)
+        self._grammars.close()
         self._executor.close()
         if self._tracer is not None:
             self._tracer.close()
+
+    def _prefetch(self, state: RequestState, seed: int) -> None:
+        """Queues a request, after what is on disk of its prefix, if anything is."""
+        request = state.request
+        skips = self._prefetcher is None or request.params.skips_prefix_cache
+        if self._prefetcher is None or skips or not self._prefetcher.begin(request, seed):
+            self._queue(state, seed)
 
     def _queue(self, state: RequestState, seed: int) -> None:
         request, params = state.request, state.request.params
@@ -238,6 +261,9 @@ class EngineCore:
             text=text,
         )
         state.usage = sequence.table.usage
+        if state.matcher is not None:
+            assert params.structured_outputs is not None
+            sequence.task.matcher = state.matcher.after(params.structured_outputs.reasoning, sequence.eos_token_ids)
         self._not_started[sequence.seq_id] = state
         self._metrics.request_params_max_tokens.observe(sequence.max_tokens)
 
@@ -369,21 +395,25 @@ class EngineCore:
     def _fail(self, state: RequestState, fault: str | None = None) -> RequestState:
         """Ends a request with an error: its own fault, or, without one, that of its logits or of the whole step."""
         for sequence in self._scheduler.sequences(state.request.key):
+            self._grammars.give_up(state, sequence.task.matcher)
             self._scheduler.finish_sequence(sequence, "error")
-        if fault is None:
-            request_id = state.request.request_id
-            logger.error(
-                "request %s: a step failed, or its logits are not numbers", request_id, extra={"request_id": request_id}
-            )
-            state.fail(RequestFailedError("The engine failed on this request: try it again."))
-        else:
-            state.fail(InvalidRequestError(fault))
+        if fault is not None:
+            return self._end_with(state, InvalidRequestError(fault))
+        request_id = state.request.request_id
+        extra = {"request_id": request_id}
+        logger.error("request %s: a step failed, or its logits are not numbers", request_id, extra=extra)
+        return self._end_with(state, RequestFailedError("The engine failed on this request: try it again."))
+
+    def _end_with(self, state: RequestState, error: PagedBackendError) -> RequestState:
+        """Ends a request that the scheduler does not know, or not any more, with an error."""
+        state.fail(error)
         self._forget(state, "error")
         return state
 
     def _forget(self, state: RequestState, reason: FinishReason) -> None:
         now_s = time.monotonic()
         del self._requests[state.request.key]
+        self._grammars.forget(state.request.key)
         if self._prefetcher is not None:
             self._prefetcher.forget(state.request.key)
         for sample in state.samples.values():

@@ -18,6 +18,8 @@ from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.beam_search import Beam
 from paged_backend.scheduler.plan import SampledToken
 from paged_backend.scheduler.sequence import Sequence as SampleSequence
+from paged_backend.structured.matcher import Matcher
+from paged_backend.structured.source import GrammarSource
 
 Gain = tuple[int, "int | None", "str | None", "SampledToken | None", "Finish | None", "PromptFacts"]
 """What a sample gained: (its index, a token, that token's text, that token in full, why the sample ends, what is known
@@ -41,6 +43,7 @@ class EngineRequest:
         deadline_s: `time.monotonic` when it must be over; None where it may take as long as it does.
         deadline_by: what set that: the request's timeout_s, or the engine argument that takes its place.
         trace_headers: the trace that it is part of, if any: the headers traceparent and tracestate of W3C.
+        grammar: what every output must satisfy; None where it may be anything.
         key: what the engine calls it: no other tenant's request has it.
     """
 
@@ -54,6 +57,7 @@ class EngineRequest:
     deadline_s: float | None = None
     deadline_by: DeadlineName = "timeout_s"
     trace_headers: Mapping[str, str] | None = None
+    grammar: GrammarSource | None = None
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +109,7 @@ class RequestState:
         usage: what it has used of the KV cache.
         is_corrupted: whether its logits were not numbers.
         stats: what it took; None until it is over.
+        matcher: at the beginning of its grammar, to be forked, once that is compiled; None where it has none.
     """
 
     __slots__ = (
@@ -114,6 +119,7 @@ class RequestState:
         "error",
         "gains",
         "is_corrupted",
+        "matcher",
         "over",
         "prompt",
         "reason",
@@ -132,6 +138,7 @@ class RequestState:
         self.usage = CacheUsage()
         self.is_corrupted = False
         self.stats: RequestStateStats | None = None
+        self.matcher: Matcher | None = None
         self.error: PagedBackendError | None = None
         self.over = False
         self.reason: FinishReason = "stop"

@@ -51,6 +51,7 @@ class RequestStream:
         self.prompt = prompt
         self.prompt_token_ids = request.prompt_token_ids
         self.n = request.params.n
+        self._is_constrained = request.grammar is not None
         self._abort = abort
         self._assembler = DeltaAssembler(request, tokenizer)
         self._items: deque[StreamItem] = deque()
@@ -63,6 +64,19 @@ class RequestStream:
         self._ended = False  # for the reader
         self._callbacks: deque[Callable[[int], None]] = deque()
         self.num_generated = 0
+
+    async def begun(self) -> None:
+        """Waits until it cannot be refused any more; raises what did so.
+
+        That is at once, but where a grammar has to be compiled: then it waits for what the request gains first.
+        """
+        if not self._is_constrained or self._comes_at_once:
+            return
+        await self._wait_async()
+        first = self._items[0]
+        if isinstance(first, PagedBackendError):
+            self._ended = True
+            raise first
 
     def abort(self) -> bool:
         """Ends the request; its stream then closes with finish_reason "abort". Safe to call at any time.

@@ -69,6 +69,11 @@ class Tokenizer:
             tokenizer.chat_template = _read_template(chat_template)
         return cls(cast("PreTrainedTokenizerFast", tokenizer))
 
+    def to_json(self) -> str:
+        """What a tokenizer.json of it holds."""
+        text: str = self._backend.to_str()
+        return text
+
     def template_source(self, *, has_tools: bool) -> str | None:
         """The chat template's source, or None where the model has none; some have one of its own for tools."""
         template: str | dict[str, str] | None = self._tokenizer.chat_template

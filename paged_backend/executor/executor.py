@@ -21,6 +21,7 @@ from paged_backend.kv.layer_group import LayerGroup
 from paged_backend.models.architecture import Architecture
 from paged_backend.models.loader import load_model
 from paged_backend.scheduler.plan import StepPlan, StepResult
+from paged_backend.structured.token_masks import TokenMasks
 
 
 class Executor:
@@ -74,7 +75,13 @@ class Executor:
         storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype, layout)
         self.transfer: KVTransfer | None = open_transfer(config, model, storage, layout, kernels.report)
         self._runner: Runner | None = Runner(
-            model.decoder, storage, kernels, self.block_size, len(layout.groups), self.transfer
+            model.decoder,
+            storage,
+            kernels,
+            self.block_size,
+            len(layout.groups),
+            self.transfer,
+            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs),
         )
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from paged_backend.models.decoder import Decoder
 from paged_backend.sampling.description import score
 from paged_backend.sampling.sampler import sample
 from paged_backend.scheduler.plan import StepPlan, StepResult
+from paged_backend.structured.token_masks import TokenMasks
 
 
 class Runner:
@@ -28,12 +29,15 @@ class Runner:
         block_size: int,
         num_groups: int = 1,
         transfer: KVTransfer | None = None,
+        *,
+        masks: TokenMasks,
     ) -> None:
         self._step = kernels.compile(lambda kernels, inputs: decoder(kernels, inputs, storage.layers))
         self._storage = storage
         self._kernels = kernels
         self._inputs = BatchInputs(block_size, num_groups)
         self._transfer = transfer
+        self._masks = masks
 
     def run(self, plan: StepPlan) -> StepResult:
         """Moves blocks, copies blocks, computes every sequence's tokens, and draws where the plan asks for it."""
@@ -53,6 +57,6 @@ class Runner:
         logits = self._step(self._inputs.build(plan))
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
         if not plan.scoring:
-            return sample(self._kernels, logits, tasks)
+            return sample(self._kernels, logits, tasks, self._masks)
         scored = score(self._kernels, logits[len(tasks) :], plan.scoring)
-        return dataclasses.replace(sample(self._kernels, logits[: len(tasks)], tasks), scored=scored)
+        return dataclasses.replace(sample(self._kernels, logits[: len(tasks)], tasks, self._masks), scored=scored)

@@ -13,10 +13,12 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels.interface import Kernels
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+from paged_backend.sampling.constraints import constrain, fault_of
 from paged_backend.sampling.description import describe
 from paged_backend.sampling.processors import logit_changes
 from paged_backend.sampling.user_processors import run_processors
 from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, SamplingTask, StepResult
+from paged_backend.structured.token_masks import TokenMasks
 
 logger = logging.getLogger(__name__)
 
@@ -26,22 +28,25 @@ _OURS = ""
 _NOTHING_LEFT = "The request's parameters leave no token that could be drawn: allow more of them."
 
 
-def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
+def sample(
+    kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask], masks: TokenMasks | None = None
+) -> StepResult:
     """Draws one token per row and seed, or finds a row's candidates.
 
     Args:
         logits: float32 [R, vocab_size]; rows with functions of the user's are changed.
         tasks: one for each row. Nothing is drawn for those that the kernels refuse, or whose functions fail.
+        masks: memory for those of tasks with grammars; None where there are none.
     """
     if not tasks:
         return StepResult(())
     apart = [row for row, task in enumerate(tasks) if task.stands_apart]
     if not apart:
-        result = _draw(kernels, logits, tasks)
+        result = _draw(kernels, logits, tasks, masks)
         return _blame(result, logits, tasks, {}) if NOT_DRAWN in result.token_ids else result
     raw = logits[apart]  # a copy
     faults = run_processors(logits, tasks, apart)
-    result = _draw(kernels, logits, tasks)
+    result = _draw(kernels, logits, tasks, masks)
     if NOT_DRAWN in result.token_ids:
         logits[apart] = raw
         result = _blame(result, logits, tasks, faults)
@@ -50,26 +55,28 @@ def sample(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> S
     return replace(result, described={**result.described, **described})
 
 
-def _draw(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
+def _draw(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask], masks: TokenMasks | None) -> StepResult:
     try:
-        sampled = kernels.sample(logits, build_batch(tasks))
+        sampled = kernels.sample(logits, build_batch(tasks, masks))
     except KernelError:
         if len(tasks) > 1:
-            return _draw_apart(kernels, logits, tasks)
+            return _draw_apart(kernels, logits, tasks, masks)
         logger.exception("a row cannot be sampled; its request ends")
         num_results = tasks[0].num_results
         return StepResult((NOT_DRAWN,) * num_results, scores=(-math.inf,) * num_results, faults={0: _OURS})
     return StepResult(sampled.token_ids, _described(sampled, tasks) if sampled.logprobs else {}, sampled.scores)
 
 
-def _draw_apart(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask]) -> StepResult:
+def _draw_apart(
+    kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask], masks: TokenMasks | None
+) -> StepResult:
     """`_draw` row by row: one that is refused leaves nothing to draw, and its neighbours go on."""
     token_ids: list[int] = []
     described: dict[int, SampledToken] = {}
     scores: list[float] = []
     faults: dict[int, str] = {}
     for row, task in enumerate(tasks):
-        result = _draw(kernels, logits[row : row + 1], (task,))
+        result = _draw(kernels, logits[row : row + 1], (task,), masks)
         faults.update({len(token_ids) + place: fault for place, fault in result.faults.items()})
         described.update({len(token_ids) + place: token for place, token in result.described.items()})
         token_ids += result.token_ids
@@ -77,7 +84,7 @@ def _draw_apart(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask])
     return StepResult(token_ids, described, scores, faults=faults)
 
 
-def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:
+def build_batch(tasks: Sequence[SamplingTask], masks: TokenMasks | None = None) -> SamplingBatch:
     """The tasks as columns. Runs at every step over all rows, hence the comprehensions."""
     params = [task.params for task in tasks]
     temperatures = [p.temperature for p in params]
@@ -95,6 +102,10 @@ def build_batch(tasks: Sequence[SamplingTask]) -> SamplingBatch:
     changed = [row for row, task in enumerate(tasks) if task.changes_logits or task.suppressed_token_ids]
     if changed:
         batch.changes = {row: logit_changes(tasks[row]) for row in changed}
+        constrained = [row for row in changed if tasks[row].matcher is not None]
+        if constrained:
+            assert masks is not None
+            constrain(batch, tasks, constrained, masks)
     return batch
 
 
@@ -124,7 +135,7 @@ def _blame(result: StepResult, logits: Tensor, tasks: Sequence[SamplingTask], fa
     for row, start in enumerate(_starts(tasks)):
         is_ours = result.faults.get(start) == _OURS
         if result.token_ids[start] == NOT_DRAWN and not is_ours and math.isfinite(logits[row].max()):
-            by_place[start] = faults.get(row, _NOTHING_LEFT)
+            by_place[start] = faults.get(row) or fault_of(tasks[row]) or _NOTHING_LEFT
     return replace(result, faults=by_place)
 
 

@@ -4,12 +4,15 @@ from paged_backend.sampling_params.beam_search import BeamSearchParams
 from paged_backend.sampling_params.logits_processors import LogitsProcessor, LogitsProcessorConstructor
 from paged_backend.sampling_params.params import MAX_STOP_STRINGS, SamplingParams
 from paged_backend.sampling_params.repetition import RepetitionDetectionParams
+from paged_backend.sampling_params.structured_outputs import ReasoningTokens, StructuredOutputsParams
 
 __all__ = [
     "MAX_STOP_STRINGS",
     "BeamSearchParams",
     "LogitsProcessor",
     "LogitsProcessorConstructor",
+    "ReasoningTokens",
     "RepetitionDetectionParams",
     "SamplingParams",
+    "StructuredOutputsParams",
 ]

@@ -11,6 +11,7 @@ from paged_backend.errors import InvalidRequestError
 from paged_backend.sampling_params.checks import check_integer, check_token_id
 from paged_backend.sampling_params.logits_processors import LogitsProcessor, LogitsProcessorConstructor, as_processor
 from paged_backend.sampling_params.repetition import RepetitionDetectionParams
+from paged_backend.sampling_params.structured_outputs import StructuredOutputsParams
 
 MAX_STOP_STRINGS = 4
 """OpenAI's own limit on `stop`."""
@@ -74,6 +75,8 @@ class SamplingParams:
             ids, output token ids, logits [vocab_size]) -> logits, or what names one that the engine was configured
             with (`logits_processors`): "package.module:name", or {"qualname": that, "args": [...], "kwargs": {...}}
             to have it made for the request. Each must be a function of what it is given, and of nothing else.
+        structured_outputs: what every output must look like. It ends with EOS, as soon as nothing else may come; where
+            that is the only token left, min_tokens does not forbid it. Not with use_beam_search or ignore_eos.
         skip_reading_prefix_cache: True computes the whole prompt, whatever is known of it.
         detokenize: False skips text altogether (then `stop` must be empty).
         skip_special_tokens: leave special tokens out of the text.
@@ -114,6 +117,7 @@ class SamplingParams:
     bad_words: Sequence[str] | None = ()
     bad_words_token_ids: Sequence[Sequence[int]] | None = ()
     logits_processors: Sequence[LogitsProcessor | LogitsProcessorConstructor | str | Mapping[str, Any]] | None = ()
+    structured_outputs: StructuredOutputsParams | None = None
     skip_reading_prefix_cache: bool | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
@@ -141,6 +145,7 @@ class SamplingParams:
         self._check_words()
         self._check_repetition()
         self._check_search()
+        self._check_structure()
 
     @property
     def num_sequences(self) -> int:
@@ -312,6 +317,21 @@ class SamplingParams:
         for name, default in (("length_penalty", 1.0), ("early_stopping", False)):
             if getattr(self, name) != default:
                 raise InvalidRequestError(f"{name} needs use_beam_search: set that, or leave it out.", param=name)
+
+    def _check_structure(self) -> None:
+        structure = self.structured_outputs
+        if structure is None:
+            return
+        if not isinstance(structure, StructuredOutputsParams):
+            raise InvalidRequestError(
+                f"structured_outputs must be StructuredOutputsParams, got {structure!r}.", param="structured_outputs"
+            )
+        for name, why in (
+            ("use_beam_search", "a search needs several ways to go on, and a grammar may leave one"),
+            ("ignore_eos", "an output that is complete can only end"),
+        ):
+            if getattr(self, name):
+                raise InvalidRequestError(f"{structure.param} and {name} exclude each other: {why}.", param=name)
 
 
 _OPTIONAL_INTEGERS = (

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from paged_backend.kv.host_tier import NO_TRANSFERS, Transfers
 from paged_backend.sampling_params import SamplingParams
+from paged_backend.structured.matcher import Matcher
 
 NOT_DRAWN = -1
 """In the place of a token: logits were not numbers, or the parameters left no token."""
@@ -35,6 +36,7 @@ class SamplingTask:
         token_ids: all known tokens, the prompt's and those drawn after it; lent. (seed, their number) keys the draw.
         suppressed_token_ids: tokens that must not be drawn (EOS and stop tokens before min_tokens).
         num_candidates: above 0, nothing is drawn: the result holds that many of the most likely tokens instead.
+        matcher: the sample's place in its grammar; whoever draws lets it follow the tokens. None without a grammar.
         changes_logits: whether the parameters change logits before a token is drawn, beside what is suppressed.
         stands_apart: whether its row is looked at by itself: functions of the user's change its logits, or more is to
             be told of it than the token drawn and the most likely ones.
@@ -47,6 +49,7 @@ class SamplingTask:
     token_ids: Sequence[int]
     suppressed_token_ids: tuple[int, ...] = ()
     num_candidates: int = 0
+    matcher: Matcher | None = None
     changes_logits: bool = field(init=False)
     stands_apart: bool = field(init=False)
     num_logprobs: int = field(init=False)
@@ -60,6 +63,7 @@ class SamplingTask:
             or params.frequency_penalty != 0.0
             or params.allowed_token_ids is not None
             or params.bad_words_token_ids
+            or params.structured_outputs is not None
         )
         self.stands_apart = bool(params.logits_processors or params.logprob_token_ids)
         self.num_logprobs = -1 if params.logprobs is None or self.stands_apart else num_described(params.logprobs)

@@ -211,6 +211,8 @@ class Sequence:
         sibling.num_cached_tokens = self.num_cached_tokens
         sibling.group = self.group
         sibling.task.num_candidates = self.task.num_candidates
+        if self.task.matcher is not None:
+            sibling.task.matcher = self.task.matcher.fork()
         sibling.admit()
         return sibling
 
@@ -265,7 +267,8 @@ class Sequence:
 
     def end_by(self, token_id: int, num_output: int) -> tuple[FinishReason, int | None] | None:
         """Finish and stop reason of a sample that ends with a token, its num_output-th; None where it goes on."""
-        if token_id in self.telling_ids and num_output > self.params.min_tokens:
+        # A grammar lets only tokens end it early that nothing else could take the place of.
+        if token_id in self.telling_ids and (num_output > self.params.min_tokens or self.task.matcher is not None):
             is_eos = token_id in self.eos_token_ids and not self.params.ignore_eos
             return "stop", None if is_eos else token_id
         return ("length", None) if num_output >= self.max_tokens else None

@@ -40,16 +40,17 @@ def make_batch(num_rows: int, **columns: Any) -> SamplingBatch:
         "min_p": 0.0,
     }
     values |= columns
-    changes = values.pop("changes", {})
+    changes, token_masks = values.pop("changes", {}), values.pop("token_masks", None)
     full = {name: value if isinstance(value, list) else [value] * num_rows for name, value in values.items()}
-    return SamplingBatch(changes=changes, **full)
+    return SamplingBatch(changes=changes, token_masks=token_masks, **full)
 
 
 def row_of(batch: SamplingBatch, row: int) -> SamplingBatch:
     """A batch of one of its rows."""
     names = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs", "num_best", "given")
     columns = {name: list(getattr(batch, name))[row : row + 1] for name in names}
-    return SamplingBatch(changes={0: batch.changes[row]} if row in batch.changes else {}, **columns)
+    changes = {0: batch.changes[row]} if row in batch.changes else {}
+    return SamplingBatch(changes=changes, token_masks=batch.token_masks, **columns)
 
 
 def kept_weights(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
@@ -99,5 +100,5 @@ def check_draws(logits: Tensor, batch: SamplingBatch, sampled: SampledBatch) -> 
             if token == wanted:
                 continue
             assert batch.temperatures[row] > 0.0, (row, token, wanted)
-            changed = change_logits(logits[row], changes)
+            changed = change_logits(logits[row], changes, batch.token_masks)
             assert token in acceptable_tokens(changed, batch, row, seed), (row, seed, token, wanted)

@@ -65,6 +65,8 @@ WRONG_CHANGES: list[tuple[str, LogitChanges]] = [
     ("frequency_penalty", LogitChanges(frequency_penalty=-math.inf)),
     ("prompt_token_ids", LogitChanges(repetition_penalty=2.0, prompt_token_ids=[2**31])),
     ("output_token_ids", LogitChanges(presence_penalty=2.0, output_token_ids=[VOCAB_SIZE])),
+    ("token_mask", LogitChanges(token_mask=0)),
+    ("token_mask", LogitChanges(token_mask=-2)),
 ]
 
 
@@ -142,7 +144,7 @@ ANYTHING = st.one_of(
 )
 COLUMN = st.one_of(st.lists(ANYTHING, max_size=4), ANYTHING)
 FIELDS = st.one_of(
-    ANYTHING, st.builds(lambda fields: LogitChanges(*fields), st.lists(ANYTHING, min_size=8, max_size=8))
+    ANYTHING, st.builds(lambda fields: LogitChanges(*fields), st.lists(ANYTHING, min_size=9, max_size=9))
 )
 
 

@@ -35,6 +35,7 @@ def random_batch(num_rows: int, seed: int) -> SamplingBatch:
             rng.choice((0.0, -0.3)),
             tokens[: rng.randrange(30)],
             tokens[rng.randrange(30) :],
+            rng.choice((-1, -1, 0, 1)),
         )
         for row in range(0, num_rows, 3)
     }
@@ -47,6 +48,7 @@ def random_batch(num_rows: int, seed: int) -> SamplingBatch:
         min_p=column(0.0, 0.0, 0.05),
         num_logprobs=column(-1, -1, 0, 3, 5),
         changes=changes,
+        token_masks=torch.tensor([[rng.getrandbits(31) for _ in range(VOCAB_SIZE // 32 + 1)] for _ in range(2)]).int(),
     )
 
 
@@ -79,6 +81,7 @@ def test_a_row_does_not_depend_on_the_others(sample: Sample, scale: float) -> No
         names = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs")
         together = SamplingBatch(
             changes={i: one.changes[0] for i, one in enumerate(picked) if one.changes},
+            token_masks=batch.token_masks,
             **{name: [getattr(one, name)[0] for one in picked] for name in names},
         )
         assert rows_of(together, sample(logits[rows], together)) == [alone[row] for row in rows]

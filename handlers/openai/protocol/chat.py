@@ -62,6 +62,7 @@ class ChatRequest(GenerationRequest, TemplateFields):
     tool_choice: Any = None
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
+    thinking_token_budget: int | None = None
 
     unsupported = MappingProxyType(
         {

@@ -33,6 +33,7 @@ class CompletionRequest(GenerationRequest):
         {
             **GenerationRequest.unsupported,
             "prompt_embeds": Refusal("send text or token ids as the prompt"),
+            "thinking_token_budget": Refusal("bound the whole output with max_tokens"),
             "suffix": Refusal("models here continue a text, they do not fill it in", ("",)),
         }
     )

@@ -26,11 +26,17 @@ class ConversationRequest(RequestBody):
     seed: int | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
+    repetition_detection: dict[str, int] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    logits_processors: list[str | dict[str, Any]] | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    stream_interval: int | None = None
     priority: int = 0
     request_id: str | None = None
     cache_salt: str | None = None

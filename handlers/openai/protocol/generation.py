@@ -11,6 +11,7 @@ from pydantic import BeforeValidator
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.engine_port import EnginePort
 from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody, StreamOptions, check_text
+from paged_backend.handlers.openai.protocol.structured_outputs import structured_outputs
 from paged_backend.sampling_params import SamplingParams
 
 
@@ -48,6 +49,8 @@ class GenerationRequest(RequestBody):
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     logits_processors: list[str | dict[str, Any]] | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
@@ -69,13 +72,10 @@ class GenerationRequest(RequestBody):
             "ec_transfer_params": Refusal("it moves encoders' caches between servers, and this is a server by itself"),
             "kv_transfer_params": Refusal("it moves KV caches between servers, and this is a server by itself"),
             "mm_payload": Refusal("this model reads and writes text only", ("tensors",)),
-            "response_format": Refusal("leave it out", ({"type": "text"},)),
             "return_mm_kwargs": Refusal("this model reads and writes text only", (False,)),
             "return_token_offsets": Refusal("it is for vLLM's routes that render without generating", (False,)),
             "return_weight_versions": Refusal("weights stay as they were loaded", (False,)),
             "routed_experts_prompt_start": Refusal("no model with routed experts is served", (0,)),
-            "structured_outputs": Refusal("leave it out"),
-            "thinking_token_budget": Refusal("leave it out, and bound the whole output with max_tokens"),
             "vllm_xargs": Refusal("a logits processor's arguments go with its name in logits_processors", ({},)),
             "watermarking": Refusal("outputs are not watermarked", (False,)),
         }
@@ -131,6 +131,7 @@ def sampling_params(
         max_tokens=max_tokens,
         logprobs=None if request.logprob_token_ids else logprobs,
         prompt_logprobs=None if not scored else -1 if -1 in scored else max(scored),
+        structured_outputs=structured_outputs(request.response_format, request.structured_outputs),
         detokenize=engine.tokenizer is not None,
     )
     if request.stream:

@@ -1,9 +1,11 @@
 // What Python sees of sampling: reads the columns of a SamplingBatch, and gives those of a SampledBatch.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -20,6 +22,7 @@ namespace paged_backend {
 namespace {
 
 using Logits = nb::ndarray<const float, nb::device::cpu, nb::ndim<2>>;
+using TokenMasks = nb::ndarray<const int32_t, nb::device::cpu, nb::ndim<2>, nb::c_contig>;
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
@@ -125,9 +128,9 @@ float penalty(nb::handle item, const char* name) {
 }
 
 // The fields of kernels/sampling_batch.py's LogitChanges, in their order.
-LogitChanges read_changes(nb::handle fields, int64_t vocab_size) {
+LogitChanges read_changes(nb::handle fields, int64_t vocab_size, const std::optional<TokenMasks>& masks) {
     const Items items(fields, "changes");
-    require(items.size() == 8, "changes", "hold LogitChanges.");
+    require(items.size() == 9, "changes", "hold LogitChanges.");
     LogitChanges changes;
     changes.restricts = !items[0].is_none();
     if (changes.restricts) changes.allowed = token_ids(items[0], "allowed_token_ids", vocab_size);
@@ -146,6 +149,10 @@ LogitChanges read_changes(nb::handle fields, int64_t vocab_size) {
     if (changes.repetition_penalty != 1.0f || changes.presence_penalty != 0.0f || changes.frequency_penalty != 0.0f) {
         changes.output = token_ids(items[7], "output_token_ids", vocab_size);
     }
+    const int64_t mask = integer(items[8], "token_mask");
+    const int64_t num_masks = masks ? static_cast<int64_t>(masks->shape(0)) : 0;
+    require(mask >= -1 && mask < num_masks, "token_mask", "be -1 or a row of token_masks.");
+    if (mask >= 0) changes.mask = reinterpret_cast<const uint32_t*>(masks->data()) + mask * masks->stride(0);
     return changes;
 }
 
@@ -255,7 +262,8 @@ nb::dict dict_of_top(const SamplingCall& call) {
 
 nb::tuple sample_batch(Runtime& runtime, const Logits& logits, nb::handle seeds, nb::handle temperatures,
                        nb::handle positions, nb::handle top_k, nb::handle top_p, nb::handle min_p,
-                       nb::handle num_logprobs, nb::handle num_best, nb::handle given, nb::handle changes) {
+                       nb::handle num_logprobs, nb::handle num_best, nb::handle given, nb::handle changes,
+                       const std::optional<TokenMasks>& token_masks) {
     SamplingCall call;
     const size_t num_rows = logits.shape(0);
     call.logits = logits.data();
@@ -269,13 +277,15 @@ nb::tuple sample_batch(Runtime& runtime, const Logits& logits, nb::handle seeds,
     read_samples(call, seeds, temperatures, num_best, given);
     read_draws(call, positions, top_k, top_p, min_p);
     read_logprobs(call, num_logprobs);
+    require(!token_masks || static_cast<int64_t>(token_masks->shape(1)) * 32 >= call.vocab_size, "token_masks",
+            "have a bit for each token.");
     require(PyDict_Check(changes.ptr()), "changes", "be a dict.");
     std::vector<LogitChanges> changes_of_rows;
     changes_of_rows.reserve(nb::len(changes));
     for (const auto& [row, fields] : nb::borrow<nb::dict>(changes)) {
         const int64_t index = integer(row, "changes");
         require(index >= 0 && index < static_cast<int64_t>(num_rows), "changes", "be of rows of logits.");
-        changes_of_rows.push_back(read_changes(fields, call.vocab_size));
+        changes_of_rows.push_back(read_changes(fields, call.vocab_size, token_masks));
         call.rows[static_cast<size_t>(index)].changes = &changes_of_rows.back();
     }
     call.tokens.resize(call.seeds.size());
@@ -294,7 +304,7 @@ void bind_sampling(nb::module_& module) {
     // None is refused by name, like all else that is not a list.
     module.def("sample", &sample_batch, "runtime"_a, "logits"_a, "seeds"_a.none(), "temperatures"_a.none(),
                "positions"_a.none(), "top_k"_a.none(), "top_p"_a.none(), "min_p"_a.none(), "num_logprobs"_a.none(),
-               "num_best"_a.none(), "given"_a.none(), "changes"_a.none(),
+               "num_best"_a.none(), "given"_a.none(), "changes"_a.none(), "token_masks"_a.none(),
                "The fields of a SampledBatch for those of a SamplingBatch. Raises ValueError, before anything is drawn, "
                "for a wrong one.");
     module.def("uniform", &uniform, "seed"_a, "position"_a, "A number in [0, 1) that is a function of both.");

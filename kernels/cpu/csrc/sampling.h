@@ -66,6 +66,7 @@ struct SamplingKernels {
 
 // What is done to a row's logits first, in this order. Token ids are in the vocabulary.
 struct LogitChanges {
+    const uint32_t* mask = nullptr; // a bit for each token, the lowest of a word first: 1 where it may be drawn
     bool restricts = false;         // to allowed
     std::vector<int32_t> allowed;
     std::vector<int32_t> suppressed;

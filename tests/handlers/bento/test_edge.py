@@ -138,6 +138,13 @@ class TestBody:
         assert connection.error["type"] == "ContentTooLargeError" and connection.status == 413
         assert connection.waited_for_body == 0
 
+    def test_on_anthropics_route_the_refusal_has_its_form(self) -> None:
+        connection = Connection("/v1/messages", [b"x" * 60] * 3, headers={"Content-Length": "180"})
+        run("answer", connection)
+        body = json.loads(connection.body)
+        assert connection.status == 413 and body["type"] == "error"
+        assert body["error"]["type"] == "request_too_large"
+
     def test_an_undeclared_one_is_refused_while_it_comes_in(self) -> None:
         connection = Connection("/v1/x", [b"x" * 60] * 100)
         run("answer", connection)

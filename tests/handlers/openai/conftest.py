@@ -92,7 +92,8 @@ class FakeStream:
 
     async def _deltas(self) -> AsyncIterator[RequestDelta]:
         client, params = self._client, self._params
-        texts = [f"{client.text}{index}"[: params.max_tokens] for index in range(params.n)]
+        numbers = [str(index) if client.numbers_samples else "" for index in range(params.n)]
+        texts = [f"{client.text}{number}"[: params.max_tokens] for number in numbers]
         if params.max_tokens == 0:
             ends = tuple(CompletionDelta(index, "", (), None, "length") for index in range(params.n))
             yield self._delta(ends, True)
@@ -111,6 +112,9 @@ class FakeStream:
             outputs = tuple(self._output(index, text, step) for index, text in enumerate(texts))
             self.over = step + 1 == len(texts[0])
             yield self._delta(outputs, self.over)
+
+    async def begun(self) -> None:
+        await asyncio.sleep(0)
 
     async def collect_async(self) -> RequestOutput:
         output = RequestOutput.empty(self.request_id, None, self._prompt, self._params.n)
@@ -145,7 +149,7 @@ class FakeClient:
     """A scripted engine; what was submitted is in `submissions`.
 
     Attributes:
-        text: what every sample says, followed by its index.
+        text: what every sample says, followed by its index where numbers_samples is on.
         fail_after, hang_after: the step at which every request raises `failure`, or waits to be aborted.
         submit_errors: raised by the submissions of these numbers (0 is the first).
     """
@@ -155,6 +159,7 @@ class FakeClient:
     max_model_len: int = 100
     default_sampling_params: dict[str, float | int] = field(default_factory=dict)
     text: str = "Hi"
+    numbers_samples: bool = True
     num_cached_tokens: int = 0
     fail_after: int | None = None
     failure: Exception = field(default_factory=lambda: RuntimeError("secret detail"))

@@ -228,7 +228,7 @@ class TestTemplates:
         ({"tools": [{"type": "function"}]}, "body.tools.0.function"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
-        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs"),
         ({"echo": 0}, "body.echo"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"modalities": ["audio"]}, "modalities"),

@@ -192,6 +192,8 @@ def test_count_tokens(call, client):
             "messages.0.content.0.input",
         ),
         ({"system": 3}, "system"),
+        ({"system": False}, "system"),
+        ({"tools": False}, "tools"),
         ({"temperature": -1}, "temperature"),
         ({"stop_sequences": list("abcdefghi")}, "stop_sequences"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0.type"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from paged_backend.config import EngineConfig
+from paged_backend.handlers.openai.thinking_budget import ThinkingBudget
 
 from .test_tools import TIME, accumulated
 
@@ -105,5 +107,50 @@ def test_tokens_of_reasoning_are_counted(call, client, fields):
     }
 
 
-def test_a_thinking_budget_is_refused(call):
-    assert call(PATH, {**BODY, "thinking_token_budget": 5}).error["param"] == "thinking_token_budget"
+class TestBudget:
+    """thinking_token_budget."""
+
+    def logits_after(self, budget, token_ids):
+        """Which tokens of ten are left after those, where 1 begins and 2 ends the reasoning."""
+        logits = np.zeros(10, np.float32)
+        assert budget([7, 1, 2], token_ids, logits) is logits
+        return np.flatnonzero(np.isfinite(logits)).tolist()
+
+    @pytest.mark.parametrize(
+        ("is_open", "token_ids", "ends"),
+        [
+            (True, [], False),
+            (True, [5, 5], False),
+            (True, [5, 5, 5], True),
+            (True, [5, 5, 5, 2], False),
+            (True, [5, 2, 5, 5, 5, 5], False),
+            (True, [1, 5, 5, 5], True),
+            (None, [5, 5, 5, 5, 5], False),
+            (None, [1, 5, 5], False),
+            (None, [3, 1, 5, 5], False),
+            (None, [3, 1, 5, 5, 5], True),
+            (False, [1, 5, 5, 5, 5], False),
+        ],
+    )
+    def test_the_end_is_all_that_is_left(self, is_open, token_ids, ends):
+        left = self.logits_after(ThinkingBudget(1, 2, is_open, 3), token_ids)
+        assert left == ([2] if ends else list(range(10)))
+
+    def test_none_at_all(self):
+        assert self.logits_after(ThinkingBudget(1, 2, True, 0), []) == [2]
+        assert self.logits_after(ThinkingBudget(1, 2, None, 0), [1]) == [2]
+
+    def test_it_reaches_the_engine(self, call, client):
+        encode, names = client.tokenizer.encode, {"<think>": "T", "</think>": "E"}  # one token each
+        client.tokenizer.encode = lambda text, special=True: encode(names.get(text, text), special)
+        assert call(PATH, {**BODY, "thinking_token_budget": 5}).status == 200
+        (budget,) = client.submissions[-1]["params"].logits_processors
+        assert isinstance(budget, ThinkingBudget)
+        assert call(PATH, {**BODY, "thinking_token_budget": -1}).status == 200
+        assert not client.submissions[-1]["params"].logits_processors
+        assert call(PATH, {**BODY, "thinking_token_budget": -2}).error["param"] == "thinking_token_budget"
+
+    def test_nobody_knows_where_the_reasoning_is(self, call, client):
+        assert call(PATH, {**BODY, "thinking_token_budget": 5}).error["param"] == "thinking_token_budget"
+        client.tokenizer.chat_template = "plain"
+        assert call(PATH, {**BODY, "thinking_token_budget": 5}).error["param"] == "thinking_token_budget"

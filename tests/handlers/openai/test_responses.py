@@ -10,6 +10,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from paged_backend.errors import QueueFullError
+from paged_backend.handlers.openai.protocol.chat import ChatRequest
+from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
 
 from .events import events_of
 
@@ -273,6 +275,7 @@ def test_a_long_input_is_truncated_where_asked(call, client):
         ({"max_output_tokens": 5000}, "max_output_tokens", "input"),
         ({"temperature": -1}, "temperature", "temperature"),
         ({"top_logprobs": 21}, "top_logprobs", "0..20"),
+        ({"tools": 0}, "body.tools", "list"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "web_search"),
         ({"tools": [{"type": "function", "name": "no space"}]}, "tools.0.name", "letters"),
         ({"tools": [WEATHER], "tool_choice": {"type": "file_search"}}, "tool_choice", "function"),
@@ -305,3 +308,9 @@ def test_a_fault_on_the_way(call, client):
     assert "secret" not in str(events) and response["output"][0]["content"][0]["text"] == "Hi"
     client.fail_after = 0
     assert kinds(streamed(call, {"input": "x"})) == ["created", "in_progress", "failed"]
+
+
+def test_the_fields_that_are_the_chats_are_as_there():
+    for name, field in ConversationRequest.model_fields.items():
+        chats = ChatRequest.model_fields[name]
+        assert (field.annotation, field.default) == (chats.annotation, chats.default), name

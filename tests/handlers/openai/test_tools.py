@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import httpx
+import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
@@ -254,6 +256,7 @@ def test_refusals(call, client, fields, param):
     ("made", "param"),
     [
         ("x", "body.messages.0.tool_calls"),
+        (False, "body.messages.0.tool_calls"),
         (["x"], "body.messages.0.tool_calls.0"),
         ([{"type": "custom", "function": {}}], "messages.0.tool_calls.0.type"),
         ([{"function": {"name": 3}}], "body.messages.0.tool_calls.0.function.name"),
@@ -272,3 +275,23 @@ def test_calls_of_a_conversation_are_checked(call, made, param):
     assert reply.status == 400 and reply.error["param"] == param
     reply = call(PATH, {"messages": [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}]})
     assert reply.error["param"] == "messages.0.tool_calls"
+
+
+@pytest.mark.parametrize("text", [f"Let me see.\n{CALL}\n{CALL}", CALL, "no call"])
+def test_openais_client_reads_streams_as_it_reads_whole_answers(call, client, text):
+    def answer(request):
+        reply = call(PATH, request.content)
+        return httpx.Response(reply.status, headers=reply.headers, content=reply.body)
+
+    say(client, text)
+    client.numbers_samples = False
+    transport = httpx.Client(transport=httpx.MockTransport(answer))
+    api = openai.OpenAI(api_key="none", base_url="http://x/v1", http_client=transport)
+    whole = api.chat.completions.create(model="tiny", **BODY).choices[0]
+    with api.chat.completions.stream(model="tiny", **BODY) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    assert streamed.finish_reason == whole.finish_reason
+    assert (streamed.message.content or None) == whole.message.content
+    made = [(one.function.name, one.function.arguments) for one in whole.message.tool_calls or ()]
+    assert [(one.function.name, one.function.arguments) for one in streamed.message.tool_calls or ()] == made
+    assert len(made) == text.count("<tool_call>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 
@@ -209,3 +210,21 @@ def test_usage_counts_all_samples_of_best_of_and_the_beams_that_come_back(call, 
         assert len(reply["choices"]) == n
         assert usage["completion_tokens"] == 5 * counted
         assert usage["total_tokens"] == usage["prompt_tokens"] + 5 * counted
+
+
+def test_structured_outputs(call):
+    """Whole and streamed; and what only the compiler can refuse is a 400 in both cases."""
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "response_format": wanted, "max_tokens": 60, "seed": 1}
+    answer = call(CHAT, asked).json["choices"][0]
+    assert json.loads(answer["message"]["content"]) in ({"a": 1}, {"a": 2}) and answer["finish_reason"] == "stop"
+    chunks = call(CHAT, {**asked, "stream": True}).chunks
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == answer["message"]["content"]
+    refused = {"prompt": "x", "response_format": {**wanted, "json_schema": {"name": "a", "schema": {"not": {}}}}}
+    for stream in (False, True):
+        response = call(COMPLETIONS, {**refused, "stream": stream})
+        assert response.status == 400 and response.json["error"]["param"] == "response_format"
+        assert "not" in response.json["error"]["message"]
+        long = {"prompt": "x", "stream": stream, "structured_outputs": {"regex": "a" * 200_000}}
+        assert call(COMPLETIONS, long).json["error"]["param"] == "structured_outputs"

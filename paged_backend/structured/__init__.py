@@ -1,0 +1,1 @@
+"""Structured output: from a constraint to the tokens that a sample may draw next. llguidance knows the grammars."""
