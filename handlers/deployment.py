@@ -19,9 +19,10 @@ from paged_backend.config import (
     is_template_path,
     unknown_name_message,
 )
+from paged_backend.config.checks import check_text
 from paged_backend.errors import ConfigError
 from paged_backend.handlers.access.api_key import keys_from_words
-from paged_backend.handlers.host_configs import BentoConfig, ServerConfig, TorchServeConfig, check_text
+from paged_backend.handlers.host_configs import BentoConfig, ServerConfig, TorchServeConfig
 from paged_backend.handlers.yaml_file import read_yaml
 
 API_KEY_VARIABLE = "PAGED_BACKEND_API_KEY"

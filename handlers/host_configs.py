@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from paged_backend.config.checks import check_bool, check_choice, check_range, check_seconds, check_text
 from paged_backend.errors import ConfigError
 from paged_backend.handlers.access.api_key import ApiKey, keys_from_config
 from paged_backend.handlers.access.gate import Gate
@@ -57,7 +57,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_text("server.host", self.host)
-        _check_integer("server.port", self.port, low=1, high=65535, optional=True)
+        check_range("server.port", self.port, low=1, high=65535, optional=True)
         # Built, it is () where there is none; what a file says is never so, as that would open the server unseen.
         object.__setattr__(self, "api_key", () if self.api_key == () else keys_from_config(self.api_key))
         if self.api_key_file is not None:
@@ -66,15 +66,15 @@ class ServerConfig:
                 raise ConfigError("Give server.api_key or server.api_key_file, not both.")
         object.__setattr__(self, "key_limits", key_limits(self.key_limits))
         object.__setattr__(self, "request_limits", request_limits(self.request_limits))
-        _check_integer("server.max_body_bytes", self.max_body_bytes, low=1)
-        _check_bool("server.access_log", self.access_log)
-        _check_bool("server.log_prompts", self.log_prompts)
+        check_range("server.max_body_bytes", self.max_body_bytes, low=1)
+        check_bool("server.access_log", self.access_log)
+        check_bool("server.log_prompts", self.log_prompts)
         if self.log_prompts and not self.access_log:
             raise ConfigError("server.log_prompts puts prompts into the access log: it needs server.access_log: true.")
-        _check_choice("server.log_format", self.log_format, ("text", "json"))
-        _check_choice("server.log_level", self.log_level, ("debug", "info", "warning", "error"))
-        _check_seconds("server.drain_timeout_s", self.drain_timeout_s, above_zero=False)
-        _check_seconds("server.stall_timeout_s", self.stall_timeout_s)
+        check_choice("server.log_format", self.log_format, ("text", "json"))
+        check_choice("server.log_level", self.log_level, ("debug", "info", "warning", "error"))
+        check_seconds("server.drain_timeout_s", self.drain_timeout_s, above_zero=False)
+        check_seconds("server.stall_timeout_s", self.stall_timeout_s)
 
     @property
     def asks_for_key(self) -> bool:
@@ -119,13 +119,13 @@ class TorchServeConfig:
     java_heap: str = "512m"
 
     def __post_init__(self) -> None:
-        _check_integer("torchserve.management_port", self.management_port, low=1, high=65535)
-        _check_integer("torchserve.metrics_port", self.metrics_port, low=1, high=65535)
-        _check_integer("torchserve.batch_size", self.batch_size, low=1, optional=True)
-        _check_integer("torchserve.job_queue_size", self.job_queue_size, low=1)
-        _check_integer("torchserve.startup_timeout_s", self.startup_timeout_s, low=1)
-        _check_integer("torchserve.response_timeout_s", self.response_timeout_s, low=1)
-        _check_integer("torchserve.max_response_bytes", self.max_response_bytes, low=1)
+        check_range("torchserve.management_port", self.management_port, low=1, high=65535)
+        check_range("torchserve.metrics_port", self.metrics_port, low=1, high=65535)
+        check_range("torchserve.batch_size", self.batch_size, low=1, optional=True)
+        check_range("torchserve.job_queue_size", self.job_queue_size, low=1)
+        check_range("torchserve.startup_timeout_s", self.startup_timeout_s, low=1)
+        check_range("torchserve.response_timeout_s", self.response_timeout_s, low=1)
+        check_range("torchserve.max_response_bytes", self.max_response_bytes, low=1)
         if not isinstance(self.java_heap, str) or not _JAVA_SIZE.fullmatch(self.java_heap):
             raise ConfigError(f'torchserve.java_heap must look like "512m" or "2g", got {self.java_heap!r}.')
 
@@ -145,38 +145,6 @@ class BentoConfig:
     tracing: bool = False
 
     def __post_init__(self) -> None:
-        _check_integer("bento.timeout_s", self.timeout_s, low=1)
-        _check_bool("bento.access_log", self.access_log)
-        _check_bool("bento.tracing", self.tracing)
-
-
-def check_text(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{name} must be a string that is not empty, got {value!r}.")
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, got {value!r}.")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-
-
-def _check_integer(name: str, value: object, *, low: int, high: int | None = None, optional: bool = False) -> None:
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be an integer, got {value!r}.")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"in {low}..{high}"
-        raise ConfigError(f"{name} must be {bounds}, got {value}.")
-
-
-def _check_seconds(name: str, value: object, *, above_zero: bool = True) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{name} must be a number of seconds, got {value!r}.")
-    if value < 0 or (above_zero and value == 0):
-        raise ConfigError(f"{name} must be {'above' if above_zero else 'at least'} 0, got {value}.")
+        check_range("bento.timeout_s", self.timeout_s, low=1)
+        check_bool("bento.access_log", self.access_log)
+        check_bool("bento.tracing", self.tracing)

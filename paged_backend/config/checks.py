@@ -90,12 +90,15 @@ def check_bool(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be true or false, got {value!r}.")
 
 
-def check_seconds(name: str, value: object) -> None:
-    """Refuses what is no number of seconds; None is one."""
-    if value is None:
+def check_seconds(name: str, value: object, *, optional: bool = False, above_zero: bool = True) -> None:
+    """Refuses what is no number of seconds; None only where it is optional."""
+    if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
-        raise ConfigError(f"{name} must be a number of seconds above 0, got {value!r}.")
+    known = not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max
+    if not known or (above_zero and value == 0):
+        raise ConfigError(
+            f"{name} must be a number of seconds {'above 0' if above_zero else 'from 0 on'}, got {value!r}."
+        )
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

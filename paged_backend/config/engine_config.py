@@ -214,8 +214,8 @@ class SchedulerConfig:
         check_range("max_num_queued_tokens", self.max_num_queued_tokens, low=0, optional=True)
         check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority", "fair"))
         check_choice("preemption_mode", self.preemption_mode, ("auto", "recompute", "swap"))
-        check_seconds("default_timeout_s", self.default_timeout_s)
-        check_seconds("max_timeout_s", self.max_timeout_s)
+        check_seconds("default_timeout_s", self.default_timeout_s, optional=True)
+        check_seconds("max_timeout_s", self.max_timeout_s, optional=True)
         default_s, most_s = self.default_timeout_s, self.max_timeout_s
         if default_s is not None and most_s is not None and default_s > most_s:
             raise ConfigError(

@@ -67,6 +67,7 @@ class _Waiting:
 
     state: RequestState
     seed: int
+    source: GrammarSource
     grammar: Future[Matcher]
 
 
@@ -101,7 +102,7 @@ class GrammarQueue:
         if grammar.done() and grammar.exception() is None:
             state.matcher = grammar.result()
             return False
-        self._waiting[state.request.key] = _Waiting(state, seed, grammar)
+        self._waiting[state.request.key] = _Waiting(state, seed, source, grammar)
         return True
 
     def forget(self, key: str) -> None:
@@ -119,7 +120,7 @@ class GrammarQueue:
         for key, waiting in list(self._waiting.items()):
             if waiting.grammar.done():
                 del self._waiting[key]
-                error = refusal(waiting.grammar)
+                error = refusal(waiting.grammar, waiting.source)
                 if error is None:
                     waiting.state.matcher = waiting.grammar.result()
                 yield waiting.state, waiting.seed, error
