@@ -22,7 +22,7 @@ class RequestLimits:
     Attributes:
         max_n: most samples or beams of a prompt (n, best_of).
         max_stop_strings: most stop strings; up to 4.
-        max_stop_length: most characters of a stop string.
+        max_stop_length: most characters of a stop string, or of one of bad_words.
         max_prompts: most prompts in a request.
         max_messages: most messages in a conversation.
         max_json_depth: most levels of lists and objects in a body.
@@ -62,6 +62,10 @@ class RequestLimits:
             for text in stops if isinstance(stops, list) else (stops,):
                 if isinstance(text, str):
                     self._check_count(len(text), name, "characters", "max_stop_length")
+        words = body.get("bad_words")
+        for text in words if isinstance(words, list) else ():
+            if isinstance(text, str):
+                self._check_count(len(text), "bad_words", "characters", "max_stop_length")
         prompts = body.get("prompt")
         if isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list)):
             self._check_count(len(prompts), "prompt", "prompts", "max_prompts")

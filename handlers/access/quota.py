@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -101,7 +102,7 @@ class Quota:
                 if wait_s > 0:
                     raise LimitError(
                         f"{self._who} takes {per_minute} {name.partition('_')[0]} a minute ({name}), and this one "
-                        f"would cost {costs[name]}: send it again in {wait_s:.0f} s.",
+                        f"would cost {costs[name]}: send it again in {math.ceil(wait_s)} s.",
                         retry_after_s=wait_s,
                         reason=name,
                     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import uuid
 from collections.abc import AsyncIterator
@@ -20,7 +21,7 @@ from paged_backend.handlers.openai.errors import stream_error_body
 from paged_backend.handlers.openai.messages import parse_messages
 from paged_backend.handlers.openai.metering import submit_metered
 from paged_backend.handlers.openai.prompts import check_length, encode_prompts
-from paged_backend.handlers.openai.protocol.generation import check_streamable
+from paged_backend.handlers.openai.protocol.generation import bounded_max_tokens, check_streamable
 from paged_backend.handlers.openai.rendering import Rendering, render_messages
 from paged_backend.outputs import RequestDelta, RequestOutput, TokenLogprobs
 
@@ -47,6 +48,10 @@ async def submit(
     if streams:
         check_streamable(params)
     field, token_ids = await _encode(client, request)
+    room = max(1, client.max_model_len - len(token_ids))
+    most = room if params.max_tokens is None else params.max_tokens
+    if (bound := bounded_max_tokens(client, most)) < most:
+        params = dataclasses.replace(params, max_tokens=bound)
     request_id = request.request_id or uuid.uuid4().hex
     if exchange.record is not None:
         exchange.record.request_id = request_id

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from paged_backend.config import unknown_name_message
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.bento.edge import CURRENT_EXCHANGE
-from paged_backend.handlers.openai.protocol.base import check_text
+from paged_backend.handlers.openai.protocol.base import ListOf, check_text
 from paged_backend.handlers.openai.protocol.generation import check_scheduling
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
@@ -82,8 +82,8 @@ class GenerateRequest(NativeRequest):
 
     model: str | None = Field(None, description="One of the served models' names; null means the first.")
     prompt: str | None = Field(None, description="Text to continue.")
-    prompt_token_ids: list[int] | None = Field(None, description="Token ids to continue.")
-    messages: list[ChatMessage] | None = Field(
+    prompt_token_ids: ListOf[int] | None = Field(None, description="Token ids to continue.")
+    messages: ListOf[ChatMessage] | None = Field(
         None, description="A conversation to answer, rendered with the model's chat template."
     )
     add_special_tokens: bool = Field(True, description="Let the tokenizer add its own tokens (BOS) to `prompt`.")
@@ -133,8 +133,8 @@ class GenerateRequest(NativeRequest):
         _DEFAULTS["frequency_penalty"], description="Taken per occurrence in the output, in [-2, 2]."
     )
     seed: int | None = Field(None, description="The same seed gives the same tokens; null lets the engine choose.")
-    stop: list[str] | str | None = Field(None, description="Up to 4 strings that end a sample.")
-    stop_token_ids: list[int] | None = Field(None, description="Token ids that end a sample, beside the model's own.")
+    stop: ListOf[str] | str | None = Field(None, description="Up to 4 strings that end a sample.")
+    stop_token_ids: ListOf[int] | None = Field(None, description="Token ids that end a sample, beside the model's own.")
     include_stop_str_in_output: bool = Field(
         _DEFAULTS["include_stop_str_in_output"], description="Keep the stop string in the text."
     )
@@ -147,7 +147,7 @@ class GenerateRequest(NativeRequest):
     logit_bias: dict[int, float] | None = Field(
         None, description="Added to the logits of these token ids, each in [-100, 100]."
     )
-    allowed_token_ids: list[int] | None = Field(None, description="If given, no other token can be sampled.")
+    allowed_token_ids: ListOf[int] | None = Field(None, description="If given, no other token can be sampled.")
     skip_special_tokens: bool = Field(
         _DEFAULTS["skip_special_tokens"], description="Leave special tokens out of the text."
     )

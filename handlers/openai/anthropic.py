@@ -7,7 +7,7 @@ import uuid
 
 from paged_backend.handlers.openai.anthropic_input import as_chat
 from paged_backend.handlers.openai.anthropic_stream import MessageEvents, stop_of, usage_of
-from paged_backend.handlers.openai.chat_job import prepare_chat
+from paged_backend.handlers.openai.chat_job import prepare_chat, shown_tools
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.messages import parse_messages
 from paged_backend.handlers.openai.parsing.events import Message as Said
@@ -72,7 +72,7 @@ async def count_message_tokens(context: ServingContext, request: CountTokensRequ
     context.model_name(request.model)
     with renamed(names):
         messages = parse_messages(chat.messages, max_messages=context.engine.max_model_len)
-        tools = parse_tools(chat.tools, chat.tool_choice).tools
+        tools = shown_tools(context.engine.config.chat, parse_tools(chat.tools, chat.tool_choice))
         rendered = await render_messages(context.engine, messages, Rendering.of(chat, tools), must_fit=False)
     reply: TokenCount = {"input_tokens": len(rendered.token_ids)}
     return json_response(reply)

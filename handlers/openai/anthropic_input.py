@@ -154,6 +154,10 @@ def _tool(place: str, tool: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
     if choice.type != "tool":
+        if choice.name is not None:
+            raise InvalidRequestError(
+                f'tool_choice.name is for type "tool", not for {choice.type!r}: leave it out.', param="tool_choice.name"
+            )
         asked: Any = _CHOICES[choice.type]
     elif choice.name is None:
         raise InvalidRequestError("tool_choice.name is missing: say which tool.", param="tool_choice.name")

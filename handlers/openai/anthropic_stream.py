@@ -118,12 +118,13 @@ def usage_of(answer: SpokenAnswer) -> MessageUsage:
 def stop_of(answer: SpokenAnswer) -> tuple[StopReason, str | None]:
     """Why a message ended, and the stop sequence that ended it."""
     match answer.finish_reason:
-        case "tool_calls":
-            return "tool_use", None
         case "length":
             return "max_tokens", None
         case "abort":
             return "pause_turn", None
+        case _ if answer.has_calls:
+            # Also where tool_choice has named the tool, which the chat's own route calls "stop".
+            return "tool_use", None
         case _:
             sequence = answer.stop_reason if isinstance(answer.stop_reason, str) else None
             return "end_turn" if sequence is None else "stop_sequence", sequence

@@ -7,8 +7,11 @@ same request makes a `ChatRequest` of its body, prepares and submits it, and wri
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from paged_backend.config import ChatConfig
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.answers import AnswerReader, AnswerStyle
 from paged_backend.handlers.openai.generation import ServingContext, submit_all
@@ -94,8 +97,7 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
         params = _forced(params, tool_use, single=not request.parallel_tool_calls)
     messages = parse_messages(request.messages, max_messages=limit)
     config, tokenizer = engine.config.chat, require_tokenizer(engine, "messages")
-    hides_tools = tool_use.choice == "none" and config.exclude_tools_when_tool_choice_none
-    rendering = Rendering.of(request, () if hides_tools else tool_use.tools)
+    rendering = Rendering.of(request, shown_tools(config, tool_use))
     style = AnswerStyle.choose(config, tokenizer, rendering.source(tokenizer), tool_use)
     rendered = await render_messages(engine, messages, rendering, must_fit=request.truncate_prompt_tokens is None)
     prompt = truncate(rendered.token_ids, request, max_model_len=limit, max_tokens=max_tokens)
@@ -123,6 +125,12 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
     role = "assistant" if request.add_generation_prompt else messages[-1]["role"]
     echo = messages[-1]["content"] if request.echo and messages[-1]["role"] == role else ""
     return ChatJob(request, prompt, params, reader, num_top, max_tokens_field, role, echo)
+
+
+def shown_tools(config: ChatConfig, tool_use: ToolUse) -> Sequence[Mapping[str, Any]]:
+    """The tools that the prompt tells of."""
+    hides = tool_use.choice == "none" and config.exclude_tools_when_tool_choice_none
+    return () if hides else tool_use.tools
 
 
 def _max_tokens(request: ChatRequest) -> tuple[str, int | None]:

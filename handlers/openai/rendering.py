@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -158,6 +159,13 @@ async def render_messages(
             check_hope(text, tokenizer, engine.max_model_len, "messages")
         return RenderedChat(text, tokenizer.encode(text, rendering.add_special_tokens))
 
-    num_characters = sum(_MESSAGE_CHARACTERS + len(message["content"]) for message in messages)
+    num_characters = sum(map(_size, messages))
     has_more = rendering.tools or rendering.documents or rendering.chat_template or rendering.chat_template_kwargs
     return await asyncio.to_thread(render) if has_more or num_characters > INLINE_CHARACTERS else render()
+
+
+def _size(message: Mapping[str, Any]) -> float:
+    """How long a message is in characters; one with calls counts as endless, as nobody knows how they are written."""
+    if "tool_calls" in message:
+        return math.inf
+    return _MESSAGE_CHARACTERS + sum(len(value) for value in message.values())

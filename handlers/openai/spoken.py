@@ -37,6 +37,11 @@ class SpokenAnswer:
         self.tally.add_output(0, output)
         return Message.of(self._read(output.outputs[0]))
 
+    @property
+    def has_calls(self) -> bool:
+        """Whether it has called a tool so far, with all of its arguments."""
+        return self._parser.num_calls > 0
+
     def _read(self, gain: CompletionDelta | CompletionOutput) -> Sequence[Event]:
         events = self._parser.push(gain.text)
         if self._count is not None:

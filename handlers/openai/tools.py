@@ -75,12 +75,14 @@ def parse_tools(tools: Any, tool_choice: Any) -> ToolUse:
         raise InvalidRequestError("tools: must be a list of objects.", param="body.tools")
     parsed = tuple(_parse_tool(tool, f"tools.{index}") for index, tool in enumerate(tools))
     names = [tool["function"]["name"] for tool in parsed]
+    seen: set[str] = set()
     for index, name in enumerate(names):
-        if name in names[:index]:
+        if name in seen:
             raise InvalidRequestError(
                 f"tools.{index}.function.name: there are two functions {name!r}: give each a name of its own.",
                 param=f"tools.{index}.function.name",
             )
+        seen.add(name)
     if tool_choice is None:
         return ToolUse(parsed, "auto")
     if isinstance(tool_choice, str):

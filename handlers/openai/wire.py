@@ -77,8 +77,9 @@ def encode_json(value: Any) -> bytes:
     try:
         return to_json(value, inf_nan_mode="null")
     except ValueError:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode("utf-8", "replace")
+        return to_json(
+            json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")), inf_nan_mode="null"
+        )
 
 
 def named_event(kind: str, fields: Mapping[str, Any]) -> bytes:

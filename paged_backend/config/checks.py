@@ -20,8 +20,13 @@ DEFAULT_PARAMETERS: Mapping[str, str] = MappingProxyType(
 """What is taken out of a generation_config.json, and the sampling parameters that this stands for; vLLM's choice."""
 
 
+_LONGEST_NAME = 100
+"""Characters of an unknown name that are repeated: it may be all of a request's body."""
+
+
 def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
     """One sentence that refuses a name and offers the nearest known one."""
+    name = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else f" Known: {', '.join(sorted(known))}."
     return f"Unknown {kind} {name!r}.{hint}"

@@ -67,6 +67,7 @@ class _Waiting:
 
     state: RequestState
     seed: int
+    source: GrammarSource
     grammar: Future[Matcher]
 
 
@@ -101,7 +102,7 @@ class GrammarQueue:
         if grammar.done() and grammar.exception() is None:
             state.matcher = grammar.result()
             return False
-        self._waiting[state.request.key] = _Waiting(state, seed, grammar)
+        self._waiting[state.request.key] = _Waiting(state, seed, source, grammar)
         return True
 
     def forget(self, key: str) -> None:
@@ -110,9 +111,8 @@ class GrammarQueue:
         waiting = self._waiting.pop(key, None)
         if waiting is None or any(other.grammar is waiting.grammar for other in self._waiting.values()):
             return
-        source = waiting.state.request.grammar
-        assert self._compiler is not None and source is not None
-        self._compiler.abandon(source, waiting.grammar)
+        assert self._compiler is not None
+        self._compiler.abandon(waiting.source, waiting.grammar)
 
     def take_ready(self, *, wait_for_one: bool) -> Iterator[tuple[RequestState, int, PagedBackendError | None]]:
         """The requests whose wait is over, with their seeds, in order of arrival; and why, if a grammar was refused.
@@ -125,7 +125,7 @@ class GrammarQueue:
         for key, waiting in list(self._waiting.items()):
             if waiting.grammar.done():
                 del self._waiting[key]
-                error = refusal(waiting.grammar)
+                error = refusal(waiting.grammar, waiting.source)
                 if error is None:
                     waiting.state.matcher = waiting.grammar.result()
                 yield waiting.state, waiting.seed, error

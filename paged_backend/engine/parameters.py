@@ -6,7 +6,6 @@ import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any, cast
 
 from paged_backend.config import EngineConfig
@@ -121,7 +120,9 @@ class ParameterDesk:
                 param="bad_words",
             )
         sequences: list[tuple[int, ...]] = []
-        for word in islice(dict.fromkeys(words), _MAX_BAD_WORDS + 1):  # each has one sequence at least
+        different = dict.fromkeys(words)
+        self._check_bad_words(len(different))  # each is one sequence at least: no more than that are encoded
+        for word in different:
             try:
                 plain, spaced = (
                     tuple(self._tokenizer.encode(space + word.lstrip(), add_special_tokens=False))
@@ -134,12 +135,16 @@ class ParameterDesk:
             sequences.append(plain)
             if len(spaced) == len(plain) and spaced[0] != plain[0]:
                 sequences.append(spaced)
-        if len(sequences) > _MAX_BAD_WORDS:
+        self._check_bad_words(len(sequences))
+        return sequences
+
+    @staticmethod
+    def _check_bad_words(num_sequences: int) -> None:
+        if num_sequences > _MAX_BAD_WORDS:
             raise InvalidRequestError(
-                f"bad_words stands for more than {_MAX_BAD_WORDS} sequences of tokens: leave some out.",
+                f"bad_words stands for {num_sequences} sequences of tokens; {_MAX_BAD_WORDS} are allowed.",
                 param="bad_words",
             )
-        return sequences
 
     def _processor(self, wanted: object) -> LogitsProcessor:
         """The function that a request means."""

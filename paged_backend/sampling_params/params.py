@@ -69,7 +69,9 @@ class SamplingParams:
         logit_bias: added to the logits of the given token ids, each in [-100, 100].
         allowed_token_ids: if given, no other token can be sampled.
         bad_words: texts that the output must not come to hold, at the beginning of a word or behind a space: the token
-            that would complete one cannot be sampled. They need a tokenizer.
+            that would complete one cannot be sampled. As in vLLM, one that takes another number of tokens behind a
+            space is forbidden at the beginning only: give it with the space in bad_words_token_ids too. They need a
+            tokenizer.
         bad_words_token_ids: the same as sequences of token ids, for those who have no tokenizer; not in vLLM.
         logits_processors: what changes the logits before anything else does, in this order: functions (prompt token
             ids, output token ids, logits [vocab_size]) -> logits, or what names one that the engine was configured

@@ -133,10 +133,14 @@ class GrammarCompiler:
             entry.set_result(matcher)
 
 
-def refusal(entry: Future[Matcher]) -> PagedBackendError | None:
-    """Why a grammar that is done was refused; None if it was not. A new one each time, as it is raised elsewhere."""
+def refusal(entry: Future[Matcher], source: GrammarSource) -> PagedBackendError | None:
+    """Why a grammar that is done was refused; None if it was not. A new one each time, as it is raised elsewhere.
+
+    Args:
+        source: the asker's own. Who asked first may have said the same in another field.
+    """
     error = entry.exception()
     if isinstance(error, InvalidRequestError):
-        return InvalidRequestError(str(error), param=error.param)
+        return InvalidRequestError(source.param + str(error).removeprefix(error.param or ""), param=source.param)
     assert error is None or isinstance(error, PagedBackendError)
     return error

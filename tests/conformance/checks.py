@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+import re
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 from tests.conformance.case import CHAT, Check
@@ -261,3 +263,48 @@ def wrote(num_tokens: int) -> Check:
         assert answer.get("stop_reason", "max_tokens") == "max_tokens"
 
     return check
+
+
+def is_json(members: Mapping[str, Container[Any]] | None) -> Check:
+    """A text that has ended is a JSON object, with exactly these members and values; with None, of any."""
+
+    def check(exchange: Exchange) -> None:
+        for text in _ended(exchange):
+            value = json.loads(text)
+            assert isinstance(value, dict)
+            if members is not None:
+                assert value.keys() == members.keys()
+                assert all(value[name] in values for name, values in members.items())
+
+    return check
+
+
+def matches(pattern: str) -> Check:
+    """A text that has ended matches as a whole."""
+
+    def check(exchange: Exchange) -> None:
+        assert all(re.fullmatch(pattern, text) for text in _ended(exchange))
+
+    return check
+
+
+def calls(name: str) -> Check:
+    """Every sample calls this function once, with arguments that its schema takes."""
+
+    def check(exchange: Exchange) -> None:
+        for choice in exchange.choices:
+            assert choice["finish_reason"] in ("tool_calls", "stop")  # the latter for a named function, at OpenAI
+            (call,) = choice["message"]["tool_calls"]
+            assert call["type"] == "function" and call["id"] and call["function"]["name"] == name
+            assert json.loads(call["function"]["arguments"])["a"] in range(10)
+            assert not choice["message"].get("content")
+
+    return check
+
+
+def _ended(exchange: Exchange) -> list[str]:
+    """The texts that were not cut short."""
+    answer = exchange.answer
+    if "choices" in answer:
+        return [text_of(choice) for choice in answer["choices"] if choice["finish_reason"] == "stop"]
+    return [] if answer.get("status") == "incomplete" or answer.get("stop_reason") == "max_tokens" else exchange.texts

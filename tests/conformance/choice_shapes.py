@@ -91,7 +91,12 @@ def _check_stream(exchange: Exchange, answer: Mapping[str, Any]) -> None:
 
 def _reasons(body: Mapping[str, Any]) -> tuple[str, ...]:
     """OpenAI's reasons, and vLLM's one where it was asked for."""
-    return ("stop", "length", *(("repetition",) if body.get("repetition_detection") else ()))
+    return (
+        "stop",
+        "length",
+        *(("tool_calls",) if body.get("tools") else ()),
+        *(("repetition",) if body.get("repetition_detection") else ()),
+    )
 
 
 def _as_openai(answer: Mapping[str, Any], echo: bool) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def _join(into: dict[str, Any], part: Mapping[str, Any]) -> None:
 
 _VARYING = frozenset(
     "id call_id item_id created created_at completed_at object prompt_tokens_details input_tokens_details "
-    "cache_read_input_tokens".split()
+    "cache_read_input_tokens receipts".split()
 )
 
 

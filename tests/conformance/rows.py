@@ -8,23 +8,22 @@ from tests.conformance import (
     prompt_rows,
     route_rows,
     sampling_rows,
+    structured_rows,
     text_rows,
     tool_rows,
     vllm_rows,
 )
 from tests.conformance.case import Case
 
-ROWS: tuple[Case, ...] = tuple(
-    case
-    for table in (
-        sampling_rows,
-        text_rows,
-        prompt_rows,
-        tool_rows,
-        vllm_rows,
-        conversation_rows,
-        limit_rows,
-        route_rows,
-    )
-    for case in table.ROWS
+_TABLES = (
+    sampling_rows,
+    text_rows,
+    vllm_rows,
+    prompt_rows,
+    tool_rows,
+    structured_rows,
+    conversation_rows,
+    limit_rows,
+    route_rows,
 )
+ROWS: tuple[Case, ...] = tuple(case for table in _TABLES for case in table.ROWS)

@@ -74,7 +74,7 @@ def test_bad_words_as_in_transformers(llm: LLM, folder: Path) -> None:
             assert all(ours[i : i + len(word)] != list(word) for i in range(len(ours)))
 
 
-def test_bad_words_become_tokens_in_vllms_way(folder: Path) -> None:
+def test_bad_words_become_tokens_in_vllms_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, reference = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
     desk = ParameterDesk(EngineConfig(), tokenizer, VOCAB_SIZE, frozenset())
     for words in (["fox"], [" the", "the", "q"], ["lines of text", "東京", "z"], ["fox", "fox"]):
@@ -88,6 +88,7 @@ def test_bad_words_become_tokens_in_vllms_way(folder: Path) -> None:
         prepared = desk.prepare(SamplingParams(bad_words=words, bad_words_token_ids=[[3, 4]]))
         assert prepared.bad_words == () and prepared.bad_words_token_ids is not None
         assert list(prepared.bad_words_token_ids) == list(dict.fromkeys([(3, 4), *map(tuple, expected)]))
+    monkeypatch.setattr(tokenizer, "encode", lambda *args, **kwargs: pytest.fail("too many to be encoded"))
     with pytest.raises(InvalidRequestError, match="1024") as raised:
         desk.prepare(SamplingParams(bad_words=[f"w{i}" for i in range(1100)]))
     assert raised.value.param == "bad_words"

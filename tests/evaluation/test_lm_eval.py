@@ -37,11 +37,11 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BentoHost]:
         yield host
 
 
-def evaluate(folder: Path, model: str, **arguments: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+def evaluate(folder: Path, backend: str, **arguments: Any) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """The harness's results by task, and its samples."""
     folder.mkdir()
     model_args = ",".join(f"{name}={value}" for name, value in arguments.items())
-    command = [str(HARNESS), "run", "--model", model, "--model_args", model_args]
+    command = [str(HARNESS), "run", "--model", backend, "--model_args", model_args]
     command += ["--device", "cpu", "--tasks", *NAMES, "--include_path", str(TASKS)]
     command += ["--output_path", str(folder), "--log_samples"]
     environment = {**os.environ, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

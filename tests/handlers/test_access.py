@@ -145,6 +145,7 @@ class TestRequestLimits:
             ({"stop": "a" * 11}, "stop"),
             ({"stop_sequences": ["a" * 11]}, "stop_sequences"),
             ({"stop": ["a", "a" * 11]}, "stop"),
+            ({"bad_words": ["a", "a" * 11]}, "bad_words"),
             ({"prompt": ["a"] * 4}, "prompt"),
             ({"prompt": [[1]] * 4}, "prompt"),
             ({"messages": [{}] * 3}, "messages"),

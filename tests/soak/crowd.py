@@ -10,6 +10,7 @@ from paged_backend.engine.request import EngineRequest, RequestState
 from paged_backend.engine.stream import RequestStream
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.outputs import RequestOutput
+from paged_backend.structured.source import GrammarSource
 from tests.engine_driver import MAX_STEPS
 from tests.soak.provoked import Provoked
 from tests.soak.requests import SoakRequest
@@ -18,7 +19,8 @@ from tests.soak.requests import SoakRequest
 class Crowd:
     """Drives one engine by hand, so that what happens when is decided by a seed and not by time.
 
-    Where a tier on disk is read beside the steps, a request's wait for it still is a matter of time.
+    Where a tier on disk is read beside the steps, or a grammar compiled, a request's wait for it still is a matter of
+    time.
     """
 
     def __init__(self, core: EngineCore, tokenizer: Tokenizer, rng: Random, provoked: Provoked) -> None:
@@ -60,6 +62,7 @@ class Crowd:
 
     def _add(self, request: SoakRequest) -> str:
         rng, request_id = self._rng, str(request.number)
+        structure = request.params.structured_outputs
         accepted = EngineRequest(
             request_id,
             list(request.prompt),
@@ -67,6 +70,7 @@ class Crowd:
             priority=rng.randrange(3),
             tenant=rng.choice("abc"),
             cache_salt=rng.choice((None, None, None, "salt")),
+            grammar=None if structure is None else GrammarSource.of(structure),
         )
         self._core.check_fits(accepted)
         self._streams[request_id] = RequestStream(accepted, None, self._tokenizer, lambda stream: None)

@@ -14,7 +14,7 @@ def difference(request: SoakRequest, alone: RequestOutput, here: RequestOutput) 
 
     They are compared as they are written out in full: 0.0 and -0.0 are equal numbers, but other bits.
     """
-    if repr(alone.outputs) == repr(here.outputs):
+    if repr((alone.outputs, alone.prompt_logprobs)) == repr((here.outputs, here.prompt_logprobs)):
         return None
     return (
         f"request {request.number} (seed {request.params.seed}, prompt of {len(request.prompt)} tokens), "
@@ -23,6 +23,9 @@ def difference(request: SoakRequest, alone: RequestOutput, here: RequestOutput) 
 
 
 def _first(alone: RequestOutput, here: RequestOutput) -> str:
+    for position, (told, told_here) in enumerate(zip_longest(alone.prompt_logprobs or (), here.prompt_logprobs or ())):
+        if repr(told) != repr(told_here):
+            return f"prompt position {position}: {told_here}; alone: {told}"
     for index, (one, other) in enumerate(zip(alone.outputs, here.outputs, strict=True)):
         for position, (token, token_here) in enumerate(zip_longest(_tokens(one), _tokens(other))):
             if repr(token) != repr(token_here):

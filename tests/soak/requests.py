@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from torch import Tensor
+
 from paged_backend.engine.tokenizer import Tokenizer
-from paged_backend.sampling_params import SamplingParams
+from paged_backend.sampling_params import RepetitionDetectionParams, SamplingParams, StructuredOutputsParams
 
 LONGEST_PROMPT = 416
 LONGEST_OUTPUT = 64
@@ -22,6 +25,18 @@ _WORDS = (
     "king who had 12 blankets 345 cats one book of 6789 pages what is block table it says where keys values lie then "
     'she ran home happy sad quickly "wait" said mia to olga near river harbour because tomorrow never came again !'
 ).split()
+_STRUCTURES = (
+    {"regex": "[a-m ]{4,40}[n-z]{1,5}"},
+    {"choice": ["once upon a time", "once more", "the moon", "nobody"]},
+    {
+        "json": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "y"]}},
+            "required": ["b"],
+        }
+    },
+    {"json": {"type": "array", "items": {"type": "string", "maxLength": 4}, "maxItems": 5}},
+)
 _STOPS = ("q", "z", "ow", " it", " an", "th", ". ", "!", "\n", " sai")
 
 
@@ -53,6 +68,9 @@ def random_request(seed: int, number: int, tokenizer: Tokenizer, vocab_size: int
         params |= _samples(rng)
     params |= _constraints(rng, vocab_size)
     params |= _end(rng, vocab_size, params["max_tokens"])
+    params |= _told(rng, vocab_size)
+    if kind != "search":
+        params |= _structure(rng, params)
     return SoakRequest(number, prompt, SamplingParams(**params))
 
 
@@ -116,6 +134,11 @@ def _constraints(rng: Random, vocab_size: int) -> dict[str, Any]:
         found["frequency_penalty"] = rng.uniform(-1.0, 1.0)
     if rng.random() < 0.15:
         found["logit_bias"] = {rng.randrange(vocab_size): rng.uniform(-8.0, 8.0) for _ in range(rng.randint(1, 20))}
+    if rng.random() < 0.15:
+        words = [rng.choices(range(vocab_size), k=rng.randint(1, 3)) for _ in range(rng.randint(1, 20))]
+        found["bad_words_token_ids"] = words
+    if rng.random() < 0.1:
+        found["logits_processors"] = [_prefer_what_was_not_said]
     if rng.random() < 0.05:
         found["allowed_token_ids"] = rng.sample(range(vocab_size), vocab_size // 4)
     return found
@@ -134,3 +157,32 @@ def _end(rng: Random, vocab_size: int, max_tokens: int) -> dict[str, Any]:
     if rng.random() < 0.15:
         found["min_tokens"] = rng.randint(0, max_tokens)
     return found
+
+
+def _told(rng: Random, vocab_size: int) -> dict[str, Any]:
+    """What is told of it beside its tokens, and what the cache may do for it."""
+    found: dict[str, Any] = {}
+    if rng.random() < 0.15:
+        found["prompt_logprobs"] = rng.randint(0, 3)
+    if rng.random() < 0.1:
+        found["skip_reading_prefix_cache"] = True
+    return found
+
+
+def _structure(rng: Random, params: dict[str, Any]) -> dict[str, Any]:
+    """What samples alone can have: an end by going round in circles, tokens that are looked at, a grammar."""
+    found: dict[str, Any] = {}
+    if rng.random() < 0.3:
+        found["repetition_detection"] = RepetitionDetectionParams(rng.randint(1, 4), 0, rng.randint(2, 3))
+    if rng.random() < 0.1:
+        found["logprob_token_ids"] = rng.sample(range(100), rng.randint(1, 5))
+    if rng.random() < 0.15 and "allowed_token_ids" not in params and "bad_words_token_ids" not in params:
+        found["structured_outputs"] = StructuredOutputsParams(**rng.choice(_STRUCTURES))
+        found["ignore_eos"] = False
+    return found
+
+
+def _prefer_what_was_not_said(prompt: Sequence[int], output: Sequence[int], logits: Tensor) -> Tensor:
+    """A function of a user's own."""
+    logits[list(output)] -= 1.5
+    return logits

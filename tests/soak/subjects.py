@@ -11,6 +11,8 @@ from paged_backend.config import BUNDLED_MODEL
 from paged_backend.engine.core import EngineCore
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.models.folder import read_json, resolve_folder
+from paged_backend.structured.compiler import GrammarCompiler
+from paged_backend.structured.vocabulary import Vocabulary
 from tests.engine_driver import new_core
 from tests.tiny_models import make_tiny_model
 
@@ -36,6 +38,7 @@ class Recipe:
 _WINDOWS = {"sliding_window": 40}
 _MIXED_WINDOWS = {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1}
 _WIDER = {"hidden_size": 96, "intermediate_size": 200}
+_ROOM = {"vocab_size": 328}  # Qwen2's tokenizer brings a token of its own, and grammars want to know all of them
 RECIPES: dict[str, Recipe] = {
     "llama-float32": Recipe("llama"),
     "qwen2-mixed-windows": Recipe("qwen2", _MIXED_WINDOWS, {"dtype": "bfloat16"}),
@@ -52,6 +55,13 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+class SharedCompiler(GrammarCompiler):
+    """One for all engines of a subject: it outlives each."""
+
+    def close(self) -> None:
+        """Not with an engine."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model on disk, from which engines are started.
@@ -59,12 +69,14 @@ class Subject:
     Attributes:
         vocab_size: of the model; a tokenizer may know more.
         arguments: the engine's, wherever it runs.
+        compiler: of the requests' grammars.
     """
 
     folder: Path
     tokenizer: Tokenizer
     vocab_size: int
     arguments: Mapping[str, Any]
+    compiler: SharedCompiler
 
     @classmethod
     def make(cls, recipe: Recipe, folder: Path) -> Subject:
@@ -73,10 +85,16 @@ class Subject:
             folder = resolve_folder(BUNDLED_MODEL)
         else:
             longest = "n_positions" if recipe.family == "gpt2" else "max_position_embeddings"
-            make_tiny_model(recipe.family, folder, tokenizer=True, **{longest: MAX_MODEL_LEN}, **recipe.overrides)
+            make_tiny_model(
+                recipe.family, folder, tokenizer=True, **{longest: MAX_MODEL_LEN, **_ROOM}, **recipe.overrides
+            )
         vocab_size = read_json(folder / "config.json")["vocab_size"]
-        return cls(folder, Tokenizer.load(folder), vocab_size, recipe.arguments)
+        tokenizer = Tokenizer.load(folder)
+        eos_token_id = read_json(folder / "config.json")["eos_token_id"]
+        compiler = SharedCompiler(Vocabulary(tokenizer.to_json(), vocab_size, [eos_token_id]))
+        return cls(folder, tokenizer, vocab_size, recipe.arguments, compiler)
 
     def start(self, **arguments: Any) -> EngineCore:
         """An engine that has seen nothing."""
-        return new_core(self.folder, self.tokenizer, max_model_len=MAX_MODEL_LEN, **self.arguments, **arguments)
+        own = {"max_model_len": MAX_MODEL_LEN, "compiler": self.compiler}
+        return new_core(self.folder, self.tokenizer, **own, **self.arguments, **arguments)

@@ -44,8 +44,9 @@ def compile_grammar(compiler: GrammarCompiler) -> Compile:
     """From the arguments of StructuredOutputsParams to a matcher of its own, or what refuses them."""
 
     def compile_grammar(**params: Any) -> Matcher:
-        entry = compiler.compile(GrammarSource.of(StructuredOutputsParams(**params)))
-        if error := (entry.exception(30) and refusal(entry)):
+        source = GrammarSource.of(StructuredOutputsParams(**params))
+        entry = compiler.compile(source)
+        if error := (entry.exception(30) and refusal(entry, source)):
             raise error
         return entry.result().fork()
 

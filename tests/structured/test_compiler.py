@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -75,8 +76,11 @@ def test_refusals_are_kept_too(counting: CountingVocabulary) -> None:
     for _ in range(2):
         entry = compiler.compile(source("("))
         assert isinstance(entry.exception(30), InvalidRequestError)
-        first, second = refusal(entry), refusal(entry)
+        first, second = refusal(entry, source("(")), refusal(entry, source("("))
         assert str(first) == str(second) and first is not second
+        other = refusal(entry, dataclasses.replace(source("("), param="response_format"))
+        assert isinstance(other, InvalidRequestError) and other.param == "response_format"
+        assert str(other) == str(first).replace("structured_outputs", "response_format", 1) != str(first)
     assert counting.compiled == ["("]
     compiler.close()
 
@@ -86,7 +90,7 @@ def test_a_fault_of_ours_is_not_kept(counting: CountingVocabulary) -> None:
     for _ in range(2):
         entry = compiler.compile(source("fault"))
         assert isinstance(entry.exception(30), RequestFailedError)
-        assert isinstance(refusal(entry), RequestFailedError)
+        assert isinstance(refusal(entry, source("fault")), RequestFailedError)
         wait_until(lambda: source("fault") not in compiler._entries)
     assert counting.compiled == ["fault"] * 2
     assert compiler.compile(source("a")).result(30)
@@ -101,7 +105,7 @@ def test_a_grammar_that_cannot_go_on_is_given_up(counting: CountingVocabulary) -
     assert counting.compiled == ["a", "a"]
     matcher.is_slow = True
     compiler.give_up(source("a"), matcher)
-    error = refusal(compiler.compile(source("a")))
+    error = refusal(compiler.compile(source("a")), source("a"))
     assert error is not None and "too long" in str(error) and counting.compiled == ["a", "a"]
     compiler.close()
 

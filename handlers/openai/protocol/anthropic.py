@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, WithJsonSchema
 from typing_extensions import TypedDict
 
-from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
+from paged_backend.handlers.openai.protocol.base import ListOf, Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
 
 
@@ -55,7 +55,7 @@ _TOOLS_SCHEMA = {
 
 
 class Thinking(RequestBody):
-    """Whether the model is to think first; how long is its own affair, up to `budget_tokens` where the server can."""
+    """Whether the model is to think first; how long is its own affair: the other fields change nothing."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: int | None = None
@@ -113,14 +113,14 @@ class MessagesRequest(PromptRequest):
     """Body of /v1/messages."""
 
     max_tokens: int
-    stop_sequences: list[str] | None = None
+    stop_sequences: ListOf[str] | None = None
 
 
 class CountTokensRequest(PromptRequest):
     """Body of /v1/messages/count_tokens; fields that make no prompt are taken and change nothing."""
 
     max_tokens: int | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: ListOf[str] | None = None
 
 
 class TextBlock(TypedDict):

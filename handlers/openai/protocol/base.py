@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from paged_backend.config import unknown_name_message
 from paged_backend.errors import InvalidRequestError
+
+_Item = TypeVar("_Item")
+_NUM_AT_ONCE = 1000
+
+
+def _piecewise(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Checks a large object in pieces, and no further than the first that has a fault."""
+    if not isinstance(value, dict) or len(value) <= _NUM_AT_ONCE:
+        return check(value)
+    items, checked = iter(value.items()), {}
+    while piece := dict(islice(items, _NUM_AT_ONCE)):
+        checked.update(check(piece))
+    return checked
+
+
+class _FailFast(FailFast):
+    """Pydantic's own, but one that typing can hash, as it must inside of a union."""
+
+    __hash__ = object.__hash__
+
+
+ListOf = Annotated[list[_Item], _FailFast()]
+"""A list in a body. Of a plain one, every wrong item would be told, which takes seconds where there are millions."""
+
+ObjectOf = Annotated[dict[str, _Item], WrapValidator(_piecewise)]
+"""An object in a body whose names are the client's, for the same reason."""
 
 
 class Refusal(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
-from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
+from paged_backend.handlers.openai.protocol.base import ListOf, ObjectOf, Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
 
 _TEXT_PART = {
@@ -46,7 +46,7 @@ class TemplateFields(RequestBody):
     add_special_tokens: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, str]] | None = None
+    documents: ListOf[ObjectOf[str]] | None = None
     reasoning_effort: str | None = None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError
-from paged_backend.handlers.openai.protocol.base import RequestBody, parse_body
+from paged_backend.handlers.openai.protocol.base import ListOf, ObjectOf, RequestBody, parse_body
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
 
 
@@ -24,15 +24,15 @@ class ConversationRequest(RequestBody):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: ListOf[int] | None = None
     include_stop_str_in_output: bool | None = None
-    repetition_detection: dict[str, int] | None = None
+    repetition_detection: ObjectOf[int] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    logits_processors: list[str | dict[str, Any]] | None = None
+    logit_bias: ObjectOf[float] | None = None
+    allowed_token_ids: ListOf[int] | None = None
+    bad_words: ListOf[str] | None = None
+    logits_processors: ListOf[str | dict[str, Any]] | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -57,6 +57,10 @@ class ConversationRequest(RequestBody):
             return parse_body(ChatRequest, {**same, **fields})
 
 
+_PLACE = re.compile(r"(?<![\w.])(body\.)?(\w+(?:\.\w+){0,4})")
+"""A field's name in a sentence, dotted where it lies deeper; other names are shorter than that."""
+
+
 class renamed:  # noqa: N801 - reads as a statement
     """Has what the chat complains about inside the block told under another body's names.
 
@@ -66,8 +70,6 @@ class renamed:  # noqa: N801 - reads as a statement
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
-        longest_first = sorted(names, key=len, reverse=True)
-        self._word = re.compile(rf"(\bbody\.|(?<![\w.]))({'|'.join(map(re.escape, longest_first))})\b")
 
     def __enter__(self) -> None:
         pass
@@ -79,4 +81,14 @@ class renamed:  # noqa: N801 - reads as a statement
         raise InvalidRequestError(self._rename(str(error)), param=param) from error
 
     def _rename(self, text: str) -> str:
-        return self._word.sub(lambda match: f"{match[1]}{self._names[match[2]]}", text)
+        return _PLACE.sub(lambda match: f"{match[1] or ''}{self._own(match[2])}", text)
+
+    def _own(self, place: str) -> str:
+        """A place in this body's words: the longest part of it that has another name gets that."""
+        head, tail = place, ""
+        while head not in self._names:
+            head, dot, last = head.rpartition(".")
+            if not dot:
+                return place
+            tail = f".{last}{tail}"
+        return self._names[head] + tail

@@ -10,7 +10,14 @@ from pydantic import BeforeValidator
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.engine_port import EnginePort
-from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody, StreamOptions, check_text
+from paged_backend.handlers.openai.protocol.base import (
+    ListOf,
+    ObjectOf,
+    Refusal,
+    RequestBody,
+    StreamOptions,
+    check_text,
+)
 from paged_backend.handlers.openai.protocol.structured_outputs import structured_outputs
 from paged_backend.sampling_params import SamplingParams
 
@@ -36,19 +43,19 @@ class GenerationRequest(RequestBody):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop: Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: Annotated[ListOf[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])] | None = None
+    stop_token_ids: ListOf[int] | None = None
     include_stop_str_in_output: bool | None = None
-    repetition_detection: dict[str, int] | None = None
+    repetition_detection: ObjectOf[int] | None = None
     ignore_eos: bool | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
     prompt_logprobs: int | None = None
-    logprob_token_ids: list[int] | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    logits_processors: list[str | dict[str, Any]] | None = None
+    logprob_token_ids: ListOf[int] | None = None
+    logit_bias: ObjectOf[float] | None = None
+    allowed_token_ids: ListOf[int] | None = None
+    bad_words: ListOf[str] | None = None
+    logits_processors: ListOf[str | dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     skip_special_tokens: bool | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, WithJsonSchema
 from typing_extensions import NotRequired, TypedDict
 
-from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
+from paged_backend.handlers.openai.protocol.base import ListOf, ObjectOf, Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
 from paged_backend.handlers.openai.protocol.replies import TokenLogprob
 
@@ -93,10 +93,10 @@ class ResponsesRequest(ConversationRequest):
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
-    include: list[str] | None = None
+    include: ListOf[str] | None = None
     top_logprobs: int | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: ObjectOf[str] | None = None
     stream_options: ResponsesStreamOptions | None = None
     previous_response_id: str | None = None
     user: str | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
-from paged_backend.handlers.openai.protocol.base import Refusal, RequestBody
+from paged_backend.handlers.openai.protocol.base import ListOf, Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.chat import MESSAGES_SCHEMA, TemplateFields
 
 
@@ -32,4 +32,4 @@ class DetokenizeRequest(RequestBody):
     """Body of /detokenize."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: ListOf[int]

@@ -117,3 +117,10 @@ def test_a_request_takes_from_its_keys_quota_and_is_logged_without_its_prompt() 
     (line,) = lines
     assert f"id={client.submissions[0]['request_id']} " in line and "prompt_tokens=7 output_tokens=3" in line
     assert "secret" not in line
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, 7), (100, 7), (5, 5)])
+def test_the_operators_bound_holds_here_too(asked: int | None, given: int) -> None:
+    client = FakeClient(default_sampling_params={"max_tokens": 7, "temperature": 0.5})
+    assert submit(client, prompt="abc", max_tokens=asked)["params"].max_tokens == given
+    assert submit(FakeClient(), prompt="abc", max_tokens=asked)["params"].max_tokens == asked

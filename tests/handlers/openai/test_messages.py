@@ -9,6 +9,7 @@ import pytest
 from anthropic.lib.streaming._messages import accumulate_event
 from pydantic import TypeAdapter
 
+from paged_backend.config import EngineConfig
 from paged_backend.errors import EngineUnavailableError, QueueFullError
 from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import OpenAIService
@@ -99,6 +100,15 @@ def test_thinking_text_and_tool_use(call, client):
     assert made["stop_reason"] == "tool_use"
 
 
+def test_a_tool_that_was_named_is_the_reason_to_stop_too(call, client):
+    client.text, client.numbers_samples = '{"city": "Bonn"}', False
+    fields = {"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "weather"}}
+    message = whole(call, **fields)
+    assert blocks(message) == [{"type": "tool_use", "name": "weather", "input": {"city": "Bonn"}}]
+    assert message["stop_reason"] == streamed(call, **fields)[0]["stop_reason"] == "tool_use"
+    assert whole(call, **fields, max_tokens=3)["stop_reason"] == "max_tokens"
+
+
 @pytest.mark.parametrize("thinking", [None, {"type": "disabled"}])
 def test_thinking_that_was_not_asked_for_is_left_out(call, client, thinking):
     client.text = "<think>hm</think>So."
@@ -171,6 +181,14 @@ def test_count_tokens(call, client):
     assert len(client.submissions) == 1
 
 
+def test_count_tokens_shows_the_tools_that_the_message_would(call, client):
+    client.config = EngineConfig.from_args({"exclude_tools_when_tool_choice_none": True})
+    body = {"messages": HELLO, "tools": [WEATHER], "tool_choice": {"type": "none"}}
+    for path in (PATH, COUNT):
+        assert call(path, {**body, "max_tokens": 1}).status == 200
+        assert client.tokenizer.template_arguments["tools"] is None
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -201,6 +219,7 @@ def test_count_tokens(call, client):
         ({"tools": [{**WEATHER, "name": "no space"}]}, "tools.0.name"),
         ({"tools": [{**WEATHER, "defer_loading": True}]}, "tools.0.defer_loading"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "any", "name": "weather"}}, "tool_choice.name"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"max_completion_tokens": 3}, "max_completion_tokens"),
         ({"thinking": {"type": "perhaps"}}, "thinking.type"),

@@ -314,3 +314,12 @@ def test_the_fields_that_are_the_chats_are_as_there():
     for name, field in ConversationRequest.model_fields.items():
         chats = ChatRequest.model_fields[name]
         assert (field.annotation, field.default) == (chats.annotation, chats.default), name
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_json_cannot_hold_is_told_back_as_what_it_can(call, stream):
+    parameters = {"properties": {"\ud800": {"minimum": float("nan")}, "b": {"maximum": float("inf")}}}
+    reply = call(PATH, {"input": "yo", "tools": [{**WEATHER, "parameters": parameters}], "stream": stream})
+    response = events_of(reply)[-1]["response"] if stream else reply.json
+    told = {"properties": {"?": {"minimum": None}, "b": {"maximum": None}}}
+    assert response["status"] == "completed" and response["tools"][0]["parameters"] == told
