@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from paged_backend.errors import ConfigError, ModelLoadError
@@ -68,6 +69,8 @@ class EngineGroup:
             return all(list(pool.map(lambda client: client.drain(timeout_s), self._clients)))
 
     def shutdown(self) -> None:
-        """Ends what is left with EngineUnavailableError and frees the models. Safe to call twice."""
-        for client in self._clients:
-            client.shutdown()
+        """Ends what is left with EngineUnavailableError and frees the models: all of them, also where one fails to.
+        Safe to call twice."""
+        with ExitStack() as stack:
+            for client in reversed(self._clients):
+                stack.callback(client.shutdown)
