@@ -92,6 +92,7 @@ def test_bad_words_become_tokens_in_vllms_way(folder: Path, monkeypatch: pytest.
     with pytest.raises(InvalidRequestError, match="1024") as raised:
         desk.prepare(SamplingParams(bad_words=[f"w{i}" for i in range(1100)]))
     assert raised.value.param == "bad_words"
+    monkeypatch.undo()
     # One that is given over and over counts once, and hides none behind it.
     often = desk.prepare(SamplingParams(bad_words=["a"] * 1100 + ["b"]))
     assert often.bad_words_token_ids == desk.prepare(SamplingParams(bad_words=["a", "b"])).bad_words_token_ids
