@@ -7,7 +7,7 @@ import uuid
 
 from paged_backend.handlers.openai.anthropic_input import as_chat
 from paged_backend.handlers.openai.anthropic_stream import MessageEvents, stop_of, usage_of
-from paged_backend.handlers.openai.chat_job import prepare_chat, shown_tools
+from paged_backend.handlers.openai.chat_job import shown_tools
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.messages import parse_messages
 from paged_backend.handlers.openai.parsing.events import Message as Said
@@ -23,7 +23,7 @@ from paged_backend.handlers.openai.protocol.anthropic import (
 )
 from paged_backend.handlers.openai.protocol.conversation import renamed
 from paged_backend.handlers.openai.rendering import Rendering, render_messages
-from paged_backend.handlers.openai.spoken import SpokenAnswer
+from paged_backend.handlers.openai.spoken import SpokenAnswer, submit_conversation
 from paged_backend.handlers.openai.streaming import collect_all, stream_response
 from paged_backend.handlers.openai.tools import parse_tools
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
@@ -40,9 +40,7 @@ async def create_message(context: ServingContext, request: MessagesRequest) -> H
     chat, names = as_chat(request)
     message_id = f"{ID_PREFIX}_{request.request_id or uuid.uuid4().hex}"
     model = context.model_name(request.model)
-    with renamed(names):
-        job = await prepare_chat(context, chat)
-        accepted = job.submit(context, message_id)
+    job, accepted = await submit_conversation(context, chat, names, message_id)
     answer = SpokenAnswer(job)
     if request.stream:
         return await stream_response(accepted, MessageEvents(message_id, model, answer))

@@ -6,16 +6,15 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from paged_backend.handlers.openai.chat_job import ChatJob, prepare_chat
+from paged_backend.handlers.openai.chat_job import ChatJob
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.logprobs import chat_logprobs
-from paged_backend.handlers.openai.protocol.conversation import renamed
 from paged_backend.handlers.openai.protocol.replies import TokenLogprob
 from paged_backend.handlers.openai.protocol.responses import ResponsesRequest
 from paged_backend.handlers.openai.responses_input import as_chat
 from paged_backend.handlers.openai.responses_items import ID_PREFIX, ResponseFrame, output_items
 from paged_backend.handlers.openai.responses_stream import ResponseEvents
-from paged_backend.handlers.openai.spoken import SpokenAnswer
+from paged_backend.handlers.openai.spoken import SpokenAnswer, submit_conversation
 from paged_backend.handlers.openai.streaming import collect_all, stream_response
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 from paged_backend.outputs import CompletionDelta, CompletionOutput
@@ -30,9 +29,7 @@ async def create_response(context: ServingContext, request: ResponsesRequest) ->
     chat, names = as_chat(request)
     response_id = f"{ID_PREFIX}_{request.request_id or uuid.uuid4().hex}"
     model = context.model_name(request.model)
-    with renamed(names):
-        job = await prepare_chat(context, chat)
-        accepted = job.submit(context, response_id)
+    job, accepted = await submit_conversation(context, chat, names, response_id)
     frame = ResponseFrame(response_id, int(time.time()), model, request, job.params)
     answer = SpokenAnswer(job)
 

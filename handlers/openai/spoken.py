@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from paged_backend.handlers.openai.chat_job import ChatJob
+from paged_backend.handlers.openai.chat_job import ChatJob, prepare_chat
+from paged_backend.handlers.openai.generation import ServingContext
+from paged_backend.handlers.openai.live import AcceptedRequests
 from paged_backend.handlers.openai.parsing.events import Event, Message
+from paged_backend.handlers.openai.protocol.chat import ChatRequest
+from paged_backend.handlers.openai.protocol.conversation import renamed
 from paged_backend.handlers.openai.streaming import UsageTally
 from paged_backend.outputs import CompletionDelta, CompletionOutput, RequestDelta, RequestOutput
+
+
+async def submit_conversation(
+    context: ServingContext, chat: ChatRequest, names: Mapping[str, str], response_id: str
+) -> tuple[ChatJob, AcceptedRequests]:
+    """Starts a chat that was made of another form's body.
+
+    Args:
+        names: that form's names of the chat's fields, for refusals.
+
+    Raises:
+        PagedBackendError: whatever refuses it; nothing is left running.
+    """
+    with renamed(names):
+        job = await prepare_chat(context, chat)
+        return job, job.submit(context, response_id)
 
 
 class SpokenAnswer:
