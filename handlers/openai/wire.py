@@ -13,6 +13,9 @@ JSON_TYPE = "application/json"
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+DONE = b"data: [DONE]\n\n"
+"""The end of a stream of chunks."""
+
 
 _TRACE_HEADERS = ("traceparent", "tracestate")
 

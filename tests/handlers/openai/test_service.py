@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 
 import pytest
@@ -17,7 +16,6 @@ from paged_backend.errors import (
     QueueFullError,
     RequestFailedError,
 )
-from paged_backend.handlers.openai.errors import unavailable_response
 from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
 from tests.handlers.openai.conftest import gate_of
@@ -307,12 +305,6 @@ def test_a_refused_request_is_never_called_accepted(service, client):
         request = HttpRequest(COMPLETIONS, body=body, on_accepted=lambda: seen.append(True))
         assert asyncio.run(service.handle(request)).status == status
     assert not seen
-
-
-def test_unavailable_response():
-    response = unavailable_response("The model is loading.")
-    assert response.status == 503
-    assert json.loads(response.body)["error"]["message"] == "The model is loading."
 
 
 def test_surrogates_in_names_do_not_break_the_answer(call):

@@ -56,7 +56,9 @@ def cut(text: str, places: list[int]) -> list[str]:
 
 
 @settings(max_examples=100)
-@given(st.sampled_from(STYLES), st.lists(st.sampled_from(MARKERS), max_size=14), st.lists(st.integers(0)), st.booleans())
+@given(
+    st.sampled_from(STYLES), st.lists(st.sampled_from(MARKERS), max_size=14), st.lists(st.integers(0)), st.booleans()
+)
 @pytest.mark.parametrize("reasoning", [None, "qwen3", "deepseek_r1"])
 def test_cuts_change_nothing(reasoning, style, parts, places, single):
     text = "".join(parts)
