@@ -55,6 +55,7 @@ class OpenAIService:
             models.all[0].engine,
             models.all[0].names,
             models,
+            models.all[0].live,
             created=int(time.time()),
             stall_timeout_s=stall_timeout_s,
             needs_key=self._gate.asks_for_key,
@@ -109,7 +110,7 @@ class OpenAIService:
         # A name that is none of ours is the route's to refuse: a body that is wrong otherwise is told of that first.
         model = context.models.find(body.get("model"))
         if model is not None:
-            context = dataclasses.replace(context, engine=model.engine, model_names=model.names)
+            context = dataclasses.replace(context, engine=model.engine, model_names=model.names, live=model.live)
         return await route.answer(context, parse_body(route.body, body))
 
     def _json_object(self, request: HttpRequest) -> Mapping[str, Any]:
