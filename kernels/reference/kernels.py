@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
-from paged_backend.kernels.cache_layout import LayerCache
+from paged_backend.kernels.cache_layout import CACHE_DTYPES, LayerCache
 from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.reference.copy_blocks import copy_blocks
@@ -31,7 +31,11 @@ class ReferenceKernels:
     Attributes:
         dtype: what activations are held in.
         report: for each operation, "reference" and the reason given.
+        cache_dtypes, token_major_keys: see `Kernels`; it reads and writes keys however they lie.
     """
+
+    token_major_keys = False
+    cache_dtypes = tuple(CACHE_DTYPES)
 
     def __init__(self, dtype: torch.dtype = torch.float32, reason: str = "The reference was asked for.") -> None:
         assert dtype in checks.FLOAT_DTYPES
