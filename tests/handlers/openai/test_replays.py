@@ -82,7 +82,7 @@ def asked_openai(responses):
     yield responses.create(**body).output
     with responses.stream(**body) as stream:
         yield stream.get_final_response().output
-    yield [event for event in responses.create(**body, stream=True)][-1].response.output
+    yield list(responses.create(**body, stream=True))[-1].response.output
 
 
 def test_openai_sends_its_output_back(responses, client):
@@ -171,7 +171,12 @@ def test_litellm_sends_its_messages_back(call, client, monkeypatch):
     http = HTTPHandler(client=http_client(httpx, call))
     function = {"type": "function", "function": {"name": "weather", "description": "Says it.", "parameters": SCHEMA}}
     asked = {"model": "anthropic/tiny", "api_base": "http://here/v1/messages", "api_key": "none", "client": http}
-    asked |= {"tools": [function], "max_tokens": 500, "thinking": {"type": "adaptive"}, "allowed_openai_params": ["thinking"]}
+    asked |= {
+        "tools": [function],
+        "max_tokens": 500,
+        "thinking": {"type": "adaptive"},
+        "allowed_openai_params": ["thinking"],
+    }
     message = litellm.completion(messages=[HELLO], **asked).choices[0].message
     result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"}
     for turn in (message, message.model_dump()):
