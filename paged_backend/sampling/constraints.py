@@ -16,13 +16,17 @@ def constrain(batch: SamplingBatch, tasks: Sequence[SamplingTask], rows: Sequenc
 
     What must not be drawn before min_tokens may be drawn where a grammar leaves nothing else: it would never end.
     """
-    changes = dict(batch.changes)
-    for place, row in enumerate(rows):
+    samples = []
+    for row in rows:
         task = tasks[row]
         assert task.matcher is not None
-        masks.fill(place, task.matcher, task.token_ids, len(task.prompt_token_ids))
+        samples.append((task.matcher, task.token_ids, len(task.prompt_token_ids)))
+    masks.fill(samples)
+    changes = dict(batch.changes)
+    for place, row in enumerate(rows):
         change = changes[row]._replace(token_mask=place)
-        if task.suppressed_token_ids and not masks.allows_others(place, task.suppressed_token_ids):
+        suppressed = tasks[row].suppressed_token_ids
+        if suppressed and not masks.allows_others(place, suppressed):
             change = change._replace(suppressed_token_ids=())
         changes[row] = change
     batch.changes = changes
