@@ -88,7 +88,7 @@ class Executor:
             self.block_size,
             len(layout.groups),
             self.transfer,
-            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs),
+            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs, num_threads),
         )
 
     def close(self) -> None:
