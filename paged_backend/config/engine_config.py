@@ -238,8 +238,9 @@ class ExecutorConfig:
     """Where and with what a step is computed.
 
     Attributes:
-        device: "auto" or "cpu".
-        kernel_backend: "auto" (the fastest that serves the machine), "reference" (plain torch) or "cpu" (C++).
+        device: "cpu", "cuda" (an NVIDIA GPU), or "auto": a GPU where there is one.
+        kernel_backend: "auto" (the fastest that serves the device), "reference" (plain torch), "cpu" (C++) or "triton"
+            (NVIDIA GPUs).
         num_threads: CPU threads for kernels; None means the physical cores that the process may use.
     """
 
@@ -248,8 +249,10 @@ class ExecutorConfig:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("device", self.device, ("auto", "cpu"))
-        check_choice("kernel_backend", self.kernel_backend, ("auto", "reference", "cpu"))
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("kernel_backend", self.kernel_backend, ("auto", "reference", "cpu", "triton"))
+        if self.device == "cuda" and self.kernel_backend == "cpu":
+            raise ConfigError("kernel_backend cpu cannot compute on device cuda: choose kernel_backend auto or triton.")
         check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
 
 

@@ -14,6 +14,7 @@ from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.executor.offload import open_transfer
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.cores import usable_cores
+from paged_backend.kernels.devices import select_device
 from paged_backend.kernels.interface import OperationChoice
 from paged_backend.kernels.reference.kernels import ReferenceKernels
 from paged_backend.kernels.registry import select_kernels
@@ -50,7 +51,8 @@ class Executor:
             ConfigError: the configuration asks for more than the model or the memory gives.
         """
         num_threads = config.executor.num_threads or usable_cores()
-        kernels = select_kernels(config.executor.kernel_backend, "cpu", num_threads=num_threads)
+        device = select_device(config.executor.device)
+        kernels = select_kernels(config.executor.kernel_backend, device, num_threads=num_threads)
         # torch's threads wait actively for each other: beside the kernels' own they would only be in the way.
         torch.set_num_threads(num_threads if isinstance(kernels, ReferenceKernels) else 1)
         dtype = cache_dtype(config, kernels)
