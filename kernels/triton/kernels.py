@@ -13,6 +13,7 @@ from paged_backend.kernels.interface import OPERATIONS, OperationChoice
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
+from paged_backend.kernels.triton.qkv_to_cache import qkv_to_cache
 from paged_backend.kernels.triton.target import check_target
 
 
@@ -42,7 +43,7 @@ class TritonKernels(TensorKernels):
         super().__init__(TRITON_OPERATIONS, dtype, _report(TRITON_OPERATIONS, how))
 
 
-TRITON_OPERATIONS = dataclasses.replace(REFERENCE_OPERATIONS)
+TRITON_OPERATIONS = dataclasses.replace(REFERENCE_OPERATIONS, qkv_to_cache=qkv_to_cache)
 """One line for each operation that has a kernel."""
 
 
