@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paged_backend.errors import InvalidRequestError, NotFoundError
+from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.access.gate import ANYBODY, Caller
 from paged_backend.handlers.openai.access_log import RequestRecord
 from paged_backend.handlers.openai.engine_port import EnginePort, StreamPort
@@ -16,7 +16,7 @@ from paged_backend.handlers.openai.errors import REQUEST_ID
 from paged_backend.handlers.openai.live import LiveResponses
 from paged_backend.handlers.openai.metering import submit_metered
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
-from paged_backend.handlers.openai.served_models import ServedModels
+from paged_backend.handlers.openai.served_models import ServedModels, unknown_model
 from paged_backend.handlers.openai.streaming import abort_all
 from paged_backend.handlers.openai.wire import encode_json
 from paged_backend.sampling_params import SamplingParams
@@ -71,11 +71,6 @@ class ServingContext:
         if asked not in self.model_names:
             raise unknown_model(asked)
         return asked
-
-
-def unknown_model(name: str) -> NotFoundError:
-    """What a request for a model that is not served is answered with."""
-    return NotFoundError(f"The model `{name}` does not exist.", param="model")
 
 
 @dataclass(frozen=True, slots=True)

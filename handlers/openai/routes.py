@@ -104,7 +104,7 @@ def _document(needs_key: bool) -> dict[str, Any]:
     return openapi_document(ROUTES, needs_key=needs_key)
 
 
-_BODY = (400, 413)
+_BODY = (400, 408, 413)
 _MODEL = (*_BODY, 404)
 _GENERATES = (*_MODEL, 429)
 
