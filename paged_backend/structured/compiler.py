@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import Future
 from typing import Protocol
 
 from paged_backend.errors import InvalidRequestError, PagedBackendError, RequestFailedError

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paged_backend.structured import token_masks
-from paged_backend.structured.matcher import Matcher
 from paged_backend.structured.token_masks import TokenMasks
 from tests.structured.conftest import EOS, VOCAB_SIZE, Compile
 
