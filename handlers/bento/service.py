@@ -131,7 +131,7 @@ class PagedLLM:
         # label, and keeps those of workers that died: only the live engine tells its own.
         bento = "".join(line for line in text.splitlines(keepends=True) if not _METRIC_OF_OURS.match(line))
         try:
-            return bento + self.runtime.engines.models.metrics_text()
+            return bento + self.runtime.openai.metrics_text()
         except EngineUnavailableError:
             return bento
 
@@ -177,8 +177,8 @@ class PagedLLM:
 
     @bentoml.api(input_spec=AbortRequest, output_spec=AbortResponse)  # type: ignore[untyped-decorator]
     async def abort(self, request_id: str, model: str | None = None) -> AbortResponse:
-        """Ends a request of the same API key; its stream closes with finish_reason "abort". Where several models have one
-        of that id, `model` says whose is meant.
+        """Ends a request of the same API key; its stream closes with finish_reason "abort". Where several models have
+        one of that id, `model` says whose is meant.
 
         For callers through `bentoml.depends`, whose clients' leaving does not travel here by itself.
         """
