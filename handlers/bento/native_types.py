@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import bentoml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -27,7 +27,7 @@ _PICKLE = "application/vnd.bentoml+pickle"
 class NativeRequest(bentoml.IODescriptor):  # type: ignore[misc]  # it ships no types
     """A body of the native API. Types are exact, and unknown fields are errors."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Self:
