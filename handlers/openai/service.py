@@ -12,7 +12,7 @@ from paged_backend.errors import InvalidRequestError, NotFoundError
 from paged_backend.handlers.access.gate import ANYBODY, Gate
 from paged_backend.handlers.access.limits import RequestLimits
 from paged_backend.handlers.openai.access_log import STATUS_CLIENT_LEFT, AccessLog, RequestRecord
-from paged_backend.handlers.openai.bearer import check_bearer
+from paged_backend.handlers.openai.bearer import check_key
 from paged_backend.handlers.openai.errors import ProtocolError, error_response, too_large_message
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.protocol.base import parse_body
@@ -55,6 +55,7 @@ class OpenAIService:
             models.all[0].engine,
             models.all[0].names,
             models,
+            models.all[0].live,
             created=int(time.time()),
             stall_timeout_s=stall_timeout_s,
             needs_key=self._gate.asks_for_key,
@@ -86,7 +87,7 @@ class OpenAIService:
         caller = ANYBODY
         # A browser's preflight carries no key, and learns no more than which method a route takes.
         if (found is None or found[0].needs_key) and request.method != "OPTIONS":
-            caller = check_bearer(_authorization(request.headers), self._gate)
+            caller = check_key(request.headers, self._gate)
         if record is not None:
             record.caller = caller.name
         if found is None:
@@ -109,7 +110,7 @@ class OpenAIService:
         # A name that is none of ours is the route's to refuse: a body that is wrong otherwise is told of that first.
         model = context.models.find(body.get("model"))
         if model is not None:
-            context = dataclasses.replace(context, engine=model.engine, model_names=model.names)
+            context = dataclasses.replace(context, engine=model.engine, model_names=model.names, live=model.live)
         return await route.answer(context, parse_body(route.body, body))
 
     def _json_object(self, request: HttpRequest) -> Mapping[str, Any]:
@@ -134,12 +135,6 @@ class OpenAIService:
         self._request_limits.check_depth(body)
         self._request_limits.check(body)
         return body
-
-
-def _authorization(headers: Mapping[str, str]) -> str:
-    """The Authorization header, or what it would be for a key that comes as Anthropic's clients send it."""
-    key = headers.get("x-api-key")
-    return headers.get("authorization") or ("" if key is None else f"Bearer {key}")
 
 
 def _check_method(request: HttpRequest, allowed: str) -> None:
