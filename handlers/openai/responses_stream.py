@@ -20,6 +20,7 @@ from paged_backend.handlers.openai.protocol.responses import ItemStatus, OutputI
 from paged_backend.handlers.openai.responses_items import (
     ResponseFrame,
     item_id,
+    item_status,
     output_call,
     output_message,
     output_reasoning,
@@ -140,7 +141,8 @@ class ResponseEvents:
         if self._item is None and not self._output:
             self._open(_OpenText(self._new_id("msg")))
         complete = self._answer.finish_reason not in ("length", "abort")
-        self._close("completed" if complete else "incomplete")
+        # A call that is still open has not come to its end, whatever ended the output.
+        self._close(item_status(complete and not isinstance(self._item, _OpenCall)))
         response = self._frame.ended(self._answer.finish_reason, self._output, self._answer.tally)
         self._write("response.completed" if complete else "response.incomplete", response=response)
         return self._flush()

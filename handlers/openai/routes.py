@@ -155,7 +155,7 @@ ROUTES: tuple[Route, ...] = (
         refusals=_MODEL,
         error=AnthropicError,
     ),
-    Route("POST", "/v1/cancel", cancellation.cancel, CancelReply, CancelRequest, refusals=_BODY),
+    Route("POST", "/v1/cancel", cancellation.cancel, CancelReply, CancelRequest, refusals=_MODEL),
     Route("POST", "/tokenize", tokenization.tokenize, replies.Tokenized, TokenizeRequest, refusals=_MODEL),
     Route("POST", "/detokenize", tokenization.detokenize, replies.Detokenized, DetokenizeRequest, refusals=_MODEL),
     Route("GET", "/v1/models", models.list_models, replies.ModelList),

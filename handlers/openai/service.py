@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.routes import ROUTES, Route, find_route
 from paged_backend.handlers.openai.served_models import ServedModels
-from paged_backend.handlers.openai.wire import HttpRequest, HttpResponse
+from paged_backend.handlers.openai.wire import HttpRequest, HttpResponse, decode_json
 
 __all__ = ["HttpRequest", "HttpResponse", "OpenAIService"]
 
@@ -56,6 +55,7 @@ class OpenAIService:
             models.all[0].engine,
             models.all[0].names,
             models,
+            models.all[0].live,
             created=int(time.time()),
             stall_timeout_s=stall_timeout_s,
             needs_key=self._gate.asks_for_key,
@@ -110,7 +110,7 @@ class OpenAIService:
         # A name that is none of ours is the route's to refuse: a body that is wrong otherwise is told of that first.
         model = context.models.find(body.get("model"))
         if model is not None:
-            context = dataclasses.replace(context, engine=model.engine, model_names=model.names)
+            context = dataclasses.replace(context, engine=model.engine, model_names=model.names, live=model.live)
         return await route.answer(context, parse_body(route.body, body))
 
     def _json_object(self, request: HttpRequest) -> Mapping[str, Any]:
@@ -154,6 +154,6 @@ def _parse_json(body: bytes | str) -> Any:
     if not body:
         return None
     try:
-        return json.loads(body)
+        return decode_json(body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.", param="body") from None

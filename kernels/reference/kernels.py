@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import torch
 
+from paged_backend.kernels.cache_layout import CACHE_DTYPES
 from paged_backend.kernels.interface import OPERATIONS, OperationChoice
 from paged_backend.kernels.reference.copy_blocks import copy_blocks
 from paged_backend.kernels.reference.embedding import embedding
@@ -42,7 +43,11 @@ class ReferenceKernels(TensorKernels):
     Attributes:
         dtype: what activations are held in.
         report: for each operation, "reference" and the reason given.
+        cache_dtypes, token_major_keys: see `Kernels`; it reads and writes keys however they lie.
     """
+
+    token_major_keys = False
+    cache_dtypes = tuple(CACHE_DTYPES)
 
     def __init__(self, dtype: torch.dtype = torch.float32, reason: str = "The reference was asked for.") -> None:
         choice = OperationChoice("reference", reason)

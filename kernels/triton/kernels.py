@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import torch
 
+from paged_backend.kernels.cache_layout import CACHE_DTYPES
 from paged_backend.kernels.interface import OPERATIONS, OperationChoice
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
 from paged_backend.kernels.tensor_kernels import TensorKernels
@@ -24,7 +25,10 @@ class TritonKernels(TensorKernels):
         device: where all tensors are.
         dtype: what activations are held in.
         report: for each operation, "triton", or "reference" where plain torch computes it.
+        cache_dtypes, token_major_keys: see `Kernels`; a cache is held in what the activations are, if nobody asks.
     """
+
+    token_major_keys = True
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         """
@@ -32,7 +36,9 @@ class TritonKernels(TensorKernels):
             ConfigError: the device cannot run the kernels.
         """
         how = check_target(device)
+        own = str(dtype).removeprefix("torch.")
         self.device = device
+        self.cache_dtypes = (own, *(name for name in CACHE_DTYPES if name != own))
         super().__init__(TRITON_OPERATIONS, dtype, _report(TRITON_OPERATIONS, how))
 
 

@@ -55,8 +55,8 @@ class Executor:
         kernels = select_kernels(config.executor.kernel_backend, device, num_threads=num_threads)
         # torch's threads wait actively for each other: beside the kernels' own they would only be in the way.
         torch.set_num_threads(num_threads if isinstance(kernels, ReferenceKernels) else 1)
+        dtype = cache_dtype(config, kernels)
         model = load_model(config.model, kernels, num_threads=num_threads)
-        dtype = cache_dtype(config)
         self.max_model_len: int = model.max_model_len
         self.architecture: Architecture = model.architecture
         self.vocab_size: int = model.architecture.vocab_size
@@ -74,7 +74,14 @@ class Executor:
         self.num_blocks: int = num_cache_blocks(config, model.architecture, model.max_model_len, dtype, layout)
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
         self.num_threads: int = num_threads
-        storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype, layout)
+        storage = KVStorage(
+            model.architecture,
+            self.num_blocks,
+            self.block_size,
+            dtype,
+            layout,
+            token_major_keys=kernels.token_major_keys,
+        )
         self.transfer: KVTransfer | None = open_transfer(config, model, storage, layout, kernels.report)
         self._runner: Runner | None = Runner(
             model.decoder,
