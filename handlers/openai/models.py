@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.protocol.replies import Model, ModelList
-from paged_backend.handlers.openai.served_models import ServedModel, unknown_model
+from paged_backend.handlers.openai.served_models import ServedModel
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 
 
