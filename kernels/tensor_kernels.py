@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -24,7 +24,11 @@ class TensorKernels:
     Attributes:
         dtype: what activations are held in.
         report: for each operation, what computes it and why.
+        cache_dtypes, token_major_keys: see `Kernels`.
     """
+
+    token_major_keys: bool
+    cache_dtypes: Sequence[str]
 
     def __init__(self, operations: TensorOperations, dtype: torch.dtype, report: Mapping[str, OperationChoice]) -> None:
         assert dtype in checks.FLOAT_DTYPES

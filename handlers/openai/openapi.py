@@ -25,6 +25,7 @@ _REASONS: Mapping[int, str] = {
     400: "A value is wrong, a field is unknown or not supported; `param` names it.",
     401: "No API key, or a wrong one.",
     404: "There is no such model.",
+    408: "The body did not come to its end, and the client was silent for too long.",
     413: "The body is larger than the server allows.",
     429: "The queue is full, or the deadline cannot be met: come again after Retry-After.",
     500: "A fault of the server's, which its log tells of.",
