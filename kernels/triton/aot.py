@@ -39,7 +39,9 @@ class AotCase:
         constexprs: the others' values.
         num_warps: of 32 threads, in a program.
         num_stages: of the software pipeline.
+        maxnreg: registers that a thread may have; None for as many as the assembler likes.
         min_capability: what the card must have, as 10 * major + minor: 89 for fp8.
+        max_capability: the newest card that is launched with this configuration; None for all.
         wide: belongs to the sweep over everything, and is compiled in slow tests only.
     """
 
@@ -49,5 +51,11 @@ class AotCase:
     constexprs: Mapping[str, Any]
     num_warps: int
     num_stages: int = 1
+    maxnreg: int | None = None
     min_capability: int = 80
+    max_capability: int | None = None
     wide: bool = False
+
+    def is_for(self, capability: int) -> bool:
+        """Whether a card has what it needs, and is launched with this configuration."""
+        return self.min_capability <= capability and (self.max_capability is None or capability <= self.max_capability)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 import torch
 
-from paged_backend.kernels.cache_layout import CACHE_DTYPES
 from paged_backend.kernels.interface import OPERATIONS, OperationChoice
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
+from paged_backend.kernels.triton.attention_config import device_capability, served_cache_dtypes
+from paged_backend.kernels.triton.paged_attention import paged_attention
 from paged_backend.kernels.triton.qkv_to_cache import qkv_to_cache
 from paged_backend.kernels.triton.target import check_target
 
@@ -31,16 +33,21 @@ class TritonKernels(TensorKernels):
 
     token_major_keys = True
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, batch_invariant: bool = False) -> None:
         """
+        Args:
+            batch_invariant: a row of attention has the same bits in a decode as in a prompt, too, in chunks of any
+                size (docs/decisions/0022-bits-of-attention.md).
+
         Raises:
             ConfigError: the device cannot run the kernels.
         """
         how = check_target(device)
-        own = str(dtype).removeprefix("torch.")
         self.device = device
-        self.cache_dtypes = (own, *(name for name in CACHE_DTYPES if name != own))
-        super().__init__(TRITON_OPERATIONS, dtype, _report(TRITON_OPERATIONS, how))
+        self.cache_dtypes = served_cache_dtypes(dtype, device_capability(device))
+        attention = partial(paged_attention, batch_invariant=batch_invariant)
+        operations = dataclasses.replace(TRITON_OPERATIONS, paged_attention=attention)
+        super().__init__(operations, dtype, _report(operations, how))
 
 
 TRITON_OPERATIONS = dataclasses.replace(REFERENCE_OPERATIONS, qkv_to_cache=qkv_to_cache)
