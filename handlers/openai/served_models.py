@@ -54,9 +54,7 @@ class ServedModels:
             return self._models[0]
         return self._by_name.get(name) if isinstance(name, str) else None
 
-    def cancel(
-        self, tenant: str | None, response_ids: Sequence[str], *, model: ServedModel | None = None
-    ) -> list[str]:
+    def cancel(self, tenant: str | None, response_ids: Sequence[str], *, model: ServedModel | None = None) -> list[str]:
         """Ends those of the tenant's responses that are being made.
 
         Args:
@@ -72,7 +70,9 @@ class ServedModels:
         holders = [one for one in models if any((tenant, response_id) in one.live for response_id in response_ids)]
         if len(holders) > 1:
             names = ", ".join(f"`{holder.names[0]}`" for holder in holders)
-            raise InvalidRequestError(f"Several models have a response of that id: say in model which of {names}.", param="model")
+            raise InvalidRequestError(
+                f"Several models have a response of that id: say in model which of {names}.", param="model"
+            )
         return holders[0].live.cancel(tenant, response_ids) if holders else []
 
     def check_health(self, stall_timeout_s: float | None = None) -> None:
