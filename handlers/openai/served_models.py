@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from paged_backend.errors import EngineUnavailableError, InvalidRequestError
+from paged_backend.errors import EngineUnavailableError, InvalidRequestError, NotFoundError
 from paged_backend.handlers.openai.engine_port import EnginePort
 from paged_backend.handlers.openai.live import LiveResponses
 
@@ -54,6 +54,17 @@ class ServedModels:
             return self._models[0]
         return self._by_name.get(name) if isinstance(name, str) else None
 
+    def named(self, name: str | None) -> ServedModel:
+        """`find`, where there has to be one.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        model = self.find(name)
+        if model is None:
+            raise unknown_model(str(name))
+        return model
+
     def cancel(self, tenant: str | None, response_ids: Sequence[str], *, model: ServedModel | None = None) -> list[str]:
         """Ends those of the tenant's responses that are being made.
 
@@ -90,9 +101,15 @@ class ServedModels:
         return merge_expositions([model.engine.metrics_text() for model in self._models])
 
 
+def unknown_model(name: str) -> NotFoundError:
+    """What a request for a model that is not served is answered with."""
+    return NotFoundError(f"The model `{name}` does not exist.", param="model")
+
+
 def merge_expositions(texts: Sequence[str]) -> str:
     """One Prometheus exposition out of several whose samples' labels differ: each metric's head comes once, and all of
     its samples follow, as the format demands."""
+    texts = [text for text in texts if text]
     if len(texts) == 1:
         return texts[0]
     heads: dict[str, list[str]] = {}
