@@ -122,9 +122,12 @@ def _pack_quantized(weight: QuantizedWeight, bias: Tensor | None, gated: bool, d
         low, high = values.view(len(values), -1, 2, block_k // 2).unbind(2)
         values = (high << 4 | low & 15).view(len(values), -1)
     scales = _taking_turns(weight.scales.to(device), gated)
+    if group_size:  # the zeros that values were filled up with have scales too
+        num_groups = -(-(num_inputs + -num_inputs % block_k) // group_size)
+        scales = functional.pad(scales, (0, num_groups - scales.shape[1])).T
     return TritonLinear(
         numbers=values,
-        scales=scales.T.contiguous() if group_size else scales[:, 0].contiguous(),
+        scales=scales.contiguous() if group_size else scales[:, 0].contiguous(),
         bias=None if bias is None else _taking_turns(bias.to(device), gated),
         format=format,
         group_size=group_size,
