@@ -78,7 +78,7 @@ class QuantizedWeight:
     def _check_float8(self) -> None:
         if self.group_size != self.values.shape[1]:
             raise KernelError(
-                f"group_size of float8_e4m3fn values must be the whole row's {self.values.shape[1]}, got {self.group_size}."
+                f"group_size of float8_e4m3fn values must be all {self.values.shape[1]} inputs, got {self.group_size}."
             )
         if not (self.values.view(torch.uint8) & 127 < 127).all():  # 127 is what is no number
             raise KernelError("values must be finite.")
