@@ -23,7 +23,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 _STACK_BYTES = 16 << 20
 """To compile on; smaller than what a grammar that has passed is compiled on."""
 _MASK_STACK_BYTES = 1 << 20
-"""To make masks on; half of what llguidance's own threads have, which make them in the engine."""
+"""To make masks on; a small part of what the engine's thread has, which makes them afterwards."""
 _MEMORY_BYTES = 2 << 30
 _NUM_MASKS = 32
 

@@ -217,7 +217,9 @@ def test_what_nobody_waits_for_is_not_compiled(counting: CountingVocabulary) -> 
     compiler.abandon(left)
     assert abandoned.matcher.cancelled() and left.matcher.cancelled()
     counting.gate.set()
-    assert wanted.matcher.result(30) and begun[0].matcher.result(30) and compiler.compile(source("a")).matcher.result(30)
+    assert (
+        wanted.matcher.result(30) and begun[0].matcher.result(30) and compiler.compile(source("a")).matcher.result(30)
+    )
     assert sorted(counting.proved) == list("abd")
     compiler.close()
 
