@@ -6,11 +6,12 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, WithJsonSchema
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from paged_backend.handlers.openai.protocol.base import ListOf, Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.blocks import MESSAGES_SCHEMA, SYSTEM_SCHEMA, TOOLS_SCHEMA
 from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
+from paged_backend.handlers.openai.protocol.replies import Receipt
 
 
 class Thinking(RequestBody):
@@ -124,6 +125,7 @@ class MessageUsage(TypedDict):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
+    receipts: NotRequired[list[Receipt]]
 
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "pause_turn"]

@@ -11,7 +11,7 @@ from typing_extensions import NotRequired, TypedDict
 from paged_backend.handlers.openai.protocol.base import ListOf, ObjectOf, Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
 from paged_backend.handlers.openai.protocol.input_items import INPUT_SCHEMA, TOOLS_SCHEMA
-from paged_backend.handlers.openai.protocol.replies import TokenLogprob
+from paged_backend.handlers.openai.protocol.replies import Receipt, TokenLogprob
 
 INCLUDABLE = (
     "code_interpreter_call.outputs",
@@ -139,6 +139,7 @@ class ResponseUsage(TypedDict):
     output_tokens: int
     output_tokens_details: OutputTokensDetails
     total_tokens: int
+    receipts: NotRequired[list[Receipt]]
 
 
 class OutputText(TypedDict):
