@@ -27,8 +27,8 @@ class TensorKernels:
         cache_dtypes, token_major_keys: see `Kernels`.
     """
 
-    cache_dtypes: Sequence[str]
     token_major_keys: bool
+    cache_dtypes: Sequence[str]
 
     def __init__(self, operations: TensorOperations, dtype: torch.dtype, report: Mapping[str, OperationChoice]) -> None:
         assert dtype in checks.FLOAT_DTYPES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import bentoml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -27,7 +27,7 @@ _PICKLE = "application/vnd.bentoml+pickle"
 class NativeRequest(bentoml.IODescriptor):  # type: ignore[misc]  # it ships no types
     """A body of the native API. Types are exact, and unknown fields are errors."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Self:
@@ -84,7 +84,7 @@ class GenerateRequest(NativeRequest, SamplingRequest):
     """What to generate from, and how. Give exactly one of `prompt`, `prompt_token_ids` and `messages`. What is left
     out, or null, is as the model's generation_config.json says, and then as in vLLM."""
 
-    model_config = ConfigDict(json_schema_extra=_describe)  # type: ignore[misc]  # of two bases, one without types
+    model_config = ConfigDict(json_schema_extra=_describe)
 
     prompt: str | None = Field(None, description="Text to continue.")
     prompt_token_ids: ListOf[int] | None = Field(None, description="Token ids to continue.")

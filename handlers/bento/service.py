@@ -131,7 +131,7 @@ class PagedLLM:
         # label, and keeps those of workers that died: only the live engine tells its own.
         bento = "".join(line for line in text.splitlines(keepends=True) if not _METRIC_OF_OURS.match(line))
         try:
-            return bento + self.runtime.engines.models.metrics_text()
+            return bento + self.runtime.openai.metrics_text()
         except EngineUnavailableError:
             return bento
 

@@ -96,7 +96,7 @@ class Route:
 
 async def openapi(context: ServingContext, _: None) -> HttpResponse:
     """This document."""
-    return json_response(_document(context.needs_key))
+    return json_response(_document(context.gate.asks_for_key))
 
 
 @functools.cache

@@ -109,6 +109,7 @@ def unknown_model(name: str) -> NotFoundError:
 def merge_expositions(texts: Sequence[str]) -> str:
     """One Prometheus exposition out of several whose samples' labels differ: each metric's head comes once, and all of
     its samples follow, as the format demands."""
+    texts = [text for text in texts if text]
     if len(texts) == 1:
         return texts[0]
     heads: dict[str, list[str]] = {}

@@ -56,10 +56,14 @@ class OpenAIService:
             models.all[0].names,
             models,
             models.all[0].live,
+            self._gate,
             created=int(time.time()),
             stall_timeout_s=stall_timeout_s,
-            needs_key=self._gate.asks_for_key,
         )
+
+    def metrics_text(self) -> str:
+        """Prometheus' text: of all engines, and of the keys' limits."""
+        return self._context.metrics_text()
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answers one request; whatever goes wrong becomes a response.

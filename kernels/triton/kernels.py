@@ -25,7 +25,7 @@ class TritonKernels(TensorKernels):
         device: where all tensors are.
         dtype: what activations are held in.
         report: for each operation, "triton", or "reference" where plain torch computes it.
-        cache_dtypes, token_major_keys: see `Kernels`.
+        cache_dtypes, token_major_keys: see `Kernels`; a cache is held in what the activations are, if nobody asks.
     """
 
     token_major_keys = True
@@ -36,8 +36,8 @@ class TritonKernels(TensorKernels):
             ConfigError: the device cannot run the kernels.
         """
         how = check_target(device)
-        self.device = device
         own = str(dtype).removeprefix("torch.")
+        self.device = device
         self.cache_dtypes = (own, *(name for name in CACHE_DTYPES if name != own))
         super().__init__(TRITON_OPERATIONS, dtype, _report(TRITON_OPERATIONS, how))
 

@@ -10,6 +10,7 @@ import shlex
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from paged_backend.errors import EngineUnavailableError, QueueFullError
 from paged_backend.handlers.access.api_key import keys_from_config
@@ -90,6 +91,32 @@ class TestLimits:
             assert call(COMPLETIONS, {"prompt": "x"}, headers=ANN, service=service).headers["Retry-After"] == "3"
         client.submit_errors = {}
         assert call(COMPLETIONS, {"prompt": "x"}, headers=ANN, service=service).status == 200
+
+    def test_what_they_refuse_is_counted_by_key_and_limit(self, call, client):
+        client.submit_errors = {1: QueueFullError("full", retry_after_s=3, reason="max_num_queued_reqs")}
+        service = serve(client, requests_per_minute=1, tokens_per_minute=10_000, max_concurrent_requests=1)
+
+        def counts():
+            text = call("/metrics", service=service).body.decode()
+            families = text_string_to_metric_families(text.partition("\n")[2])
+            return {
+                (sample.labels["key"], sample.labels["reason"]): sample.value
+                for family in families
+                for sample in family.samples
+                if sample.name == "vllm:key_limit_rejections_total"
+            }
+
+        assert counts() == {}
+        call(COMPLETIONS, {"prompt": "x"}, headers=BOB, service=service)  # who has no limits
+        statuses = [call(COMPLETIONS, {"prompt": "x"}, headers=ANN, service=service).status for _ in range(2)]
+        assert statuses == [429, 429], "the engine's own, which cost nothing"
+        client.submit_errors = {}
+        statuses = [call(COMPLETIONS, {"prompt": "x"}, headers=ANN, service=service).status for _ in range(4)]
+        assert statuses == [200, 429, 429, 429]
+        refused = {("ann", "requests_per_minute"): 3.0, ("ann", "tokens_per_minute"): 0.0}
+        assert counts() == {**refused, ("ann", "max_concurrent_requests"): 0.0}
+        assert call(COMPLETIONS, {"prompt": ["x", "y"]}, headers=ANN, service=service).status == 400
+        assert counts()["ann", "max_concurrent_requests"] == 0.0, "more than ever is no 429"
 
     @pytest.mark.parametrize(
         ("path", "body", "param"),
