@@ -72,7 +72,7 @@ class ChatMessage(BaseModel):
 
 
 def _describe(schema: dict[str, Any]) -> None:
-    """Puts what the engine's parameters, and the fields that all routes have, say of themselves into a JSON schema."""
+    """Puts what the engine's parameters, and the fields of all routes, say of themselves into a JSON schema."""
     known = {**attribute_help(SamplingRequest), **attribute_help(SamplingParams)}
     for name, field in schema["properties"].items():
         if name in known:  # a field that is ours alone describes itself
@@ -81,10 +81,10 @@ def _describe(schema: dict[str, Any]) -> None:
 
 
 class GenerateRequest(NativeRequest, SamplingRequest):
-    """What to generate from, and how. Give exactly one of `prompt`, `prompt_token_ids` and `messages`. What is left out
-    or null is as the model's generation_config.json says, and where that says nothing, as in vLLM."""
+    """What to generate from, and how. Give exactly one of `prompt`, `prompt_token_ids` and `messages`. What is left
+    out, or null, is as the model's generation_config.json says, and then as in vLLM."""
 
-    model_config = ConfigDict(json_schema_extra=_describe)
+    model_config = ConfigDict(json_schema_extra=_describe)  # type: ignore[misc]  # of two bases, one without types
 
     prompt: str | None = Field(None, description="Text to continue.")
     prompt_token_ids: ListOf[int] | None = Field(None, description="Token ids to continue.")

@@ -177,8 +177,9 @@ class PagedLLM:
 
     @bentoml.api(input_spec=AbortRequest, output_spec=AbortResponse)  # type: ignore[untyped-decorator]
     async def abort(self, request_id: str, model: str | None = None) -> AbortResponse:
-        """Ends a request of the same API key; its stream closes with finish_reason "abort". Where several models have
-        one of that id, `model` says whose is meant.
+        """Ends a request of the same API key; its stream closes with finish_reason "abort".
+
+        Where several models have one of that id, `model` says whose is meant.
 
         For callers through `bentoml.depends`, whose clients' leaving does not travel here by itself.
         """

@@ -15,7 +15,7 @@ from paged_backend.errors import (
     NotFoundError,
     PagedBackendError,
 )
-from paged_backend.handlers.openai.wire import HttpResponse, json_response
+from paged_backend.handlers.openai.wire import DONE, HttpResponse, json_response
 
 _logger = logging.getLogger(__name__)
 
@@ -98,9 +98,15 @@ def anthropic_stream_error_body(error: Exception) -> dict[str, Any]:
     return _anthropic_body(message, status=status)
 
 
-def unavailable_response(reason: str) -> HttpResponse:
-    """What a host answers while it has no engine that could: it starts, drains, or has lost its engine."""
-    return error_response(EngineUnavailableError(reason))
+def late_frames(response: HttpResponse, path: str = "") -> bytes:
+    """The frames that say what a whole response says, to a client that was promised a stream before there was one.
+
+    Args:
+        response: from `error_response`, for the same path.
+    """
+    if path.startswith(_ANTHROPIC_PATH):
+        return b"event: error\ndata: " + response.body + b"\n\n"
+    return b"data: " + response.body + b"\n\n" + DONE
 
 
 def _anthropic_body(message: str, *, status: int) -> dict[str, Any]:

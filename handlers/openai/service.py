@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.routes import ROUTES, Route, find_route
 from paged_backend.handlers.openai.served_models import ServedModels
-from paged_backend.handlers.openai.wire import HttpRequest, HttpResponse
+from paged_backend.handlers.openai.wire import HttpRequest, HttpResponse, decode_json
 
 __all__ = ["HttpRequest", "HttpResponse", "OpenAIService"]
 
@@ -153,6 +152,6 @@ def _parse_json(body: bytes | str) -> Any:
     if not body:
         return None
     try:
-        return json.loads(body)
+        return decode_json(body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.", param="body") from None

@@ -12,10 +12,8 @@ from paged_backend.handlers.openai.engine_port import StreamPort
 from paged_backend.handlers.openai.errors import error_status, stream_error_body
 from paged_backend.handlers.openai.protocol.base import StreamOptions
 from paged_backend.handlers.openai.receipt import receipt
-from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpResponse, encode_json
+from paged_backend.handlers.openai.wire import DONE, STREAM_TYPE, HttpResponse, encode_json
 from paged_backend.outputs import CompletionDelta, PromptLogprobs, RequestDelta, RequestOutput, RequestStateStats
-
-DONE = b"data: [DONE]\n\n"
 
 
 class FrameWriter(Protocol):

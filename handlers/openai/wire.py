@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +13,9 @@ from pydantic_core import to_json
 JSON_TYPE = "application/json"
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+DONE = b"data: [DONE]\n\n"
+"""The end of a stream of chunks."""
 
 
 _TRACE_HEADERS = ("traceparent", "tracestate")
@@ -82,6 +86,27 @@ class HttpResponse:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     stream: ByteStream | None = None
+
+
+def decode_json(text: bytes | str) -> Any:
+    """What JSON says. Python's own parser takes `NaN`, `Infinity` and numbers that no float holds; this does not.
+
+    Raises:
+        ValueError: it is no JSON, or has such a number.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON: use a number, or null")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:32]} is too large")
+    return value
 
 
 def encode_json(value: Any) -> bytes:
