@@ -13,6 +13,9 @@ from paged_backend.kernels.interface import OPERATIONS, OperationChoice
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
+from paged_backend.kernels.triton.blocks import copy_blocks
+from paged_backend.kernels.triton.norms import layer_norm, rms_norm
+from paged_backend.kernels.triton.rows import embedding, select_rows
 from paged_backend.kernels.triton.target import check_target
 
 
@@ -42,7 +45,14 @@ class TritonKernels(TensorKernels):
         super().__init__(TRITON_OPERATIONS, dtype, _report(TRITON_OPERATIONS, how))
 
 
-TRITON_OPERATIONS = dataclasses.replace(REFERENCE_OPERATIONS)
+TRITON_OPERATIONS = dataclasses.replace(
+    REFERENCE_OPERATIONS,
+    embedding=embedding,
+    rms_norm=rms_norm,
+    layer_norm=layer_norm,
+    select_rows=select_rows,
+    copy_blocks=copy_blocks,
+)
 """One line for each operation that has a kernel."""
 
 
