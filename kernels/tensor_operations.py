@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class TensorOperations:
 
     linear_type: type[TensorLinear]
     pack_linear: Callable[[Tensor | QuantizedWeight, Tensor | None, bool], TensorLinear]
-    linear: Callable[[Tensor, TensorLinear, str | None, Tensor | None], Tensor]
+    linear: Callable[[Tensor, Any, str | None, Tensor | None], Tensor]
     embedding: Callable[[Tensor, Tensor, Tensor | None, torch.dtype], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]

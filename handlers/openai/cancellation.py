@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paged_backend.errors import InvalidRequestError
-from paged_backend.handlers.openai.generation import RESPONSE_PREFIXES, ServingContext, unknown_model
+from paged_backend.handlers.openai.generation import RESPONSE_PREFIXES, ServingContext
 from paged_backend.handlers.openai.protocol.cancellation import CancelReply, CancelRequest
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
 
@@ -25,9 +25,7 @@ async def cancel(context: ServingContext, request: CancelRequest) -> HttpRespons
         names = [request.id]
     else:
         names = [f"{prefix}{request.request_id}" for prefix in RESPONSE_PREFIXES]
-    model = None if request.model is None else context.models.find(request.model)
-    if model is None and request.model is not None:
-        raise unknown_model(request.model)
+    model = None if request.model is None else context.models.named(request.model)
     cancelled = context.models.cancel(context.tenant, names, model=model)
     reply: CancelReply = {"object": "cancellation", "cancelled": bool(cancelled), "ids": cancelled}
     return json_response(reply)

@@ -85,6 +85,7 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
             engine,
             max_tokens=limit if max_tokens is None else max_tokens,
             logprobs=num_top,
+            streams=request.stream,
             logprobs_field="top_logprobs",
         )
     except InvalidRequestError as error:

@@ -96,7 +96,7 @@ def item_status(complete: bool) -> ItemStatus:
 def usage_of(tally: UsageTally) -> ResponseUsage:
     """The tokens, in this route's words."""
     usage = tally.body()
-    return {
+    told: ResponseUsage = {
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {
             "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
@@ -106,6 +106,9 @@ def usage_of(tally: UsageTally) -> ResponseUsage:
         "output_tokens_details": {"reasoning_tokens": tally.num_reasoning_tokens or 0},
         "total_tokens": usage["total_tokens"],
     }
+    if "receipts" in usage:
+        told["receipts"] = usage["receipts"]
+    return told
 
 
 @dataclass(frozen=True, slots=True)

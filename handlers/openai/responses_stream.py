@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from paged_backend.handlers.openai.errors import stream_error_body
@@ -27,8 +27,9 @@ from paged_backend.handlers.openai.responses_items import (
     output_text,
 )
 from paged_backend.handlers.openai.spoken import SpokenAnswer
+from paged_backend.handlers.openai.text_logprobs import TextLogprobs
 from paged_backend.handlers.openai.wire import named_event
-from paged_backend.outputs import CompletionDelta, RequestDelta
+from paged_backend.outputs import RequestDelta
 
 
 class _OpenText:
@@ -108,18 +109,13 @@ class ResponseEvents:
     """Writes one response's events; keeps the items that have been told.
 
     Args:
-        logprobs: gives the log probabilities of a gain's tokens; nothing where none are asked for.
+        logprobs: reads those of the text.
     """
 
-    def __init__(
-        self,
-        frame: ResponseFrame,
-        answer: SpokenAnswer,
-        logprobs: Callable[[CompletionDelta], Sequence[TokenLogprob]],
-    ) -> None:
+    def __init__(self, frame: ResponseFrame, answer: SpokenAnswer, logprobs: TextLogprobs) -> None:
         self._frame = frame
         self._answer = answer
-        self._logprobs_of = logprobs
+        self._logprobs = logprobs
         self._unsaid: list[TokenLogprob] = []  # of tokens whose text was not told yet
         self._output: list[OutputItem] = []
         self._item: _OpenItem | None = None
@@ -131,7 +127,7 @@ class ResponseEvents:
         events = self._answer.read(delta)
         self._begin()
         for output in delta.outputs:
-            self._unsaid += self._logprobs_of(output)
+            self._unsaid += self._logprobs.of(output)
         for event in events:
             self._tell(event)
         return self._flush()

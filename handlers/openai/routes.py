@@ -96,7 +96,7 @@ class Route:
 
 async def openapi(context: ServingContext, _: None) -> HttpResponse:
     """This document."""
-    return json_response(_document(context.needs_key))
+    return json_response(_document(context.gate.asks_for_key))
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def _document(needs_key: bool) -> dict[str, Any]:
     return openapi_document(ROUTES, needs_key=needs_key)
 
 
-_BODY = (400, 413)
+_BODY = (400, 408, 413)
 _MODEL = (*_BODY, 404)
 _GENERATES = (*_MODEL, 429)
 

@@ -12,7 +12,7 @@ from paged_backend.errors import InvalidRequestError, NotFoundError
 from paged_backend.handlers.access.gate import ANYBODY, Gate
 from paged_backend.handlers.access.limits import RequestLimits
 from paged_backend.handlers.openai.access_log import STATUS_CLIENT_LEFT, AccessLog, RequestRecord
-from paged_backend.handlers.openai.bearer import check_bearer
+from paged_backend.handlers.openai.bearer import check_key
 from paged_backend.handlers.openai.errors import ProtocolError, error_response, too_large_message
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.protocol.base import parse_body
@@ -56,10 +56,14 @@ class OpenAIService:
             models.all[0].names,
             models,
             models.all[0].live,
+            self._gate,
             created=int(time.time()),
             stall_timeout_s=stall_timeout_s,
-            needs_key=self._gate.asks_for_key,
         )
+
+    def metrics_text(self) -> str:
+        """Prometheus' text: of all engines, and of the keys' limits."""
+        return self._context.metrics_text()
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answers one request; whatever goes wrong becomes a response.
@@ -87,7 +91,7 @@ class OpenAIService:
         caller = ANYBODY
         # A browser's preflight carries no key, and learns no more than which method a route takes.
         if (found is None or found[0].needs_key) and request.method != "OPTIONS":
-            caller = check_bearer(_authorization(request.headers), self._gate)
+            caller = check_key(request.headers, self._gate)
         if record is not None:
             record.caller = caller.name
         if found is None:
@@ -135,12 +139,6 @@ class OpenAIService:
         self._request_limits.check_depth(body)
         self._request_limits.check(body)
         return body
-
-
-def _authorization(headers: Mapping[str, str]) -> str:
-    """The Authorization header, or what it would be for a key that comes as Anthropic's clients send it."""
-    key = headers.get("x-api-key")
-    return headers.get("authorization") or ("" if key is None else f"Bearer {key}")
 
 
 def _check_method(request: HttpRequest, allowed: str) -> None:

@@ -41,7 +41,7 @@ class SpokenAnswer:
 
     def __init__(self, job: ChatJob) -> None:
         assert job.params.n == 1, "these routes have one sample"
-        self.tally = UsageTally([len(job.prompt)])
+        self.tally = UsageTally([len(job.prompt)], receipts=job.request.return_receipt)
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self._parser = job.reader.parser()

@@ -28,6 +28,10 @@ class ByteStream(Protocol):
 
     async def __anext__(self) -> bytes: ...
 
+    @property
+    def error_status(self) -> int | None:
+        """The status that the response would have had, where a fault ended it instead: known with its last piece."""
+
     async def aclose(self) -> None:
         """Ends the stream and aborts what it stands for; any number of times, begun or not."""
 
@@ -54,9 +58,17 @@ class HttpRequest:
 
     @property
     def trace_headers(self) -> Mapping[str, str] | None:
-        """The trace that it is part of, in W3C's headers; None where there is none."""
-        found = {name: self.headers[name] for name in _TRACE_HEADERS if name in self.headers}
-        return found or None
+        """The trace that it is part of; see `trace_headers_of`."""
+        return trace_headers_of(self.headers)
+
+
+def trace_headers_of(headers: Mapping[str, str]) -> Mapping[str, str] | None:
+    """The trace that a request is part of, in W3C's headers; None where there is none.
+
+    Args:
+        headers: by lower-cased name.
+    """
+    return {name: headers[name] for name in _TRACE_HEADERS if name in headers} or None
 
 
 @dataclass(slots=True)

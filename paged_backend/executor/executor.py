@@ -32,6 +32,7 @@ class Executor:
         max_model_len: tokens of prompt and output at most.
         vocab_size: token ids are 0 .. vocab_size - 1; a tokenizer may know fewer.
         num_blocks, block_size: the pool of the KV cache; block ids are 0 .. num_blocks - 1.
+        kv_cache_dtype: what keys and values are held in.
         layer_groups: the groups of layers that have blocks of their own for a sequence.
         eos_token_ids: what ends a text, by the model's own files.
         default_sampling_params: sampling parameters by name, for requests that leave them out.
@@ -55,7 +56,7 @@ class Executor:
         kernels = select_kernels(config.executor.kernel_backend, device, num_threads=num_threads)
         # torch's threads wait actively for each other: beside the kernels' own they would only be in the way.
         torch.set_num_threads(num_threads if isinstance(kernels, ReferenceKernels) else 1)
-        dtype = cache_dtype(config, kernels)
+        dtype = self.kv_cache_dtype = cache_dtype(config, kernels)
         model = load_model(config.model, kernels, num_threads=num_threads)
         self.max_model_len: int = model.max_model_len
         self.architecture: Architecture = model.architecture
@@ -90,7 +91,7 @@ class Executor:
             self.block_size,
             len(layout.groups),
             self.transfer,
-            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs),
+            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs, num_threads),
         )
 
     def close(self) -> None:

@@ -55,6 +55,7 @@ class SamplingParams:
         seed: draws are keyed by (seed, position); None lets the engine choose one per request.
         stop: up to 4 strings that end the sample; left out of the text unless include_stop_str_in_output.
         stop_token_ids: token ids that end the sample, beside the model's EOS.
+        include_stop_str_in_output: keep the stop string in the text.
         ignore_eos: go on past EOS until max_tokens.
         max_tokens: new tokens at most; None means as many as fit in the context. 0 gives nothing but what is known of
             the prompt (prompt_logprobs).

@@ -52,7 +52,7 @@ def test_all_are_shut_down_though_one_fails_to(monkeypatch: pytest.MonkeyPatch, 
 def test_those_that_fail_are_told_together(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     engines = Engines(monkeypatch, "first", "third")
     group = group_of("first", "second", "third")
-    with pytest.raises(RuntimeError, match="^2 engines .*: first: first hangs; third: third hangs.$"):
+    with pytest.raises(RuntimeError, match=r"^2 engines .*: first: first hangs; third: third hangs.$"):
         group.shutdown()
     assert engines.stopped == ["first", "second", "third"]
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 2

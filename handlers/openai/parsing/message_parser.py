@@ -62,6 +62,11 @@ class MessageParser:
             events += self._told(self._calls.finish())
         return events
 
+    @property
+    def num_held(self) -> int:
+        """Characters after the content that was told last, while nothing is told of them."""
+        return sum(machine.num_held for machine in (self._splitter, self._calls) if machine is not None)
+
     def finish_reason(self, reason: str | None) -> str | None:
         """The protocol's word for why a sample has ended: "tool_calls" where the model stopped for calls."""
         return "tool_calls" if reason == "stop" and self.num_calls and not self._names_call else reason

@@ -253,7 +253,7 @@ def test_what_is_asked_of_the_chat(call, client):
             "cache_salt": "salt",
             "store": True,
             "include": ["reasoning.encrypted_content"],
-            "text": {"format": {"type": "text"}, "verbosity": "low"},
+            "text": {"format": {"type": "text"}, "verbosity": "medium"},
         },
     )
     (submission,) = client.submissions
