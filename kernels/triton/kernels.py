@@ -15,6 +15,7 @@ from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
 from paged_backend.kernels.triton.blocks import copy_blocks
 from paged_backend.kernels.triton.norms import layer_norm, rms_norm
+from paged_backend.kernels.triton.qkv_to_cache import qkv_to_cache
 from paged_backend.kernels.triton.rows import embedding, select_rows
 from paged_backend.kernels.triton.target import check_target
 
@@ -50,6 +51,7 @@ TRITON_OPERATIONS = dataclasses.replace(
     embedding=embedding,
     rms_norm=rms_norm,
     layer_norm=layer_norm,
+    qkv_to_cache=qkv_to_cache,
     select_rows=select_rows,
     copy_blocks=copy_blocks,
 )

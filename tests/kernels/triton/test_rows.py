@@ -13,13 +13,12 @@ from paged_backend.kernels.triton.rows import embedding
 from tests.kernels.rounding import assert_within, unit
 from tests.kernels.step_case import make_inputs
 from tests.kernels.triton.dtypes import DTYPES
+from tests.kernels.triton.placed import placed_inputs
 
 
 def inputs_on(device: torch.device, logits_rows: torch.Tensor | None = None) -> StepInputs:
     inputs = make_inputs([3, 1, 2], [5, 40, 7], num_tokens=60, logits_rows=logits_rows)
-    names = StepInputs.__slots__
-    values = {name: getattr(inputs, name) for name in names}
-    return StepInputs(**{n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in values.items()})
+    return placed_inputs(inputs, device)
 
 
 @pytest.mark.parametrize("table_dtype", DTYPES, ids=str)
