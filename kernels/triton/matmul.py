@@ -52,8 +52,9 @@ TILES: MappingProxyType[str, tuple[Tile, ...]] = MappingProxyType(
         "int4": (*_SMALL, Tile(128, 64, num_warps=8, num_stages=3)),
     }
 )
-"""By the format of the weight, or "float32" where x is float32, which the matrix unit is not used for: the first tile is taken whose block_t holds all rows of x, or else the last one. For compute
-capability 8.0 and 9.0 alike: the same tiles are compiled for both without spills."""
+"""By the format of the weight, or "float32" where x is float32, which the matrix unit does not multiply exactly. The
+first tile is taken whose block_t holds all rows of x, or else the last one. For compute capability 8.0 and 9.0 alike:
+all compile for both without spills."""
 
 _PROGRAMS = 128
 """How many there should be, about the multiprocessors of a large card; constant, so that sums do not depend on it."""

@@ -139,7 +139,7 @@ def test_no_rows(name: str, device: torch.device) -> None:
 def test_groups_that_no_tile_fits(device: torch.device) -> None:
     kernels = TritonKernels(device, torch.float32)
     values, scales = torch.zeros(4, 96, dtype=torch.int8), torch.ones(4, 4)
-    with pytest.raises(KernelError, match="group_size must be a multiple of 32 or serve whole rows.*got 24"):
+    with pytest.raises(KernelError, match=r"group_size must be a multiple of 32 or serve whole rows.*got 24"):
         kernels.pack_linear(QuantizedWeight(values, scales, 8, 24))
 
 
