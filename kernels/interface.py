@@ -129,8 +129,8 @@ class Kernels(Protocol):
 
         With a quantized weight an implementation may round each row of x to whole numbers, of 8 bits with a scale for
         every 192 inputs or fewer, or of 16 bits for every 256, so as to sum whole products exactly; or, where the
-        weight is float8_e4m3fn, to that, with a scale of its own. Where activations are not float32, sums may be rounded
-        to their dtype before an activation, a gate or a residual.
+        weight is float8_e4m3fn, to that, with a scale of its own. Where activations are not float32, sums may be
+        rounded to their dtype before an activation, a gate or a residual.
 
         Args:
             x: [T, K].

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from paged_backend.kernels.triton.aot import AotCase
+from paged_backend.kernels.triton.qkv_to_cache import rounded_to_e4m3
 
 BLOCK_K = 2048
 NUM_WARPS = 4
@@ -24,7 +25,7 @@ def to_float8(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
         width: K or more: how wide the result is, with zeros at the end.
 
     Returns:
-        (float8_e4m3fn [T, width], float32 [T]).
+        (float8_e4m3fn [T, width], float32 [T]); for a row with what is no number, that scale is none.
     """
     num_rows, num_inputs = x.shape
     out = torch.empty(num_rows, width, dtype=torch.float8_e4m3fn, device=x.device)
@@ -44,13 +45,14 @@ def to_float8_kernel(x, out, scales, num_inputs, width, x_stride, BLOCK_K: tl.co
     largest = tl.zeros((BLOCK_K,), dtype=tl.float32)
     for first in range(0, num_inputs, BLOCK_K):
         numbers = tl.load(x + first + offsets, mask=first + offsets < num_inputs, other=0.0)
-        largest = tl.maximum(largest, tl.abs(numbers.to(tl.float32)))
-    scale = tl.max(largest, axis=0) / _LARGEST
+        largest = tl.maximum(largest, tl.abs(numbers.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL)
+    is_number = tl.min((largest == largest).to(tl.int32), axis=0) == 1
+    scale = tl.where(is_number, tl.max(largest, axis=0) / _LARGEST, float("nan"))
     tl.store(scales + row, scale)
     divisor = tl.where(scale == 0.0, 1.0, scale)
     for first in range(0, width, BLOCK_K):
         numbers = tl.load(x + first + offsets, mask=first + offsets < num_inputs, other=0.0).to(tl.float32)
-        rounded = tl.clamp(numbers / divisor, -_LARGEST, _LARGEST, propagate_nan=tl.PropagateNan.ALL)
+        rounded = rounded_to_e4m3(tl.clamp(numbers / divisor, -_LARGEST, _LARGEST))
         tl.store(out + row * width + first + offsets, rounded.to(out.dtype.element_ty), mask=first + offsets < width)
 
 

@@ -14,8 +14,13 @@ from paged_backend.kernels.interface import OPERATIONS, OperationChoice
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
+from paged_backend.kernels.triton.blocks import copy_blocks
 from paged_backend.kernels.triton.linear import linear
 from paged_backend.kernels.triton.linear_weight import TritonLinear, pack_linear
+from paged_backend.kernels.triton.norms import layer_norm, rms_norm
+from paged_backend.kernels.triton.qkv_to_cache import qkv_to_cache
+from paged_backend.kernels.triton.rows import embedding, select_rows
+from paged_backend.kernels.triton.soft_cap import soft_cap
 from paged_backend.kernels.triton.target import check_target
 
 
@@ -51,7 +56,18 @@ class TritonKernels(TensorKernels):
         super().__init__(operations, dtype, _report(operations, how, batch_invariant))
 
 
-TRITON_OPERATIONS = dataclasses.replace(REFERENCE_OPERATIONS, linear_type=TritonLinear, linear=linear)
+TRITON_OPERATIONS = dataclasses.replace(
+    REFERENCE_OPERATIONS,
+    linear_type=TritonLinear,
+    linear=linear,
+    embedding=embedding,
+    rms_norm=rms_norm,
+    layer_norm=layer_norm,
+    qkv_to_cache=qkv_to_cache,
+    select_rows=select_rows,
+    soft_cap=soft_cap,
+    copy_blocks=copy_blocks,
+)
 """One line for each operation that has a kernel."""
 
 
