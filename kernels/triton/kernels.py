@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from paged_backend.kernels.cache_layout import CACHE_DTYPES
 from paged_backend.kernels.interface import OPERATIONS, OperationChoice
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
+from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
+from paged_backend.kernels.triton.sampling.device_samples import DeviceSamples
+from paged_backend.kernels.triton.sampling.launch import launch, sample
+from paged_backend.kernels.triton.sampling.resident import ResidentSampler
 from paged_backend.kernels.triton.target import check_target
 
 
@@ -41,8 +46,25 @@ class TritonKernels(TensorKernels):
         self.cache_dtypes = (own, *(name for name in CACHE_DTYPES if name != own))
         super().__init__(TRITON_OPERATIONS, dtype, _report(TRITON_OPERATIONS, how))
 
+    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
+        """`sample` whose results are read later, and are on the device before: waits for nothing.
 
-TRITON_OPERATIONS = dataclasses.replace(REFERENCE_OPERATIONS)
+        Args:
+            logits: see `Kernels.sample`; read when the device gets there.
+            batch: not looked at any more once this returns.
+        """
+        return launch(logits, batch)
+
+    def resident_sampler(self, max_rows: int, vocab_size: int) -> ResidentSampler:
+        """Memory on the device for the plain rows of one step at a time, to be drawn within a CUDA graph.
+
+        Raises:
+            KernelError: the kernels do not sample so large a vocabulary.
+        """
+        return ResidentSampler(max_rows, vocab_size, self.device)
+
+
+TRITON_OPERATIONS = dataclasses.replace(REFERENCE_OPERATIONS, sample=sample)
 """One line for each operation that has a kernel."""
 
 
