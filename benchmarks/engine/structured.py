@@ -68,7 +68,7 @@ def replay(client: EngineClient, outputs: list[RequestOutput]) -> dict[str, floa
         matcher, tokens = desk.compiler.compile(source).matcher.result(), list(output.outputs[0].token_ids)
         for known in range(len(tokens)):
             begin_ns = time.thread_time_ns()
-            masks.fill([(matcher, tokens[:known], 0)])
+            masks.fill(0, matcher, tokens[:known], 0)
             spent.append((time.thread_time_ns() - begin_ns) / 1000)
     return {"mean_us": statistics.fmean(spent), "median_us": statistics.median(spent), "worst_us": max(spent)}
 

@@ -91,7 +91,7 @@ class Executor:
             self.block_size,
             len(layout.groups),
             self.transfer,
-            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs, num_threads),
+            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs),
         )
 
     def close(self) -> None:

@@ -70,8 +70,8 @@ class ChangeTable:
         """Whether all token ids are in a vocabulary."""
         if not self._token_ids:
             return True
-        least, largest = torch.frombuffer(self._token_ids, dtype=torch.int32).aminmax()
-        return bool(least >= 0) and bool(largest < vocab_size)
+        least, largest = torch.stack(torch.frombuffer(self._token_ids, dtype=torch.int32).aminmax()).tolist()
+        return int(least) >= 0 and int(largest) < vocab_size
 
 
 def read_changes(logits: Tensor, batch: SamplingBatch, norms: Mapping[int, int]) -> ChangeTable:

@@ -57,6 +57,7 @@ class Description:
         )
         self._jobs = upload.add(*jobs.lines())
         self._describes = rows.num_logprobs is not None
+        self._passes: Passes | None = None
 
     def norms_of(self, rows: Iterable[int]) -> dict[int, int]:
         """By row, the number of its norm."""
@@ -80,6 +81,8 @@ class Description:
             return
         results.logprobs.fill_(torch.nan)
         results.ranks.zero_()
+        if self._passes is None:
+            return
         places = self._tables[self._places].view(torch.int64)
         if places.numel():
             self._passes.describe(places.view(2, -1), self._norms, results.token_ids, results.logprobs, results.ranks)

@@ -33,7 +33,7 @@ GROUPS_IN_BLOCK: int = BLOCK.value // GROUP.value
 
 def num_blocks_of(vocab_size: int) -> int:
     """Blocks of a row."""
-    return triton.cdiv(vocab_size, BLOCK_SIZE)
+    return -(-vocab_size // BLOCK_SIZE)
 
 
 @dataclass(frozen=True, slots=True)

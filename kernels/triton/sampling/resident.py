@@ -50,7 +50,7 @@ class ResidentSampler:
         check_vocab_size(vocab_size)
         self._vocab_size = vocab_size
         nobody = SamplingBatch(seeds=[(0,)] * max_rows, temperatures=[0.0] * max_rows)
-        self._empty = torch.stack([torch.frombuffer(line, dtype=torch.int64) for line in self._lines(nobody)[0]])
+        self._empty = _table(self._lines(nobody)[0])
         self._words = self._empty.to(device, copy=True)
         self._scratch = Scratch.make(max_rows, vocab_size, device, has_filters=True)
         self.token_ids = torch.zeros(max_rows, dtype=torch.int64, device=device)
@@ -76,8 +76,7 @@ class ResidentSampler:
         lines, filters = self._lines(batch)
         if num_rows:
             words = self._empty.clone()
-            for number, line in enumerate(lines):
-                words[number, :num_rows] = torch.frombuffer(line, dtype=torch.int64)
+            words[:, :num_rows] = _table(lines)
             self._words.copy_(staged(words, self._words.device), non_blocking=True)
         return filters
 
@@ -106,3 +105,8 @@ class ResidentSampler:
     def samples(self, num_rows: int) -> DeviceSamples:
         """What the last `run` has drawn for the first rows; its copy to the host is ordered behind it."""
         return DeviceSamples(ResultShape(num_rows), self.token_ids[:num_rows])
+
+
+def _table(lines: list[array[Any]]) -> Tensor:
+    words = bytearray().join([line.tobytes() for line in lines])
+    return torch.frombuffer(words, dtype=torch.int64).view(len(lines), -1)
