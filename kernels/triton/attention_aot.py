@@ -120,6 +120,7 @@ def _common(
         "name": f"{kind}-{generation}{suffix}",
         "signature": signature,
         "constexprs": constexprs,
+        "fp_fusion": False,
         "min_capability": oldest,
         "max_capability": newest,
         "wide": wide,
@@ -141,5 +142,6 @@ def _merge(head_size: int) -> AotCase:
             "UNROLLED": MERGE_UNROLLED,
         },
         num_warps=MERGE_WARPS,
+        fp_fusion=False,
         wide=head_size != 128,
     )

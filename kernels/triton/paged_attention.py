@@ -162,6 +162,7 @@ class _Launch:
             BLOCK_M=self.config.decode_rows,
             num_warps=self.config.decode_warps,
             num_stages=self.config.decode_stages,
+            enable_fp_fusion=False,
             maxnreg=self.config.decode_registers,
         )
         if self.num_splits == 1:
@@ -177,6 +178,7 @@ class _Launch:
             HEADS=DECODE_HEADS,
             UNROLLED=MERGE_UNROLLED,
             num_warps=MERGE_WARPS,
+            enable_fp_fusion=False,
         )
 
     def prefill(self) -> None:
@@ -193,6 +195,7 @@ class _Launch:
             BLOCK_M=block_m,
             num_warps=self.config.prefill_warps,
             num_stages=self.config.prefill_stages,
+            enable_fp_fusion=False,
             maxnreg=self.config.prefill_registers,
         )
 
