@@ -26,6 +26,7 @@ from paged_backend.kernels.triton.rows import embedding, select_rows
 from paged_backend.kernels.triton.sampling.device_samples import DeviceSamples
 from paged_backend.kernels.triton.sampling.launch import launch, sample
 from paged_backend.kernels.triton.sampling.resident import ResidentSampler
+from paged_backend.kernels.triton.sampling.warm_up import warm_up
 from paged_backend.kernels.triton.soft_cap import soft_cap
 from paged_backend.kernels.triton.target import check_target
 
@@ -70,6 +71,10 @@ class TritonKernels(TensorKernels):
             batch: not looked at any more once this returns.
         """
         return launch(logits, batch)
+
+    def warm_up_sampling(self, vocab_size: int) -> None:
+        """Compiles all that a draw may need, so that no request has to wait for it; seconds, the first time."""
+        warm_up(vocab_size, self.device)
 
     def resident_sampler(self, max_rows: int, vocab_size: int) -> ResidentSampler:
         """Memory on the device for the plain rows of one step at a time, to be drawn within a CUDA graph.
