@@ -46,6 +46,7 @@ class ChatRequest(GenerationRequest, TemplateFields):
             "functions": Refusal("use tools", ([],)),
             "media_io_kwargs": Refusal("this model reads and writes text only", ({},)),
             "mm_processor_kwargs": Refusal("this model reads and writes text only", ({},)),
+            "moderation": Refusal("leave it out"),
             "modalities": Refusal("this model reads and writes text only", (["text"],)),
             "return_prompt_text": Refusal("render the messages with /tokenize", (False,)),
             "verbosity": Refusal("no model here knows of it", ("medium",)),
