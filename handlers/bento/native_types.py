@@ -37,16 +37,18 @@ class NativeRequest(bentoml.IODescriptor):  # type: ignore[misc]  # it ships no 
         A wrong one gets its answer here: BentoML would log each with a traceback and with what the client sent.
         The method is called all the same, with nothing in the fields, and has to look.
         """
+        parsed: Self
         if serde.media_type == _PICKLE:
-            parsed: Self = await super().from_http_request(request, serde)
+            parsed = await super().from_http_request(request, serde)
             return parsed
         try:
-            return cls.from_body(await request.body())
+            parsed = cls.from_body(await request.body())
         except InvalidRequestError as error:
             exchange = CURRENT_EXCHANGE.get()
             assert exchange is not None, "the edge middleware is missing"
             exchange.refuse(error)
-            return cls.model_construct(**dict.fromkeys(cls.model_fields))
+            parsed = cls.model_construct(**dict.fromkeys(cls.model_fields))
+        return parsed
 
     @classmethod
     def from_body(cls, body: bytes) -> Self:
@@ -59,9 +61,10 @@ class NativeRequest(bentoml.IODescriptor):  # type: ignore[misc]  # it ships no 
         if not isinstance(fields, (dict, type(None))):
             raise InvalidRequestError("The body must be a JSON object.", param="body")
         try:
-            return cls.model_validate(fields or {})
+            parsed: Self = cls.model_validate(fields or {})
         except ValidationError as error:
             raise as_invalid_request(error, cls) from None
+        return parsed
 
 
 def as_invalid_request(error: ValidationError, kind: type[BaseModel]) -> InvalidRequestError:
