@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from paged_backend.kernels.cache_layout import CACHE_DTYPES
-from paged_backend.kernels.interface import OPERATIONS, OperationChoice
+from paged_backend.kernels.interface import OPERATIONS, Kernels, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
@@ -21,6 +22,7 @@ from paged_backend.kernels.triton.norms import layer_norm, rms_norm
 from paged_backend.kernels.triton.qkv_to_cache import qkv_to_cache
 from paged_backend.kernels.triton.rows import embedding, select_rows
 from paged_backend.kernels.triton.soft_cap import soft_cap
+from paged_backend.kernels.triton.step import StepKernels
 from paged_backend.kernels.triton.target import check_target
 
 
@@ -54,6 +56,10 @@ class TritonKernels(TensorKernels):
         pack = partial(pack_linear, device=device, dtype=dtype, batch_invariant=batch_invariant)
         operations = dataclasses.replace(TRITON_OPERATIONS, pack_linear=pack)
         super().__init__(operations, dtype, _report(operations, how, batch_invariant))
+
+    def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
+        """See `Kernels.compile`. Calls the step each time: a runner may capture the launches into a CUDA graph."""
+        return partial(StepKernels(self._operations, self.dtype, self.report, self.cache_dtypes).run, step)
 
 
 TRITON_OPERATIONS = dataclasses.replace(
