@@ -13,6 +13,7 @@ from torch import Tensor
 from paged_backend.kernels.cache_layout import CACHE_DTYPES
 from paged_backend.kernels.interface import OPERATIONS, Kernels, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
+from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
 from paged_backend.kernels.triton.blocks import copy_blocks
@@ -21,6 +22,9 @@ from paged_backend.kernels.triton.linear_weight import TritonLinear, pack_linear
 from paged_backend.kernels.triton.norms import layer_norm, rms_norm
 from paged_backend.kernels.triton.qkv_to_cache import qkv_to_cache
 from paged_backend.kernels.triton.rows import embedding, select_rows
+from paged_backend.kernels.triton.sampling.device_samples import DeviceSamples
+from paged_backend.kernels.triton.sampling.launch import launch, sample
+from paged_backend.kernels.triton.sampling.resident import ResidentSampler
 from paged_backend.kernels.triton.soft_cap import soft_cap
 from paged_backend.kernels.triton.step import StepKernels
 from paged_backend.kernels.triton.target import check_target
@@ -57,6 +61,23 @@ class TritonKernels(TensorKernels):
         operations = dataclasses.replace(TRITON_OPERATIONS, pack_linear=pack)
         super().__init__(operations, dtype, _report(operations, how, batch_invariant))
 
+    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
+        """`sample` whose results are read later, and are on the device before: waits for nothing.
+
+        Args:
+            logits: see `Kernels.sample`; read when the device gets there.
+            batch: not looked at any more once this returns.
+        """
+        return launch(logits, batch)
+
+    def resident_sampler(self, max_rows: int, vocab_size: int) -> ResidentSampler:
+        """Memory on the device for the plain rows of one step at a time, to be drawn within a CUDA graph.
+
+        Raises:
+            KernelError: the kernels do not sample so large a vocabulary.
+        """
+        return ResidentSampler(max_rows, vocab_size, self.device)
+
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time: a runner may capture the launches into a CUDA graph."""
         return partial(StepKernels(self._operations, self.dtype, self.report, self.cache_dtypes).run, step)
@@ -73,6 +94,7 @@ TRITON_OPERATIONS = dataclasses.replace(
     select_rows=select_rows,
     soft_cap=soft_cap,
     copy_blocks=copy_blocks,
+    sample=sample,
 )
 """One line for each operation that has a kernel."""
 

@@ -242,23 +242,24 @@ class ExecutorConfig:
         device: "cpu", "cuda" (an NVIDIA GPU), or "auto": a GPU where there is one.
         kernel_backend: "auto" (the fastest that serves the device), "reference" (plain torch), "cpu" (C++) or "triton"
             (NVIDIA GPUs).
+        batch_invariant: on a GPU, multiply float and fp8 weights by our own kernel too, so that a request's tokens and
+            logprobs are the same to the bit whatever is computed beside it; cuBLAS, which is used otherwise, is faster.
+            On a CPU, and with int8 and int4 weights, that is so anyway.
         num_threads: CPU threads for kernels; None means the physical cores that the process may use.
-        batch_invariant: on a GPU, multiply with our own kernels too where the library's are faster, so that no bit of a
-            request's logits depends on how many tokens are computed beside it. The CPU's kernels always do.
     """
 
     device: str = "auto"
     kernel_backend: str = "auto"
-    num_threads: int | None = None
     batch_invariant: bool = False
+    num_threads: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("kernel_backend", self.kernel_backend, ("auto", "reference", "cpu", "triton"))
+        check_bool("batch_invariant", self.batch_invariant)
         if self.device == "cuda" and self.kernel_backend == "cpu":
             raise ConfigError("kernel_backend cpu cannot compute on device cuda: choose kernel_backend auto or triton.")
         check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
-        check_bool("batch_invariant", self.batch_invariant)
         if self.batch_invariant and self.kernel_backend == "reference":
             raise ConfigError("batch_invariant is not for kernel_backend reference: choose auto, cpu or triton.")
 
