@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paged_backend.kernels.cache_layout import LayerCache
-from paged_backend.kernels.interface import LinearWeight, StepInputs
+from paged_backend.kernels.interface import LinearWeight, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 
@@ -71,7 +71,7 @@ class TensorOperations:
 
     linear_type: type[TensorLinear]
     pack_linear: Callable[[Tensor | QuantizedWeight, Tensor | None, bool], TensorLinear]
-    linear: Callable[[Tensor, Any, str | None, Tensor | None], Tensor]
+    linear: Callable[[Tensor, Any, str | None, Tensor | None], Rows]
     embedding: Callable[[Tensor, Tensor, Tensor | None, torch.dtype], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]

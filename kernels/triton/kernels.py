@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from paged_backend.kernels.interface import OPERATIONS, OperationChoice
+from paged_backend.kernels.interface import OPERATIONS, Kernels, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
 from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kernels.tensor_kernels import TensorKernels
@@ -28,6 +28,7 @@ from paged_backend.kernels.triton.sampling.launch import launch, sample
 from paged_backend.kernels.triton.sampling.resident import ResidentSampler
 from paged_backend.kernels.triton.sampling.warm_up import warm_up
 from paged_backend.kernels.triton.soft_cap import soft_cap
+from paged_backend.kernels.triton.step import StepKernels
 from paged_backend.kernels.triton.target import check_target
 
 
@@ -83,6 +84,10 @@ class TritonKernels(TensorKernels):
             KernelError: the kernels do not sample so large a vocabulary.
         """
         return ResidentSampler(max_rows, vocab_size, self.device)
+
+    def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
+        """See `Kernels.compile`. Calls the step each time: a runner may capture the launches into a CUDA graph."""
+        return partial(StepKernels(self._operations, self.dtype, self.report, self.cache_dtypes).run, step)
 
 
 TRITON_OPERATIONS = dataclasses.replace(
