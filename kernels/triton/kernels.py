@@ -17,6 +17,7 @@ from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
 from paged_backend.kernels.triton.attention_config import device_capability, served_cache_dtypes
 from paged_backend.kernels.triton.blocks import copy_blocks
+from paged_backend.kernels.triton.experts import TritonExperts, experts, pack_experts
 from paged_backend.kernels.triton.linear import linear
 from paged_backend.kernels.triton.linear_weight import TritonLinear, pack_linear
 from paged_backend.kernels.triton.norms import layer_norm, rms_norm
@@ -60,8 +61,12 @@ class TritonKernels(TensorKernels):
         self.device = device
         self.cache_dtypes = served_cache_dtypes(dtype, device_capability(device))
         pack = partial(pack_linear, device=device, dtype=dtype, batch_invariant=batch_invariant)
-        attention = partial(paged_attention, batch_invariant=batch_invariant)
-        operations = dataclasses.replace(TRITON_OPERATIONS, pack_linear=pack, paged_attention=attention)
+        operations = dataclasses.replace(
+            TRITON_OPERATIONS,
+            pack_linear=pack,
+            pack_experts=partial(pack_experts, device=device, dtype=dtype),
+            paged_attention=partial(paged_attention, batch_invariant=batch_invariant),
+        )
         super().__init__(operations, dtype, _report(operations, how, batch_invariant))
 
     def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
@@ -94,6 +99,8 @@ TRITON_OPERATIONS = dataclasses.replace(
     REFERENCE_OPERATIONS,
     linear_type=TritonLinear,
     linear=linear,
+    experts_type=TritonExperts,
+    experts=experts,
     embedding=embedding,
     rms_norm=rms_norm,
     layer_norm=layer_norm,
