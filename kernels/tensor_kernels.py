@@ -11,10 +11,10 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
-from paged_backend.kernels.interface import Kernels, LinearWeight, OperationChoice, Rows, StepInputs
+from paged_backend.kernels.interface import ExpertWeights, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
-from paged_backend.kernels.tensor_operations import TensorLinear, TensorOperations
+from paged_backend.kernels.tensor_operations import TensorExperts, TensorLinear, TensorOperations
 from paged_backend.kernels.tensors import check_tensor, describe
 
 
@@ -59,6 +59,39 @@ class TensorKernels:
             raise KernelError(f"weight must be on the device of x, {x.device}, got {weight.device}.")
         checks.check_devices(("x", x), ("residual", residual))
         return self._operations.linear(x, weight, activation, residual)
+
+    def pack_experts(
+        self, inner: Sequence[Tensor | QuantizedWeight], outer: Sequence[Tensor | QuantizedWeight]
+    ) -> TensorExperts:
+        """See `Kernels.pack_experts`."""
+        checks.check_pack_experts(inner, outer)
+        return self._operations.pack_experts(inner, outer)
+
+    def experts(
+        self,
+        x: Rows,
+        router_logits: Rows,
+        weights: ExpertWeights,
+        *,
+        num_experts_per_tok: int,
+        norm_topk_prob: bool,
+        activation: str,
+        residual: Rows | None = None,
+    ) -> Tensor:
+        """See `Kernels.experts`."""
+        if not isinstance(weights, self._operations.experts_type):
+            raise KernelError(f"weights must be of these kernels' pack_experts, got {type(weights).__name__}.")
+        x = self._rows("x", x, None, weights.num_inputs)
+        router_logits = self._rows("router_logits", router_logits, x.shape[0], weights.num_experts)
+        checks.check_experts(weights, num_experts_per_tok, activation)
+        if residual is not None:
+            residual = self._rows("residual", residual, x.shape[0], weights.num_inputs)
+        if weights.device != x.device:
+            raise KernelError(f"weights must be on the device of x, {x.device}, got {weights.device}.")
+        checks.check_devices(("x", x), ("router_logits", router_logits), ("residual", residual))
+        return self._operations.experts(
+            x, router_logits, weights, num_experts_per_tok, bool(norm_topk_prob), activation, residual
+        )
 
     def embedding(
         self, table: Tensor, indices: Literal["token_ids", "positions"], inputs: StepInputs, add: Rows | None = None

@@ -15,6 +15,7 @@ from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
 from paged_backend.kernels.triton.attention_config import device_capability, served_cache_dtypes
 from paged_backend.kernels.triton.blocks import copy_blocks
+from paged_backend.kernels.triton.experts import TritonExperts, experts, pack_experts
 from paged_backend.kernels.triton.linear import linear
 from paged_backend.kernels.triton.linear_weight import TritonLinear, pack_linear
 from paged_backend.kernels.triton.norms import layer_norm, rms_norm
@@ -91,6 +92,9 @@ def _operations(device: torch.device, dtype: torch.dtype, batch_invariant: bool)
         linear_type=TritonLinear,
         pack_linear=partial(pack_linear, device=device, dtype=dtype, batch_invariant=batch_invariant),
         linear=linear,
+        experts_type=TritonExperts,
+        pack_experts=partial(pack_experts, device=device, dtype=dtype),
+        experts=experts,
         embedding=embedding,
         rms_norm=rms_norm,
         layer_norm=layer_norm,

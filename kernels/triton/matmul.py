@@ -66,7 +66,7 @@ _SPLIT_COLUMNS = 64  # the narrowest tile's block_n
 _GROUP_T = 16
 
 
-def pick_tile(weight: TritonLinear, dtype: torch.dtype, num_rows: int) -> Tile:
+def tile_for(weight: TritonLinear, dtype: torch.dtype, num_rows: int) -> Tile:
     """The tile for num_rows rows of x, which are of dtype."""
     tiles = TILES["float32" if dtype == torch.float32 else weight.format]
     return next((tile for tile in tiles if num_rows <= tile.block_t), tiles[-1])
@@ -99,7 +99,7 @@ def matmul(
         row_scales: float32 [T], what the rows of x are multiplied with; None for 1.
     """
     (num_rows, num_inputs), num_columns = x.shape, weight.num_rows
-    tile = pick_tile(weight, x.dtype, num_rows)
+    tile = tile_for(weight, x.dtype, num_rows)
     num_tiles = triton.cdiv(num_columns, tile.block_n) * triton.cdiv(num_rows, tile.block_t)
     parts = num_parts(weight)
     part_size = triton.cdiv(triton.cdiv(num_inputs, weight.block_k), parts) * weight.block_k
