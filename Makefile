@@ -9,6 +9,9 @@ ARGS   =
 # PyTorch's own index of CPU builds, asked only where no NVIDIA driver is found (see "torch" below).
 TORCH_INDEX = https://download.pytorch.org/whl/cpu
 
+# What the GPU's kernels are interpreted and compiled with on machines without one.
+TRITON = triton==3.9.0
+
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := paged_backend handlers kernels
@@ -40,7 +43,8 @@ $(BIN)/python:
 # torch: on a machine with no NVIDIA driver PyPI's Linux wheel would bring gigabytes of CUDA libraries that can't be
 # used. So the CPU build of the pinned version is asked for by its full name: first where pip is set up to look (a
 # mirror, a folder of wheels), then on PyTorch's own index if that answers within 5 seconds. Only where neither has
-# it does PyPI's own build come, and it is said.
+# it does PyPI's own build come, and it is said. A CUDA build brings the one Triton that it works with, which therefore
+# must not be named in constraints.txt; a CPU build brings none, and the tests of the GPU's kernels want it on Linux.
 $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@version=$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt); \
 	cpu="torch==$$version+cpu"; \
@@ -56,6 +60,9 @@ $(VENV)/.torch: constraints.txt | $(BIN)/python
 	else \
 	    echo "no CPU build of torch $$version found (see $(VENV)/torch.log): installing PyPI's own build"; \
 	    $(PIP) install --quiet --quiet "torch==$$version" -c constraints.txt; \
+	fi
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(sys.platform != "linux" or torch.version.cuda is not None)'; then \
+	    $(PIP) install --quiet --quiet $(TRITON); \
 	fi
 	@touch $@
 

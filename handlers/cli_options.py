@@ -19,6 +19,7 @@ import yaml
 
 from paged_backend.config import EngineConfig, ModelConfig
 from paged_backend.errors import ConfigError
+from paged_backend.handlers.attribute_help import attribute_help
 from paged_backend.handlers.deployment import Deployment
 from paged_backend.handlers.yaml_file import yaml_problem
 from paged_backend.sampling_params import SamplingParams
@@ -42,24 +43,6 @@ _SAMPLING_DEFAULTS = {"max_tokens": 256, "temperature": 0.7}
 """A person at a terminal expects a whole answer, and not a wild one; an API's caller says what it wants."""
 _DEFAULT_DEPLOYMENT_NAME = "model"
 _DEFAULT_MODEL = ModelConfig().model
-
-
-def attribute_help(documented: type[Any]) -> dict[str, str]:
-    """What a class's docstring says about each attribute, in its order, each as one line."""
-    text = inspect.getdoc(documented) or ""
-    _, _, section = text.partition("Attributes:\n")
-    section = section.split("\n\n", 1)[0]
-    help_by_name: dict[str, str] = {}
-    names: list[str] = []
-    for line in section.splitlines():
-        start = re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)
-        if start:
-            names = start[1].split(", ")
-            help_by_name.update(dict.fromkeys(names, start[2].strip()))
-        else:
-            for name in names:
-                help_by_name[name] += " " + line.strip()
-    return help_by_name
 
 
 def engine_options(*, listed: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -39,7 +39,8 @@ def _torch() -> str:
 
 def _kernels() -> list[tuple[str, str]]:
     """Which implementation serves each operation on this machine, and why not another."""
+    from paged_backend.kernels.devices import select_device
     from paged_backend.kernels.registry import select_kernels
 
-    report = select_kernels("auto", "cpu").report
+    report = select_kernels("auto", select_device()).report
     return [(f"kernel {operation}", f"{chosen}: {reason}") for operation, (chosen, reason) in report.items()]

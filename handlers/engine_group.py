@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from paged_backend.errors import ConfigError, ModelLoadError
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from paged_backend.config import EngineConfig
     from paged_backend.engine.client import EngineClient
     from paged_backend.engine.stats import EngineStats
+
+logger = logging.getLogger(__name__)
 
 
 class EngineGroup:
@@ -42,8 +45,8 @@ class EngineGroup:
             for config in configs:
                 clients.append(EngineClient.start(config))  # noqa: PERF401  those that came so far must be known
         except BaseException as error:
-            for client in clients:
-                client.shutdown()
+            with contextlib.suppress(Exception):  # it is logged, and why a model cannot be loaded says more
+                _shut_down(clients)
             if len(configs) > 1 and isinstance(error, (ConfigError, ModelLoadError)):
                 name = configs[len(clients)].model.served_model_name[0]
                 raise type(error)(f"The model {name!r}: {error}") from error
@@ -56,21 +59,47 @@ class EngineGroup:
 
     def stats(self) -> dict[str, EngineStats]:
         """What each engine is doing, by its model's name."""
-        return {client.config.model.served_model_name[0]: client.stats() for client in self._clients}
-
-    def abort(self, request_id: str, *, tenant: str | None = None) -> None:
-        """Ends a tenant's request, whichever engine has it; one that none has is no error."""
-        for client in self._clients:
-            client.abort(request_id, tenant=tenant)
+        return {_name(client): client.stats() for client in self._clients}
 
     def drain(self, timeout_s: float) -> bool:
-        """Lets no request in any more, and waits for what runs; True if all of it ended within timeout_s seconds."""
+        """Lets no request in any more, and waits for what runs; True if all of it ended within timeout_s seconds. An
+        engine that fails to is logged, and has not."""
+
+        def drain(client: EngineClient) -> bool:
+            try:
+                return client.drain(timeout_s)
+            except Exception:
+                logger.exception("The engine of %s could not be drained.", _name(client))
+                return False
+
         with ThreadPoolExecutor(len(self._clients)) as pool:
-            return all(list(pool.map(lambda client: client.drain(timeout_s), self._clients)))
+            return all(list(pool.map(drain, self._clients)))
 
     def shutdown(self) -> None:
-        """Ends what is left with EngineUnavailableError and frees the models: all of them, also where one fails to.
-        Safe to call twice."""
-        with ExitStack() as stack:
-            for client in reversed(self._clients):
-                stack.callback(client.shutdown)
+        """Ends what is left with EngineUnavailableError and frees the models: all of them, also where some fail to.
+        Safe to call twice.
+
+        Raises:
+            Exception: what one failed with; of several, a RuntimeError that says whose. The log has each of them.
+        """
+        _shut_down(self._clients)
+
+
+def _shut_down(clients: Sequence[EngineClient]) -> None:
+    """Shuts all of them down; see `EngineGroup.shutdown`."""
+    failures: list[tuple[str, Exception]] = []
+    for client in clients:
+        try:
+            client.shutdown()
+        except Exception as error:
+            logger.exception("The engine of %s could not be shut down.", _name(client))
+            failures.append((_name(client), error))
+    if len(failures) == 1:
+        raise failures[0][1]
+    if failures:
+        each = "; ".join(f"{name}: {error}" for name, error in failures)
+        raise RuntimeError(f"{len(failures)} engines could not be shut down: {each}.") from failures[0][1]
+
+
+def _name(client: EngineClient) -> str:
+    return client.config.model.served_model_name[0]

@@ -136,15 +136,19 @@ class BentoConfig:
 
     Attributes:
         timeout_s: bound on the time to a response's first byte; BentoML answers 504 past it.
+        body_timeout_s: seconds that a client may stay silent before its request's body is whole; then it gets 408, and
+            its connection is closed.
         access_log: log a line per request.
         tracing: keep OpenTelemetry on for the API routes; it costs more than the rest of the host's overhead.
     """
 
     timeout_s: int = 3600
+    body_timeout_s: float = 60.0
     access_log: bool = False
     tracing: bool = False
 
     def __post_init__(self) -> None:
         check_range("bento.timeout_s", self.timeout_s, low=1)
+        check_seconds("bento.body_timeout_s", self.body_timeout_s)
         check_bool("bento.access_log", self.access_log)
         check_bool("bento.tracing", self.tracing)

@@ -1,11 +1,14 @@
-"""How one layer's blocks of the paged cache lie in memory: the same for every implementation.
+"""How one layer's blocks of the paged cache lie in memory.
 
-So copying, swapping and storing blocks is copying bytes. Letters as in `interface`. A block of keys holds the numbers
-[Hkv, D, bs] (turned: one vector holds the same number of several tokens' keys), a block of values [Hkv, bs, D], both
-row-major. In an int8 cache float32 scales [Hkv, bs] follow, from the next multiple of 4 bytes on: a token's head is
-number * scale, with scale = max(abs(head)) / 127, and number = head / scale rounded to the nearest, ties to even. A
-head under SMALLEST_INT8_HEAD is all zeros with scale 0; one that holds NaN or infinity is zeros with scale NaN. Padding
-fills a block to a multiple of 64 bytes.
+So copying, swapping and storing blocks is copying bytes. Letters as in `interface`. A block of values holds the numbers
+[Hkv, bs, D]. A block of keys holds [Hkv, D, bs] (turned: one of a CPU's vectors holds the same number of several
+tokens' keys), or, in a cache with token-major keys, [Hkv, bs, D] as well (one of a GPU's loads holds several numbers
+of one key). All row-major. Which of the two it is, the implementation says (`Kernels.token_major_keys`).
+
+In a cache of dtype int8 or fp8_e4m3 float32 scales [Hkv, bs] follow, from the next multiple of 4 bytes on: a token's
+head is number * scale, with scale = max(abs(head)) / LARGEST_NUMBERS[dtype], and number = head / scale rounded to the
+nearest, ties to even. A head under `smallest_head` is all zeros with scale 0; one that holds NaN or infinity is zeros
+with scale NaN. Padding fills a block to a multiple of 64 bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +23,18 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels.tensors import check_tensor, describe
 
 CACHE_DTYPES: MappingProxyType[str, torch.dtype] = MappingProxyType(
-    {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+    {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "int8": torch.int8,
+        "fp8_e4m3": torch.float8_e4m3fn,
+    }
 )
 """What a cache's numbers can be held in, by name."""
 
-SMALLEST_INT8_HEAD = 127 * 2.0**-126
-"""The smallest largest number of a head whose scale in an int8 cache is a normal float32."""
+LARGEST_NUMBERS: MappingProxyType[str, float] = MappingProxyType({"int8": 127.0, "fp8_e4m3": 448.0})
+"""The dtypes that have a scale for each token's head, and the number that its largest becomes."""
 
 _MAX_GROUPS = 2**16
 
@@ -47,14 +56,19 @@ def block_bytes(dtype: str, num_kv_heads: int, block_size: int, head_size: int) 
             f"heads of {head_size!r} numbers."
         )
     size = num_kv_heads * block_size * head_size * CACHE_DTYPES[dtype].itemsize
-    if dtype == "int8":
+    if dtype in LARGEST_NUMBERS:
         size = scales_offset(num_kv_heads, block_size, head_size) + 4 * num_kv_heads * block_size
     return -(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
 
 
 def scales_offset(num_kv_heads: int, block_size: int, head_size: int) -> int:
-    """The byte of an int8 block at which its scales begin."""
+    """The byte of a block with scales at which they begin. Its numbers are of one byte."""
     return -(-num_kv_heads * block_size * head_size // 4) * 4
+
+
+def smallest_head(dtype: str) -> float:
+    """The smallest largest number of a head whose scale is a normal float32; dtype is one with scales."""
+    return LARGEST_NUMBERS[dtype] * 2.0**-126
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +79,9 @@ class LayerCache:
         keys: uint8 [B, block_bytes]; blocks contiguous, the first dimension may have any stride that is a multiple of
             64.
         values: like keys.
-        dtype: "float32", "bfloat16", "float16" or "int8": what the numbers are held in.
+        dtype: a key of CACHE_DTYPES: what the numbers are held in.
         group: which of a step's slots and block tables are this layer's (`interface.StepInputs`).
+        token_major_keys: whether keys lie as values do.
 
     Raises:
         KernelError: a tensor is not of the shape, dtype or layout that the sizes ask for.
@@ -79,8 +94,11 @@ class LayerCache:
     block_size: int
     head_size: int
     group: int = 0
+    token_major_keys: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.token_major_keys, bool):
+            raise KernelError(f"token_major_keys must be true or false, got {self.token_major_keys!r}.")
         if isinstance(self.group, bool) or not isinstance(self.group, int) or not 0 <= self.group < _MAX_GROUPS:
             raise KernelError(f"group must be a whole number in 0..{_MAX_GROUPS - 1}, got {self.group!r}.")
         size = block_bytes(self.dtype, self.num_kv_heads, self.block_size, self.head_size)
@@ -106,21 +124,31 @@ class LayerCache:
         """Blocks of the pool, B."""
         return self.keys.shape[0]
 
+    @property
+    def has_scales(self) -> bool:
+        """Whether the dtype is one with a scale for each token's head."""
+        return self.dtype in LARGEST_NUMBERS
+
     def key_numbers(self) -> Tensor:
-        """A view of the keys, [B, Hkv, D, bs], in the cache's dtype."""
+        """A view of the keys, [B, Hkv, D, bs] however they lie, in the cache's dtype."""
+        if self.token_major_keys:
+            return self._token_major(self.keys).mT
         return self._numbers(self.keys).view(-1, self.num_kv_heads, self.head_size, self.block_size)
 
     def value_numbers(self) -> Tensor:
         """A view of the values, [B, Hkv, bs, D], in the cache's dtype."""
-        return self._numbers(self.values).view(-1, self.num_kv_heads, self.block_size, self.head_size)
+        return self._token_major(self.values)
 
     def key_scales(self) -> Tensor:
-        """A view of an int8 cache's key scales, float32 [B, Hkv, bs]."""
+        """A view of the keys' scales, float32 [B, Hkv, bs], where the dtype has some."""
         return self._scales(self.keys)
 
     def value_scales(self) -> Tensor:
-        """A view of an int8 cache's value scales, float32 [B, Hkv, bs]."""
+        """A view of the values' scales, float32 [B, Hkv, bs], where the dtype has some."""
         return self._scales(self.values)
+
+    def _token_major(self, blocks: Tensor) -> Tensor:
+        return self._numbers(blocks).view(-1, self.num_kv_heads, self.block_size, self.head_size)
 
     def _numbers(self, blocks: Tensor) -> Tensor:
         dtype = CACHE_DTYPES[self.dtype]
@@ -128,7 +156,7 @@ class LayerCache:
         return blocks[:, : count * dtype.itemsize].view(dtype)
 
     def _scales(self, blocks: Tensor) -> Tensor:
-        assert self.dtype == "int8", "only an int8 cache has scales"
+        assert self.has_scales, f"a cache of {self.dtype} has no scales"
         begin = scales_offset(self.num_kv_heads, self.block_size, self.head_size)
         end = begin + 4 * self.num_kv_heads * self.block_size
         return blocks[:, begin:end].view(torch.float32).view(-1, self.num_kv_heads, self.block_size)

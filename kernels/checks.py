@@ -26,6 +26,9 @@ _MAX_WINDOW = 2**31
 
 def check_inputs(inputs: StepInputs) -> None:
     """Raises KernelError for tensors that do not make one step, their values aside."""
+    bound = inputs.max_query_len
+    if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int) or bound < 0):
+        raise KernelError(f"max_query_len must be None or a number of rows, got {bound!r}.")
     num_rows = _length("token_ids", inputs.token_ids)
     num_sequences = _length("context_lens", inputs.context_lens)
     num_groups = _num_groups(inputs, num_rows, num_sequences)

@@ -16,7 +16,7 @@ Every operation raises `KernelError`, naming the argument, for a shape, dtype, l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -45,6 +45,8 @@ class StepInputs:
             query_start[s + 1] - 1. A sequence may have no rows.
         context_lens: int32 [S], tokens of each sequence, those of this step included.
         logits_rows: int64 [R], the rows whose logits are wanted, or None for all T of them.
+        max_query_len: a bound of the rows of every sequence, where whoever makes the step knows one: a launch on a GPU
+            cannot look into query_start. None for no bound but T.
     """
 
     token_ids: Tensor
@@ -54,6 +56,7 @@ class StepInputs:
     query_start: Tensor
     context_lens: Tensor
     logits_rows: Tensor | None
+    max_query_len: int | None = None
 
 
 class LinearWeight(Protocol):
@@ -93,6 +96,16 @@ class Kernels(Protocol):
     @property
     def report(self) -> Mapping[str, OperationChoice]:
         """For each of OPERATIONS, what computes it and why."""
+        ...
+
+    @property
+    def token_major_keys(self) -> bool:
+        """How it likes the keys of its caches to lie (`cache_layout`)."""
+        ...
+
+    @property
+    def cache_dtypes(self) -> Sequence[str]:
+        """What its caches may be held in, keys of `cache_layout.CACHE_DTYPES`; the first where nobody asks for one."""
         ...
 
     def pack_linear(

@@ -9,20 +9,25 @@ from paged_backend.kernels.cores import usable_cores
 from paged_backend.kernels.interface import Kernels
 from paged_backend.kernels.reference.kernels import ReferenceKernels
 
-BACKENDS = ("auto", "reference", "cpu")
+BACKENDS = ("auto", "reference", "cpu", "triton")
 """What `select_kernels` takes as backend."""
 
 
 def select_kernels(
-    backend: str = "auto", device: str | torch.device = "cpu", *, num_threads: int | None = None
+    backend: str = "auto",
+    device: str | torch.device = "cpu",
+    *,
+    num_threads: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Kernels:
     """The kernels of a device.
 
     Args:
-        backend: "reference" (plain torch), "cpu" (C++), or "auto": the fastest that serves the device and can be
-            loaded.
+        backend: "reference" (plain torch), "cpu" (C++), "triton", or "auto": on a GPU triton, else the fastest that
+            serves the device and can be loaded.
         device: where the tensors will be.
         num_threads: threads of the C++ kernels; None means as many as `usable_cores` counts.
+        dtype: what activations are held in. C++ has float32 alone.
 
     Raises:
         ConfigError: the backend is unknown, does not serve the device, or was asked for and cannot be loaded.
@@ -31,15 +36,33 @@ def select_kernels(
         raise ConfigError(f"kernel_backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
     if num_threads is not None and num_threads < 1:
         raise ConfigError(f"num_threads must be at least 1, got {num_threads!r}.")
-    device_type = torch.device(device).type
+    device = torch.device(device)
     if backend == "reference":
-        return ReferenceKernels(reason="kernel_backend is reference.")
-    if device_type != "cpu":
+        return ReferenceKernels(dtype, reason="kernel_backend is reference.")
+    if backend == "triton" or (backend == "auto" and device.type == "cuda"):
+        return _triton_kernels(device, dtype)
+    if device.type != "cpu":
         if backend == "cpu":
             raise ConfigError(
-                f"kernel_backend cpu serves the device cpu only, got {device_type!r}: choose reference or auto."
+                f"kernel_backend cpu serves the device cpu only, got {device.type!r}: choose reference or auto."
             )
-        return ReferenceKernels(reason=f"The C++ kernels serve the device cpu only; this is {device_type}.")
+        return ReferenceKernels(dtype, reason=f"No other kernels serve the device {device.type}.")
+    return _cpu_kernels(backend, num_threads or usable_cores())
+
+
+def _triton_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
+    try:
+        # Lazy: only GPUs need Triton.
+        from paged_backend.kernels.triton.kernels import TritonKernels
+    except ImportError as error:
+        raise ConfigError(
+            f"kernel_backend triton needs Triton, and it cannot be loaded ({error}). Install it with pip install "
+            "'paged-backend[gpu]' (builds of torch for NVIDIA GPUs bring it), or choose another kernel_backend."
+        ) from None
+    return TritonKernels(device, dtype)
+
+
+def _cpu_kernels(backend: str, num_threads: int) -> Kernels:
     try:
         # Lazy: this file must load where the C++ module does not.
         from paged_backend.kernels.cpu.kernels import CpuKernels
@@ -51,4 +74,4 @@ def select_kernels(
                 "kernel_backend reference."
             ) from None
         return ReferenceKernels(reason=f"The C++ module cannot be loaded: {error}.")
-    return CpuKernels(num_threads or usable_cores())
+    return CpuKernels(num_threads)

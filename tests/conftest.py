@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 
 # The models here are tiny: a second thread costs more than it brings, above all where several tests share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Without an NVIDIA GPU Triton's kernels are interpreted. Triton looks at this when it is imported, and transformers may
+# import it at any time.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Servers under test must hear the terminal close, also where the tests themselves run under nohup: a signal that is
 # ignored stays so in every program started from here, one that is caught does not.

@@ -14,8 +14,9 @@ import pytest
 from paged_backend.config import CacheConfig, EngineConfig, engine_argument_names
 from paged_backend.errors import ConfigError, InvalidRequestError
 from paged_backend.handlers import cli, cli_terminal
+from paged_backend.handlers.attribute_help import attribute_help
 from paged_backend.handlers.bento import launch
-from paged_backend.handlers.cli_options import attribute_help, build_deployment
+from paged_backend.handlers.cli_options import build_deployment
 from paged_backend.handlers.deployment import Deployment
 from paged_backend.outputs import CompletionDelta, RequestDelta
 from paged_backend.sampling_params import SamplingParams

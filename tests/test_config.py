@@ -15,6 +15,13 @@ def test_other_names_of_dtypes(given: str, meant: str) -> None:
     assert EngineConfig.from_args(config.to_args()) == config
 
 
+@pytest.mark.parametrize("given", ["fp8", "fp8_e4m3"])
+def test_names_of_fp8(given: str) -> None:
+    config = EngineConfig.from_args(kv_cache_dtype=given)
+    assert config.cache.kv_cache_dtype == "fp8_e4m3"
+    assert EngineConfig.from_args(config.to_args()) == config
+
+
 @pytest.mark.parametrize("name", ["dtype", "kv_cache_dtype"])
 @pytest.mark.parametrize("value", ["Half", "double", "", None, ["half"], {}, 16])
 def test_what_is_no_dtype_is_refused(name: str, value: object) -> None:

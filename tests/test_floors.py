@@ -60,6 +60,7 @@ ALLOWED_THIRD_PARTY = {
     "paged_backend.sampling_params": frozenset(),
     "paged_backend.outputs": frozenset(),
     "paged_backend.kernels": frozenset({"torch"}),
+    "paged_backend.kernels.triton": frozenset({"torch", "triton"}),
     "paged_backend.kv": frozenset(),
     "paged_backend.scheduler": frozenset(),
 }

@@ -17,7 +17,6 @@ from benchmarks.report import finish, make_parser, rounded, say
 from benchmarks.workloads import load_workload
 from paged_backend.config import EngineConfig
 from paged_backend.executor.executor import Executor
-from paged_backend.executor.kv_storage import cache_dtype
 from paged_backend.kernels.cache_layout import block_bytes
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.sampling_params import SamplingParams
@@ -84,17 +83,17 @@ def run(executor: Executor, config: EngineConfig, prompts: list[list[int]], para
         "weighted": 1.0 - sum(held) / sum(named),
         "max_held_blocks": max(held),
         "max_named_blocks": max(named),
-        "bytes": max(held) * num_block_bytes(executor, config),
-        "bytes_without_sharing": max(named) * num_block_bytes(executor, config),
+        "bytes": max(held) * num_block_bytes(executor),
+        "bytes_without_sharing": max(named) * num_block_bytes(executor),
         "num_preemptions": scheduler.num_preemptions,
         "mean_prompt_tokens": sum(map(len, prompts)) / len(prompts),
     }
 
 
-def num_block_bytes(executor: Executor, config: EngineConfig) -> int:
+def num_block_bytes(executor: Executor) -> int:
     """Keys and values of a block in all layers."""
     model = executor.architecture
-    one = block_bytes(cache_dtype(config), model.num_kv_heads, executor.block_size, model.head_dim)
+    one = block_bytes(executor.kv_cache_dtype, model.num_kv_heads, executor.block_size, model.head_dim)
     return 2 * model.num_layers * one
 
 

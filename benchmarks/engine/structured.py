@@ -63,13 +63,12 @@ def replay(client: EngineClient, outputs: list[RequestOutput]) -> dict[str, floa
     desk = client._grammars
     source = desk.source(params_of("one schema", 0, 1))
     assert desk.compiler is not None and source is not None
-    start = desk.compiler.compile(source).result()
     masks, spent = TokenMasks(client._vocab_size, 1), []
     for output in outputs:
-        matcher, tokens = start.fork(), list(output.outputs[0].token_ids)
+        matcher, tokens = desk.compiler.compile(source).matcher.result(), list(output.outputs[0].token_ids)
         for known in range(len(tokens)):
             begin_ns = time.thread_time_ns()
-            masks.fill(0, matcher, tokens[:known], 0)
+            masks.fill([(matcher, tokens[:known], 0)])
             spent.append((time.thread_time_ns() - begin_ns) / 1000)
     return {"mean_us": statistics.fmean(spent), "median_us": statistics.median(spent), "worst_us": max(spent)}
 

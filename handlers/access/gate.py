@@ -66,6 +66,25 @@ class Gate:
         key: ApiKey | None = self._keys.find(given)
         return None if key is None else Caller(key.name, key.tenant, self._quota(key.name))
 
+    def metrics_text(self) -> str:
+        """How often keys met their limits, as a Prometheus exposition; "" where there are none. A key's samples are
+        there from its first request on.
+
+        Written by hand: BentoML's processes must not import Prometheus' client before they know how they share it.
+        """
+        if not self._limits:
+            return ""
+        lines = [
+            "# HELP vllm:key_limit_rejections_total Requests that were refused with 429, by the key and its limit.\n",
+            "# TYPE vllm:key_limit_rejections_total counter\n",
+        ]
+        for name, quota in self._quotas.items():
+            if quota is not None:
+                for reason, count in quota.num_refused.items():
+                    labels = f'key="{name or DEFAULT}",reason="{reason}"'
+                    lines.append(f"vllm:key_limit_rejections_total{{{labels}}} {float(count)}\n")
+        return "".join(lines)
+
     def _quota(self, name: str | None) -> Quota | None:
         if name not in self._quotas:
             limits = self._limits.get(name or DEFAULT, self._limits.get(DEFAULT, KeyLimits()))

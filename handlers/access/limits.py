@@ -9,7 +9,7 @@ from typing import Any
 
 from paged_backend.config import unknown_name_message
 from paged_backend.errors import ConfigError, InvalidRequestError
-from paged_backend.sampling_params import MAX_STOP_STRINGS
+from paged_backend.sampling_params import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_STOP_STRINGS
 
 DEFAULT = "default"
 """The name under which server.key_limits has the limits of keys that are not named there."""
@@ -23,6 +23,8 @@ class RequestLimits:
         max_n: most samples or beams of a prompt (n, best_of).
         max_stop_strings: most stop strings; up to 4.
         max_stop_length: most characters of a stop string, or of one of bad_words.
+        max_bad_words: most bad_words, and most sequences of bad_words_token_ids; up to 1024.
+        max_bad_word_tokens: most tokens of such a sequence; up to 64.
         max_prompts: most prompts in a request.
         max_messages: most messages in a conversation.
         max_json_depth: most levels of lists and objects in a body.
@@ -31,12 +33,18 @@ class RequestLimits:
     max_n: int = 128
     max_stop_strings: int = MAX_STOP_STRINGS
     max_stop_length: int = 1000
+    max_bad_words: int = MAX_BAD_WORDS
+    max_bad_word_tokens: int = MAX_BAD_WORD_TOKENS
     max_prompts: int = 2048
     max_messages: int = 4096
     max_json_depth: int = 128
 
     def __post_init__(self) -> None:
-        ceilings = {"max_stop_strings": (0, MAX_STOP_STRINGS)}
+        ceilings = {
+            "max_stop_strings": (0, MAX_STOP_STRINGS),
+            "max_bad_words": (0, MAX_BAD_WORDS),
+            "max_bad_word_tokens": (1, MAX_BAD_WORD_TOKENS),
+        }
         for field in dataclasses.fields(self):
             low, high = ceilings.get(field.name, (1, 2**31))
             value = getattr(self, field.name)
@@ -62,16 +70,25 @@ class RequestLimits:
             for text in stops if isinstance(stops, list) else (stops,):
                 if isinstance(text, str):
                     self._check_count(len(text), name, "characters", "max_stop_length")
-        words = body.get("bad_words")
-        for text in words if isinstance(words, list) else ():
-            if isinstance(text, str):
-                self._check_count(len(text), "bad_words", "characters", "max_stop_length")
+        self._check_bad_words(body)
         prompts = body.get("prompt")
         if isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list)):
             self._check_count(len(prompts), "prompt", "prompts", "max_prompts")
         for name in ("messages", "input"):
             if isinstance(body.get(name), list):
                 self._check_count(len(body[name]), name, "messages", "max_messages")
+
+    def _check_bad_words(self, body: Mapping[str, Any]) -> None:
+        for name, kind, what, limit in (
+            ("bad_words", str, "characters", "max_stop_length"),
+            ("bad_words_token_ids", list, "tokens in a sequence", "max_bad_word_tokens"),
+        ):
+            words = body.get(name)
+            if isinstance(words, list):
+                self._check_count(len(words), name, "entries", "max_bad_words")
+                for word in words:
+                    if isinstance(word, kind):
+                        self._check_count(len(word), name, what, limit)
 
     def check_depth(self, value: Any) -> None:
         """Looks how deep lists and objects lie in each other.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from paged_backend.errors import AdmissionError, InvalidRequestError
 from paged_backend.handlers.access.limits import KeyLimits
@@ -58,6 +58,8 @@ class Quota:
         self._lock = threading.Lock()
         self._most = limits.max_concurrent_requests
         self._num_live = 0
+        bounds = ("max_concurrent_requests", "requests_per_minute", "tokens_per_minute")
+        self._num_refused = {name: 0 for name in bounds if getattr(limits, name) is not None}
         self._buckets = {
             name: (per_minute, Bucket(per_minute, now_s))
             for name, per_minute in (
@@ -72,6 +74,12 @@ class Quota:
         """Requests that run or wait."""
         with self._lock:
             return self._num_live
+
+    @property
+    def num_refused(self) -> Mapping[str, int]:
+        """By the limit, how often there was no room: what was answered with 429."""
+        with self._lock:
+            return dict(self._num_refused)
 
     def admit(self, num_requests: int, num_tokens: int) -> None:
         """Takes what some requests may cost, all of it or nothing; `end` is to be called for each of them.
@@ -91,6 +99,7 @@ class Quota:
         with self._lock:
             now_s = self._clock_s()
             if most is not None and self._num_live + num_requests > most:
+                self._num_refused["max_concurrent_requests"] += 1
                 raise LimitError(
                     f"{self._who} has {self._num_live} requests that run or wait, and takes {most} at once "
                     "(max_concurrent_requests): wait for one to end.",
@@ -100,6 +109,7 @@ class Quota:
             for name, (per_minute, bucket) in self._buckets.items():
                 wait_s = bucket.wait_s(costs[name], now_s)
                 if wait_s > 0:
+                    self._num_refused[name] += 1
                     raise LimitError(
                         f"{self._who} takes {per_minute} {name.partition('_')[0]} a minute ({name}), and this one "
                         f"would cost {costs[name]}: send it again in {math.ceil(wait_s)} s.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,9 +18,9 @@ from paged_backend.errors import InvalidRequestError, PagedBackendError
 from paged_backend.handlers.access.gate import ANYBODY, Caller, Gate
 from paged_backend.handlers.bento.responses import refusal, send_response
 from paged_backend.handlers.openai.access_log import STATUS_CLIENT_LEFT, AccessLog, RequestRecord
-from paged_backend.handlers.openai.bearer import check_bearer
+from paged_backend.handlers.openai.bearer import check_key
 from paged_backend.handlers.openai.errors import error_response, too_large_message
-from paged_backend.handlers.openai.wire import HttpResponse
+from paged_backend.handlers.openai.wire import HttpResponse, trace_headers_of
 
 logger = logging.getLogger("bentoml.paged_backend")
 
@@ -35,12 +35,19 @@ class Exchange:
     Attributes:
         caller: whose key the request carries.
         record: what the access log will say of a request of the native API; the OpenAI service keeps its own.
+        trace_headers: the trace that the request is part of; see `HttpRequest`.
         error: set by an API method, before its first byte, to have this sent in place of what BentoML makes of it.
     """
 
-    def __init__(self, caller: Caller = ANYBODY, record: RequestRecord | None = None) -> None:
+    def __init__(
+        self,
+        caller: Caller = ANYBODY,
+        record: RequestRecord | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.caller = caller
         self.record = record
+        self.trace_headers = trace_headers
         self.error: PagedBackendError | None = None
         self._aborts: list[Callable[[], object]] = []
 
@@ -75,6 +82,7 @@ class EdgeMiddleware:
         owns: whether a path is ours.
         native: paths of BentoML API methods, whose errors are put into the common shape, and which ask for the key.
         max_body_bytes: larger bodies are refused with 413 while they come in, with Content-Length or without.
+        body_timeout_s: bodies of which nothing more comes for so long are refused with 408.
         gate: gives the gate of the native API. (The OpenAI service asks by itself.)
         access_log: gets a line for each request of the native API, and for what does not come to the OpenAI service.
         json_only: whether the native API takes JSON alone; services of one server talk to each other in pickles.
@@ -87,6 +95,7 @@ class EdgeMiddleware:
         owns: Callable[[str], bool],
         native: frozenset[str],
         max_body_bytes: int,
+        body_timeout_s: float,
         gate: Callable[[], Gate],
         access_log: AccessLog | None = None,
         json_only: Callable[[], bool] = lambda: True,
@@ -95,6 +104,7 @@ class EdgeMiddleware:
         self._owns = owns
         self._native = native
         self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
         self._gate = gate
         self._access_log = access_log
         self._json_only = json_only
@@ -108,25 +118,30 @@ class EdgeMiddleware:
         record = None if self._access_log is None else self._access_log.begin(scope["method"], scope["path"])
         caller = ANYBODY
         refused = None
+        headers = _headers(scope)
         if native and scope["method"] != "OPTIONS":
             try:
-                caller = self._check_native(scope)
+                caller = self._check_native(headers)
             except PagedBackendError as error:
                 refused = error_response(error)
         if record is not None:
             record.caller = caller.name
         if refused is None:
             try:
-                body = await self._read_body(scope, receive)
+                body = await self._read_body(headers, receive)
             except _BodyTooLargeError:
                 message = too_large_message(self._max_body_bytes)
                 refused = refusal(413, message, path=scope["path"], headers={"Connection": "close"})
+            except _BodyStalledError:
+                message = f"Nothing more of the body came for {self._body_timeout_s:g} s (body_timeout_s)."
+                refused = refusal(408, message, path=scope["path"], headers={"Connection": "close"})
             except _ClientLeftError:
                 refused = HttpResponse(STATUS_CLIENT_LEFT)
         if refused is not None:
             await send_response(send, refused if record is None else record.follow(refused))
             return
-        await self._serve(scope, receive, send, body, Exchange(caller, record if native else None), native)
+        exchange = Exchange(caller, record if native else None, trace_headers_of(headers))
+        await self._serve(scope, receive, send, body, exchange, native)
 
     async def _serve(
         self, scope: Scope, receive: Receive, send: Send, body: bytes, exchange: Exchange, native: bool
@@ -169,6 +184,8 @@ class EdgeMiddleware:
         finally:
             watcher.cancel()
             if exchange.record is not None and handler.done():
+                if reply.started and not handler.cancelled() and handler.exception() is not None:
+                    exchange.record.stream_fails(500)
                 exchange.record.response_ends(STATUS_CLIENT_LEFT if left.is_set() else reply.status)
         await self._finish(handler, reply, left=left.is_set())
 
@@ -185,14 +202,17 @@ class EdgeMiddleware:
         if left and not reply.started:
             await send_response(reply.send_raw, HttpResponse(STATUS_CLIENT_LEFT))
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    async def _read_body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+        declared = headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
             raise _BodyTooLargeError
         chunks: list[bytes] = []
         size = 0
         while True:
-            message = await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self._body_timeout_s)
+            except asyncio.TimeoutError:
+                raise _BodyStalledError from None
             if message["type"] == "http.disconnect":
                 raise _ClientLeftError
             chunk = message.get("body", b"")
@@ -203,11 +223,10 @@ class EdgeMiddleware:
             if not message.get("more_body", False):
                 return b"".join(chunks)
 
-    def _check_native(self, scope: Scope) -> Caller:
+    def _check_native(self, headers: Mapping[str, str]) -> Caller:
         """Whose key the request carries."""
-        headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}
-        caller = check_bearer(headers.get(b"authorization", ""), self._gate())
-        content_type = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+        caller = check_key(headers, self._gate())
+        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if self._json_only() and content_type not in _JSON_TYPES:
             # BentoML would log a traceback for its own types, and answer in a shape of its own.
             raise InvalidRequestError(
@@ -216,7 +235,16 @@ class EdgeMiddleware:
         return caller
 
 
+def _headers(scope: Scope) -> dict[str, str]:
+    """By lower-cased name; of those that come twice, the first."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+
+
 class _BodyTooLargeError(Exception):
+    pass
+
+
+class _BodyStalledError(Exception):
     pass
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from paged_backend.errors import InvalidRequestError, PagedBackendError
+from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.bento.edge import Exchange
 from paged_backend.handlers.bento.native_types import (
     GeneratedSample,
@@ -16,14 +16,16 @@ from paged_backend.handlers.bento.native_types import (
     GenerateResponse,
     TokenLogprob,
 )
+from paged_backend.handlers.openai.access_log import RequestRecord
 from paged_backend.handlers.openai.engine_port import EnginePort, StreamPort
-from paged_backend.handlers.openai.errors import stream_error_body
+from paged_backend.handlers.openai.errors import REQUEST_ID, error_status, stream_error_body
 from paged_backend.handlers.openai.messages import parse_messages
 from paged_backend.handlers.openai.metering import submit_metered
-from paged_backend.handlers.openai.prompts import check_length, encode_prompts
-from paged_backend.handlers.openai.protocol.generation import bounded_max_tokens, check_streamable
+from paged_backend.handlers.openai.prompts import check_length, encode_prompts, room_for, truncate
+from paged_backend.handlers.openai.protocol.generation import bounded_max_tokens, sampling_params
 from paged_backend.handlers.openai.rendering import Rendering, render_messages
-from paged_backend.outputs import RequestDelta, RequestOutput, TokenLogprobs
+from paged_backend.handlers.openai.served_models import ServedModel
+from paged_backend.outputs import PromptLogprobs, RequestDelta, RequestOutput, TokenLogprobs
 
 PING = ": ping\n\n"
 """A comment, sent at once: BentoML notices that the client of a stream left only after the first chunk."""
@@ -32,7 +34,7 @@ DONE = "data: [DONE]\n\n"
 
 
 async def submit(
-    client: EnginePort, request: GenerateRequest, exchange: Exchange, *, streams: bool = False
+    model: ServedModel, request: GenerateRequest, exchange: Exchange, *, streams: bool = False
 ) -> StreamPort:
     """Hands a request to its model's engine; a long prompt is encoded beside the event loop.
 
@@ -43,53 +45,75 @@ async def submit(
     Raises:
         InvalidRequestError, AdmissionError, EngineUnavailableError: it is not accepted.
     """
-    request.check(client.config.scheduler.scheduling_policy)
-    params = request.sampling_params(detokenize=client.tokenizer is not None)
-    if streams:
-        check_streamable(params)
-    field, token_ids = await _encode(client, request)
-    room = max(1, client.max_model_len - len(token_ids))
-    most = room if params.max_tokens is None else params.max_tokens
-    if (bound := bounded_max_tokens(client, most)) < most:
-        params = dataclasses.replace(params, max_tokens=bound)
-    request_id = request.request_id or uuid.uuid4().hex
+    engine, limit = model.engine, model.engine.max_model_len
+    if exchange.record is not None:
+        exchange.record.keep_prompt(
+            {
+                "prompt": request.prompt,
+                "prompt_token_ids": request.prompt_token_ids,
+                "messages": request.messages and [vars(message) for message in request.messages],
+            }
+        )
+    request.check(engine.config.scheduler.scheduling_policy)
+    # Checked before the prompt is encoded: a wrong value must not cost a long tokenisation.
+    params = sampling_params(
+        request,
+        engine,
+        max_tokens=limit if request.max_tokens is None else request.max_tokens,
+        logprobs=request.logprobs,
+        streams=streams,
+        detokenize=request.detokenize is not False,
+    )
+    field, token_ids = await _encode(engine, request)
+    token_ids = truncate(token_ids, request, max_model_len=limit, max_tokens=request.max_tokens)
+    room = room_for(
+        token_ids, request.max_tokens, max_model_len=limit, prompt_field=field, max_tokens_field="max_tokens"
+    )
+    params = dataclasses.replace(params, max_tokens=bounded_max_tokens(engine, room))
+    request_id, tenant = request.request_id or uuid.uuid4().hex, exchange.caller.tenant
+    REQUEST_ID.set(request_id)
     if exchange.record is not None:
         exchange.record.request_id = request_id
+    model.live.check_free(tenant, request_id)
     try:
-        (stream,) = submit_metered(
-            lambda: client.submit_all(
+        accepted = submit_metered(
+            lambda: engine.submit_all(
                 [token_ids],
                 params,
                 request_ids=[request_id],
                 priority=request.priority,
-                tenant=exchange.caller.tenant,
+                tenant=tenant,
                 cache_salt=request.cache_salt,
                 timeout_s=request.timeout_s,
+                trace_headers=exchange.trace_headers,
             ),
             [token_ids],
             params,
-            max_model_len=client.max_model_len,
+            max_model_len=limit,
             caller=exchange.caller,
             record=exchange.record,
         )
-        return stream
     except InvalidRequestError as error:
         raise InvalidRequestError(str(error), param=field if error.param == "prompt" else error.param) from error
+    model.live.add(tenant, request_id, accepted)
+    return accepted[0]
 
 
-async def _encode(client: EnginePort, request: GenerateRequest) -> tuple[str, list[int]]:
+async def _encode(engine: EnginePort, request: GenerateRequest) -> tuple[str, list[int]]:
     """The field that holds the prompt, and the prompt's token ids."""
+    limit, must_fit = engine.max_model_len, request.truncate_prompt_tokens is None
     if request.messages is not None:
-        messages = [message.model_dump() for message in request.messages[: client.max_model_len + 1]]
+        messages = [message.model_dump() for message in request.messages[: limit + 1]]
         rendered = await render_messages(
-            client, parse_messages(messages, max_messages=client.max_model_len), Rendering(), must_fit=True
+            engine, parse_messages(messages, max_messages=limit), Rendering(), must_fit=must_fit
         )
         return "messages", rendered.token_ids
     if request.prompt is not None:
-        (token_ids,) = await encode_prompts(client, [request.prompt], request.add_special_tokens, must_fit=True)
+        add_special_tokens = request.add_special_tokens is not False
+        (token_ids,) = await encode_prompts(engine, [request.prompt], add_special_tokens, must_fit=must_fit)
         return "prompt", token_ids
     token_ids = request.prompt_token_ids or []
-    check_length(token_ids, client.max_model_len, "prompt_token_ids")
+    check_length(token_ids, limit if must_fit else None, "prompt_token_ids")
     return "prompt_token_ids", token_ids
 
 
@@ -107,15 +131,18 @@ async def collect(stream: StreamPort) -> GenerateResponse:
     return _response(output)
 
 
-async def frames(stream: StreamPort) -> AsyncIterator[str]:
-    """SSE frames, one per delta; a fault becomes a frame with `error`; `[DONE]` is always the last.
+async def frames(stream: StreamPort, record: RequestRecord | None = None) -> AsyncIterator[str]:
+    """SSE frames, one per delta; a fault becomes a frame with `error`, and is told to the access log's record; `[DONE]`
+    is always the last.
 
     Text is ASCII-only JSON, so that readers may cut the bytes anywhere: BentoML's own clients decode each chunk alone.
     """
     try:
         async for delta in stream:
             yield _frame(_delta(delta))
-    except PagedBackendError as error:
+    except Exception as error:
+        if record is not None:
+            record.stream_fails(error_status(error))
         yield _frame(stream_error_body(error))
     finally:
         stream.abort()
@@ -176,7 +203,13 @@ def _response(output: RequestOutput) -> GenerateResponse:
         outputs=samples,
         num_prompt_tokens=len(output.prompt_token_ids),
         num_cached_tokens=output.num_cached_tokens,
+        prompt_logprobs=output.prompt_logprobs and _prompt_logprobs(output.prompt_token_ids, output.prompt_logprobs),
     )
+
+
+def _prompt_logprobs(token_ids: Sequence[int], logprobs: PromptLogprobs) -> list[list[TokenLogprob] | None]:
+    pairs = zip(token_ids, logprobs, strict=True)
+    return [None if candidates is None else _candidates(token_id, candidates) for token_id, candidates in pairs]
 
 
 def _candidates(sampled: int, candidates: TokenLogprobs) -> list[TokenLogprob]:

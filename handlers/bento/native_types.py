@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import bentoml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from typing_extensions import Self
 
 from paged_backend.config import unknown_name_message
 from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.attribute_help import attribute_help
 from paged_backend.handlers.bento.edge import CURRENT_EXCHANGE
 from paged_backend.handlers.openai.protocol.base import ListOf, check_text
-from paged_backend.handlers.openai.protocol.generation import check_scheduling
+from paged_backend.handlers.openai.protocol.generation import SamplingRequest, check_scheduling
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 
@@ -23,13 +23,11 @@ if TYPE_CHECKING:
 _PICKLE = "application/vnd.bentoml+pickle"
 """How services of one server talk to each other; BentoML refuses it from outside."""
 
-_DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(SamplingParams)}
-
 
 class NativeRequest(bentoml.IODescriptor):  # type: ignore[misc]  # it ships no types
     """A body of the native API. Types are exact, and unknown fields are errors."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Self:
@@ -73,110 +71,41 @@ class ChatMessage(BaseModel):
     content: str = Field(description="What is said.")
 
 
-class GenerateRequest(NativeRequest):
-    """What to generate from, and how. Give exactly one of `prompt`, `prompt_token_ids` and `messages`."""
+def _describe(schema: dict[str, Any]) -> None:
+    """Puts what the engine's parameters, and the fields of all routes, say of themselves into a JSON schema."""
+    known = {**attribute_help(SamplingRequest), **attribute_help(SamplingParams)}
+    for name, field in schema["properties"].items():
+        if name in known:  # a field that is ours alone describes itself
+            field["description"] = known[name]
+    schema["example"] = {"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0.0}
 
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0.0}},
-    )
 
-    model: str | None = Field(None, description="One of the served models' names; null means the first.")
+class GenerateRequest(NativeRequest, SamplingRequest):
+    """What to generate from, and how. Give exactly one of `prompt`, `prompt_token_ids` and `messages`. What is left
+    out, or null, is as the model's generation_config.json says, and then as in vLLM."""
+
+    model_config = ConfigDict(json_schema_extra=_describe)  # type: ignore[misc]  # of two bases, one without types
+
     prompt: str | None = Field(None, description="Text to continue.")
     prompt_token_ids: ListOf[int] | None = Field(None, description="Token ids to continue.")
     messages: ListOf[ChatMessage] | None = Field(
         None, description="A conversation to answer, rendered with the model's chat template."
     )
-    add_special_tokens: bool = Field(True, description="Let the tokenizer add its own tokens (BOS) to `prompt`.")
-    max_tokens: int | None = Field(
-        _DEFAULTS["max_tokens"], description="New tokens at most; null means as many as fit in the context."
-    )
-    min_tokens: int = Field(
-        _DEFAULTS["min_tokens"], description="No end of sequence and no stop token before that many tokens."
-    )
-    n: int = Field(_DEFAULTS["n"], description="Samples of the same prompt.")
-    best_of: int | None = Field(
-        None, description="As many samples or beams run, and the n best are returned; null runs n. Not with streams."
-    )
-    use_beam_search: bool = Field(
-        _DEFAULTS["use_beam_search"],
-        description="Search for the likeliest continuations instead of drawing. Not with streams.",
-    )
-    length_penalty: float = Field(
-        _DEFAULTS["length_penalty"], description="Above 0, a search favours long continuations, below 0 short ones."
-    )
-    early_stopping: bool | Literal["never"] = Field(
-        _DEFAULTS["early_stopping"],
-        description="Whether a search is over when best_of continuations have ended, or, if false, when no beam "
-        'scores better than the worst of them; "never": when none can any more.',
-    )
-    temperature: float = Field(
-        _DEFAULTS["temperature"],
-        description="0 takes the most likely token; otherwise logits are divided by it.",
-    )
-    top_k: int = Field(_DEFAULTS["top_k"], description="Keep the k most likely tokens; 0 or -1 keeps all.")
-    top_p: float = Field(
-        _DEFAULTS["top_p"],
-        description="Keep the smallest set of most likely tokens that reaches it, in (0, 1].",
-    )
-    min_p: float = Field(
-        _DEFAULTS["min_p"],
-        description="Drop tokens less likely than it times the most likely one, in [0, 1].",
-    )
-    repetition_penalty: float = Field(
-        _DEFAULTS["repetition_penalty"],
-        description="Above 1, tokens of prompt and output become less likely.",
-    )
-    presence_penalty: float = Field(
-        _DEFAULTS["presence_penalty"], description="Taken once from tokens that the output has, in [-2, 2]."
-    )
-    frequency_penalty: float = Field(
-        _DEFAULTS["frequency_penalty"], description="Taken per occurrence in the output, in [-2, 2]."
-    )
-    seed: int | None = Field(None, description="The same seed gives the same tokens; null lets the engine choose.")
-    stop: ListOf[str] | str | None = Field(None, description="Up to 4 strings that end a sample.")
-    stop_token_ids: ListOf[int] | None = Field(None, description="Token ids that end a sample, beside the model's own.")
-    include_stop_str_in_output: bool = Field(
-        _DEFAULTS["include_stop_str_in_output"], description="Keep the stop string in the text."
-    )
-    ignore_eos: bool = Field(_DEFAULTS["ignore_eos"], description="Go on past the end of sequence.")
+    max_tokens: int | None = Field(16, description="New tokens at most; null means as many as fit in the context.")
     logprobs: int | None = Field(
         None,
         description="Report that many most likely tokens per position (max_logprobs of them, at most), beside the "
         "sampled one; -1 for all.",
     )
-    logit_bias: dict[int, float] | None = Field(
-        None, description="Added to the logits of these token ids, each in [-100, 100]."
-    )
-    allowed_token_ids: ListOf[int] | None = Field(None, description="If given, no other token can be sampled.")
-    skip_special_tokens: bool = Field(
-        _DEFAULTS["skip_special_tokens"], description="Leave special tokens out of the text."
-    )
-    request_id: str | None = Field(
-        None,
-        min_length=1,
-        max_length=256,
-        description="Your name for the request, for `abort`; null makes one.",
-    )
-    priority: int = Field(0, description="Lower goes first, under scheduling_policy: priority.")
-    cache_salt: str | None = Field(
-        None,
-        min_length=1,
-        max_length=1024,
-        description="Prefixes are shared only among requests of the same API key and the same salt.",
-    )
-    timeout_s: float | None = Field(
-        None, description="Seconds in which it must be over; then it ends with what it has. Null: the server's default."
-    )
+    bad_words_token_ids: ListOf[ListOf[int]] | None = None
+    skip_reading_prefix_cache: bool | None = None
+    detokenize: bool | None = None
 
-    def sampling_params(self, *, detokenize: bool) -> SamplingParams:
-        """The engine's sampling parameters.
-
-        Raises:
-            InvalidRequestError: a value is out of range.
-        """
-        given = self.model_dump(include=_SAMPLING_FIELDS, exclude_none=True)
-        # Null has a meaning of its own here: as many tokens as fit.
-        return SamplingParams(**{**given, "max_tokens": self.max_tokens}, detokenize=detokenize)
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _text_keys(cls, value: Any) -> Any:
+        """Callers from Python may give numbers where JSON has texts."""
+        return {str(key): bias for key, bias in value.items()} if isinstance(value, dict) else value
 
     def check(self, scheduling_policy: str) -> None:
         """Checks what no sampling parameter stands for.
@@ -192,16 +121,7 @@ class GenerateRequest(NativeRequest):
                 param=given[1] if given else "prompt",
             )
         check_text(self.prompt, "prompt")
-        check_scheduling(
-            scheduling_policy,
-            priority=self.priority,
-            request_id=self.request_id,
-            cache_salt=self.cache_salt,
-            stop=[self.stop] if isinstance(self.stop, str) else self.stop,
-        )
-
-
-_SAMPLING_FIELDS = frozenset(_DEFAULTS) & frozenset(GenerateRequest.model_fields)
+        check_scheduling(self, scheduling_policy)
 
 
 class TokenLogprob(BaseModel):
@@ -234,12 +154,16 @@ class GenerateResponse(bentoml.IODescriptor):  # type: ignore[misc]  # it ships 
     outputs: list[GeneratedSample]
     num_prompt_tokens: int
     num_cached_tokens: int = Field(description="Prompt tokens that the prefix cache had.")
+    prompt_logprobs: list[list[TokenLogprob] | None] | None = Field(
+        None, description="Per token of the prompt, like a sample's, where they were asked for; null for the first."
+    )
 
 
 class AbortRequest(NativeRequest):
     """Which request to end."""
 
     request_id: str = Field(description="The id that it was given, or that its response shows.")
+    model: str | None = Field(None, description="Its model; null where only one of the models has that id.")
 
 
 class AbortResponse(bentoml.IODescriptor):  # type: ignore[misc]  # it ships no types

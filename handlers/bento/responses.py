@@ -10,7 +10,7 @@ from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.errors import ProtocolError, error_response
 from paged_backend.handlers.openai.wire import HttpResponse
 
-_STATUSES = frozenset({401, 404, 405, 413, 500})
+_STATUSES = frozenset({401, 404, 405, 408, 413, 500})
 
 
 def refusal(

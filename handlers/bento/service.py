@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import re
 from collections.abc import AsyncGenerator
@@ -29,7 +28,6 @@ from paged_backend.handlers.bento.runtime import EngineRuntime
 from paged_backend.handlers.bento.settings import load_deployment
 from paged_backend.handlers.loading import load_engines, make_access_log
 from paged_backend.handlers.openai.engine_port import StreamPort
-from paged_backend.handlers.openai.generation import unknown_model
 
 _METRIC_OF_OURS = re.compile(r"(# (HELP|TYPE) )?vllm:")
 
@@ -133,7 +131,7 @@ class PagedLLM:
         # label, and keeps those of workers that died: only the live engine tells its own.
         bento = "".join(line for line in text.splitlines(keepends=True) if not _METRIC_OF_OURS.match(line))
         try:
-            return bento + self.runtime.engines.models.metrics_text()
+            return bento + self.runtime.openai.metrics_text()
         except EngineUnavailableError:
             return bento
 
@@ -172,22 +170,30 @@ class PagedLLM:
             exchange.on_client_left(stream.abort)
         try:
             yield native.PING
-            async for frame in native.frames(stream):
+            async for frame in native.frames(stream, None if exchange is None else exchange.record):
                 yield frame
         finally:
             stream.abort()
 
     @bentoml.api(input_spec=AbortRequest, output_spec=AbortResponse)  # type: ignore[untyped-decorator]
-    async def abort(self, request_id: str) -> AbortResponse:
+    async def abort(self, request_id: str, model: str | None = None) -> AbortResponse:
         """Ends a request of the same API key; its stream closes with finish_reason "abort".
+
+        Where several models have one of that id, `model` says whose is meant.
 
         For callers through `bentoml.depends`, whose clients' leaving does not travel here by itself.
         """
         exchange = CURRENT_EXCHANGE.get()
-        if exchange is not None and exchange.error is not None:
-            return _refused(exchange.error, exchange)  # type: ignore[return-value]
-        with contextlib.suppress(EngineUnavailableError):  # no engine, no request
-            self.runtime.engines.abort(request_id, tenant=None if exchange is None else exchange.caller.tenant)
+        tenant = None if exchange is None else exchange.caller.tenant
+        try:
+            if exchange is not None:
+                exchange.check()
+            models = self.runtime.engines.models
+            models.cancel(tenant, [request_id], model=None if model is None else models.named(model))
+        except EngineUnavailableError:
+            pass  # no engine, no request
+        except PagedBackendError as error:
+            return _refused(error, exchange)  # type: ignore[return-value]
         return AbortResponse(request_id=request_id)
 
     async def _submit(self, fields: dict[str, Any], exchange: Exchange | None, *, streams: bool = False) -> StreamPort:
@@ -201,12 +207,10 @@ class PagedLLM:
         else:
             exchange.check()
             request = GenerateRequest.model_construct(**fields)
+        DEPLOYMENT.server.request_limits.check_depth(fields)
         DEPLOYMENT.server.request_limits.check(fields)
-        models = self.runtime.engines.models
-        model = models.find(request.model)
-        if model is None:
-            raise unknown_model(str(request.model))
-        return await native.submit(model.engine, request, exchange or Exchange(), streams=streams)
+        model = self.runtime.engines.models.named(request.model)
+        return await native.submit(model, request, exchange or Exchange(), streams=streams)
 
 
 _service: Any = PagedLLM  # for type checkers, the decorator has left it a class
@@ -215,6 +219,7 @@ _service.add_asgi_middleware(
     owns=_owns,
     native=NATIVE_PATHS,
     max_body_bytes=DEPLOYMENT.server.max_body_bytes,
+    body_timeout_s=DEPLOYMENT.bento.body_timeout_s,
     gate=_native_gate,
     access_log=ACCESS_LOG,
     json_only=process.is_entry_service,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import threading
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from paged_backend.handlers.openai.errors import error_status
 from paged_backend.handlers.openai.wire import ByteStream, HttpResponse
 
 LOGGER_NAME = "paged_backend.access"
@@ -77,6 +77,7 @@ class RequestRecord:
         self._begun_s = clock_s()
         self._first_s: float | None = None
         self._status: int | None = None
+        self._error: int | None = None
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
         self._loop = asyncio.get_running_loop()
@@ -87,7 +88,7 @@ class RequestRecord:
         """Notes a body's prompt, where prompts are logged."""
         if self._keeps_prompt:
             given = next((body[name] for name in _PROMPT_FIELDS if body.get(name) is not None), None)
-            self._prompt = json.dumps(given, default=str)[:_MAX_PROMPT_CHARACTERS]
+            self._prompt = beginning_of_json(given, _MAX_PROMPT_CHARACTERS)
 
     def engine_begins(self, num_requests: int, num_prompt_tokens: int) -> None:
         """The engine has accepted requests with so many tokens in their prompts."""
@@ -98,9 +99,7 @@ class RequestRecord:
     def engine_ends(self, num_output_tokens: int) -> None:
         """One of them is over, and generated so many. For any thread."""
         if self._end(num_output_tokens):
-            # A line may take its time: it is none of an engine's thread's affairs.
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and the process about to end
-                self._loop.call_soon_threadsafe(self._write_line)
+            self._have_line_written()
 
     def follow(self, response: HttpResponse) -> HttpResponse:
         """The response, on whose end the record is told of it."""
@@ -115,13 +114,27 @@ class RequestRecord:
         if self._first_s is None:
             self._first_s = self._clock_s()
 
+    def stream_fails(self, status: int) -> None:
+        """What is left of a response that has begun is an error, which would have had this status."""
+        self._error = status
+
     def response_ends(self, status: int) -> None:
         """The response has ended, or its client has gone; the first call counts."""
-        if self._status is None:
-            self._status = status
-            self.first_piece()
-            if self._end():
-                self._write_line()
+        if self._has_ended(status):
+            self._write_line()
+
+    def response_is_dropped(self) -> None:
+        """Nobody will read the response, or close it. For any thread, wherever it collects garbage."""
+        if self._has_ended(STATUS_CLIENT_LEFT):
+            self._have_line_written()
+
+    def _has_ended(self, status: int) -> bool:
+        """Whether the response's end was the last thing to wait for."""
+        if self._status is not None:
+            return False
+        self._status = status
+        self.first_piece()
+        return self._end()
 
     def _end(self, num_output_tokens: int = 0) -> bool:
         """Whether that was the last thing to wait for."""
@@ -129,6 +142,13 @@ class RequestRecord:
             self._num_output_tokens += num_output_tokens
             self._num_pending -= 1
             return not self._num_pending
+
+    def _have_line_written(self) -> None:
+        """By the event loop: a line may take its time, which is none of an engine's thread's affairs."""
+        try:
+            self._loop.call_soon_threadsafe(self._write_line)
+        except RuntimeError:  # the loop is closed, and the process about to end
+            self._write_line()
 
     def _write_line(self) -> None:
         fields = self._fields()
@@ -142,6 +162,7 @@ class RequestRecord:
             "method": self._method,
             "path": self._path,
             "status": self._status,
+            **({} if self._error is None else {"error": self._error}),
             "prompt_tokens": self._num_prompt_tokens,
             "output_tokens": self._num_output_tokens,
             "first_s": round((self._first_s or now_s) - self._begun_s, 6),
@@ -167,6 +188,12 @@ class _FollowedStream:
         try:
             piece = await self._stream.__anext__()
         except StopAsyncIteration:
+            if self._stream.error_status is not None:
+                self._record.stream_fails(self._stream.error_status)
+            self._record.response_ends(self._status)
+            raise
+        except Exception as error:
+            self._record.stream_fails(error_status(error))
             self._record.response_ends(self._status)
             raise
         except BaseException:
@@ -175,11 +202,61 @@ class _FollowedStream:
         self._record.first_piece()
         return piece
 
+    @property
+    def error_status(self) -> int | None:
+        return self._stream.error_status
+
     async def aclose(self) -> None:
         try:
             await self._stream.aclose()
         finally:
             self._record.response_ends(STATUS_CLIENT_LEFT)
+
+    def __del__(self) -> None:
+        self._record.response_is_dropped()
+
+
+def beginning_of_json(value: Any, most: int) -> str:
+    """The first characters of a value's JSON, `most` of them at most. What comes after them is not looked at."""
+    beginning = _Beginning(most)
+    beginning.write(value)
+    return "".join(beginning.pieces)[:most]
+
+
+class _Beginning:
+    """Writes JSON until there is enough of it; a text that is cut ends behind what is kept."""
+
+    def __init__(self, room: int) -> None:
+        self.pieces: list[str] = []
+        self._room = room  # characters that are still wanted
+
+    def write(self, value: Any) -> None:
+        if isinstance(value, str):
+            self._put(json.dumps(value[: self._room]))
+        elif isinstance(value, Mapping):
+            self._put("{")
+            for number, (name, inner) in enumerate(value.items()):
+                if not self._room:
+                    return
+                self._put(", " if number else "")
+                self.write(str(name))
+                self._put(": ")
+                self.write(inner)
+            self._put("}")
+        elif isinstance(value, (list, tuple)):
+            self._put("[")
+            for number, inner in enumerate(value):
+                if not self._room:
+                    return
+                self._put(", " if number else "")
+                self.write(inner)
+            self._put("]")
+        else:
+            self._put(json.dumps(value, default=str))
+
+    def _put(self, text: str) -> None:
+        self.pieces.append(text)
+        self._room = max(0, self._room - len(text))
 
 
 def _log(line: str, fields: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ class AnswerReader:
     Attributes:
         new_calls: makes the machine that looks for calls; None looks for none.
         reasoning: what is split off; None splits nothing off.
-        single_call: leave out all calls but the first.
+        single_call: leave out all calls but one.
         names_call: the request has named the function.
     """
 

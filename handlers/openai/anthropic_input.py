@@ -7,31 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError
-from paged_backend.handlers.openai.items import read_objects, read_parts, read_text, unknown_kind, wrong_type
+from paged_backend.handlers.openai.items import kind_of, read_objects, read_parts, read_text, unknown_kind, wrong_type
 from paged_backend.handlers.openai.protocol.anthropic import CountTokensRequest, MessagesRequest, ToolChoice
+from paged_backend.handlers.openai.protocol.blocks import BLOCKS, MESSAGES, TEXT, TOOL
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
 
 _CHAT_NAMES = {
     "max_completion_tokens": "max_tokens",
     "response_format": "output_config.format",
     "stop": "stop_sequences",
+    "thinking_token_budget": "thinking.budget_tokens",
 }
 """What the chat's fields are called here, where the names differ."""
 
-_ROLES = ("user", "assistant", "system")
-_TEXT = {"text": "text"}
-_BLOCKS = {
-    "user": ("text", "tool_result"),
-    "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
-    "system": ("text",),
-}
-_TOOL_FIELDS = frozenset("type name description input_schema strict cache_control input_examples".split())
+_TEXTS = {"text": TEXT}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-
-
-def wants_thinking(request: MessagesRequest | CountTokensRequest) -> bool:
-    """Whether the reply may hold thinking; where nothing is said it does not, as at Anthropic."""
-    return request.thinking is not None and request.thinking.type != "disabled"
 
 
 def as_chat(request: MessagesRequest | CountTokensRequest) -> tuple[ChatRequest, Mapping[str, str]]:
@@ -45,7 +35,7 @@ def as_chat(request: MessagesRequest | CountTokensRequest) -> tuple[ChatRequest,
         "messages": messages,
         "max_completion_tokens": request.max_tokens,
         "stop": request.stop_sequences,
-        "include_reasoning": wants_thinking(request),
+        **_thinking(request),
     }
     if request.tools is not None and request.tools != []:
         tools = read_objects(request.tools, "tools")
@@ -58,12 +48,26 @@ def as_chat(request: MessagesRequest | CountTokensRequest) -> tuple[ChatRequest,
     if request.output_config is not None and request.output_config.format is not None:
         schema = {"name": "output", "schema": request.output_config.format.schema_}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-    if not wants_thinking(request):
-        fields["reasoning_effort"] = "none"
-    elif request.output_config is not None:
-        fields["reasoning_effort"] = request.output_config.effort
     names = {**_CHAT_NAMES, **places}
     return request.as_chat(fields, names), names
+
+
+def _thinking(request: MessagesRequest | CountTokensRequest) -> dict[str, Any]:
+    """The chat's fields for it. Where nothing is said there is no thinking, as at Anthropic."""
+    thinking = request.thinking
+    if thinking is None or thinking.type == "disabled":
+        fields: dict[str, Any] = {"include_reasoning": False, "reasoning_effort": "none"}
+    else:
+        effort = None if request.output_config is None else request.output_config.effort
+        fields = {"include_reasoning": thinking.display != "omitted", "reasoning_effort": effort}
+    if thinking is not None and thinking.budget_tokens is not None:
+        if thinking.type != "enabled":
+            raise InvalidRequestError(
+                f'thinking.budget_tokens is for type "enabled", not for {thinking.type!r}: leave it out.',
+                param="thinking.budget_tokens",
+            )
+        fields["thinking_token_budget"] = thinking.budget_tokens
+    return fields
 
 
 def _messages(request: MessagesRequest | CountTokensRequest) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -71,16 +75,17 @@ def _messages(request: MessagesRequest | CountTokensRequest) -> tuple[list[dict[
     messages: list[dict[str, Any]] = []
     places: dict[str, str] = {}
     if request.system is not None and request.system not in ("", []):
-        messages.append({"role": "system", "content": read_parts(request.system, "system", _TEXT)})
+        messages.append({"role": "system", "content": read_parts(request.system, "system", _TEXTS)})
         places["messages.0"] = "system"
     if not request.messages and request.messages == []:
         raise InvalidRequestError("messages must not be empty.", param="messages")
     for place, message in read_objects(request.messages, "messages"):
         role = message.get("role")
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in MESSAGES:
             raise InvalidRequestError(
-                f"{place}.role must be one of {', '.join(_ROLES)}, got {role!r}.", param=f"{place}.role"
+                f"{place}.role must be one of {', '.join(MESSAGES)}, got {role!r}.", param=f"{place}.role"
             )
+        MESSAGES[role].check(message, place)
         for made in _parse(role, message.get("content"), f"{place}.content"):
             places[f"messages.{len(messages)}"] = place
             messages.append({"role": role, **made})
@@ -90,7 +95,7 @@ def _messages(request: MessagesRequest | CountTokensRequest) -> tuple[list[dict[
 def _parse(role: str, content: Any, place: str) -> list[dict[str, Any]]:
     """The chat's messages of one message: results of tools are some of their own, before what else is said."""
     if isinstance(content, str):
-        return [{"content": read_parts(content, place, _TEXT)}]
+        return [{"content": read_parts(content, place, _TEXTS)}]
     if not isinstance(content, list):
         raise wrong_type(place, "a string or a list of blocks")
     texts: list[str] = []
@@ -98,10 +103,7 @@ def _parse(role: str, content: Any, place: str) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for block_place, block in read_objects(content, place):
-        kind = block.get("type")
-        if kind not in _BLOCKS[role]:
-            raise unknown_kind(block_place, kind, _BLOCKS[role])
-        match kind:
+        match kind_of(block, block_place, BLOCKS[role]):
             case "text":
                 texts.append(read_text(block, "text", block_place))
             case "thinking":
@@ -132,7 +134,13 @@ def _call(block: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 def _result(block: Mapping[str, Any], place: str) -> dict[str, Any]:
     content = block.get("content")
-    text = "" if content is None else read_parts(content, f"{place}.content", _TEXT)
+    text = "" if content is None else read_parts(content, f"{place}.content", _TEXTS)
+    failed = block.get("is_error")
+    if failed is not None and not isinstance(failed, bool):
+        raise wrong_type(f"{place}.is_error", "true or false")
+    if failed:
+        # Chat templates know results, and no word for those that are none: the text has to say it.
+        text = f"Error: {text}" if text else "Error"
     return {"role": "tool", "tool_call_id": read_text(block, "tool_use_id", place), "content": text}
 
 
@@ -140,12 +148,14 @@ def _tool(place: str, tool: Mapping[str, Any]) -> dict[str, Any]:
     kind = tool.get("type")
     if kind not in (None, "custom"):
         raise unknown_kind(place, kind, ("custom",))
-    for name, value in tool.items():
-        if name not in _TOOL_FIELDS and value not in (None, False):
-            raise InvalidRequestError(f"{place}.{name} is not supported: leave it out.", param=f"{place}.{name}")
-    if not isinstance(tool.get("input_schema"), dict):
+    TOOL.check(tool, place)
+    schema = tool.get("input_schema")
+    if not isinstance(schema, dict):
         raise wrong_type(f"{place}.input_schema", "a JSON schema, an object")
-    function = {"name": tool.get("name"), "parameters": tool["input_schema"]}
+    if tool.get("input_examples") is not None:
+        examples = [example for _, example in read_objects(tool["input_examples"], f"{place}.input_examples")]
+        schema = {**schema, "examples": examples}  # JSON schema's own word for them
+    function = {"name": tool.get("name"), "parameters": schema}
     for name in ("description", "strict"):
         if tool.get(name) is not None:
             function[name] = tool[name]

@@ -38,6 +38,7 @@ class MessageEvents:
         if not self._begun:
             self._begun = True
             usage = {**usage_of(self._answer), "output_tokens": 0}
+            usage.pop("receipts", None)  # of an answer that is over at once
             fields = {"id": self._id, "type": "message", "role": "assistant", "model": self._model, "content": []}
             self._write("message_start", message={**fields, "stop_reason": None, "stop_sequence": None, "usage": usage})
             self._write("ping")
@@ -107,12 +108,15 @@ def usage_of(answer: SpokenAnswer) -> MessageUsage:
     """The tokens, in this route's words: those that the cache had are no part of `input_tokens`."""
     usage = answer.tally.body()
     num_cached = usage["prompt_tokens_details"]["cached_tokens"]
-    return {
+    told: MessageUsage = {
         "input_tokens": usage["prompt_tokens"] - num_cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": num_cached,
         "output_tokens": usage["completion_tokens"],
     }
+    if "receipts" in usage:
+        told["receipts"] = usage["receipts"]
+    return told
 
 
 def stop_of(answer: SpokenAnswer) -> tuple[StopReason, str | None]:

@@ -1,18 +1,25 @@
-"""The API key that comes as a bearer token, and whose it is."""
+"""The API key that a request carries, and whose it is."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from paged_backend.handlers.access.gate import Caller, Gate
 from paged_backend.handlers.openai.errors import ProtocolError
 
 
-def check_bearer(authorization: str, gate: Gate) -> Caller:
-    """Who sends this Authorization header ("" where there is none).
+def check_key(headers: Mapping[str, str], gate: Gate) -> Caller:
+    """Who sends these headers: the key is a bearer token, or comes as x-api-key, as Anthropic's clients send it.
+
+    Args:
+        headers: by lower-cased name.
 
     Raises:
-        ProtocolError: 401, the server has keys and the header carries none of them.
+        ProtocolError: 401, the server has keys and the headers carry none of them.
     """
-    scheme, _, given = authorization.partition(" ")
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if not scheme:
+        scheme, given = "bearer", headers.get("x-api-key", "")
     caller = gate.caller(given.strip() if scheme.lower() == "bearer" else "")
     if caller is None:
         raise ProtocolError(

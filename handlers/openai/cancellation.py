@@ -14,7 +14,8 @@ async def cancel(context: ServingContext, request: CancelRequest) -> HttpRespons
     The response that is ended closes as it would by itself, with what it has and finish_reason "abort".
 
     Raises:
-        InvalidRequestError: neither or both of the names are given.
+        InvalidRequestError: neither or both of the names are given; or several models have it, and none was named.
+        NotFoundError: no such model is served here.
     """
     if (request.id is None) == (request.request_id is None):
         raise InvalidRequestError(
@@ -24,6 +25,7 @@ async def cancel(context: ServingContext, request: CancelRequest) -> HttpRespons
         names = [request.id]
     else:
         names = [f"{prefix}{request.request_id}" for prefix in RESPONSE_PREFIXES]
-    cancelled = context.live.cancel(context.tenant, names)
+    model = None if request.model is None else context.models.named(request.model)
+    cancelled = context.models.cancel(context.tenant, names, model=model)
     reply: CancelReply = {"object": "cancellation", "cancelled": bool(cancelled), "ids": cancelled}
     return json_response(reply)

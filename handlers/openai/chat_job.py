@@ -14,8 +14,8 @@ from typing import Any
 from paged_backend.config import ChatConfig
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.answers import AnswerReader, AnswerStyle
+from paged_backend.handlers.openai.engine_port import StreamPort
 from paged_backend.handlers.openai.generation import ServingContext, submit_all
-from paged_backend.handlers.openai.live import AcceptedRequests
 from paged_backend.handlers.openai.messages import parse_messages
 from paged_backend.handlers.openai.prompts import require_tokenizer, room_for, truncate
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
@@ -49,7 +49,7 @@ class ChatJob:
     role: str
     echo: str
 
-    def submit(self, context: ServingContext, response_id: str) -> AcceptedRequests:
+    def submit(self, context: ServingContext, response_id: str) -> Sequence[StreamPort]:
         """Hands the job to the engine.
 
         Raises:
@@ -85,6 +85,7 @@ async def prepare_chat(context: ServingContext, request: ChatRequest) -> ChatJob
             engine,
             max_tokens=limit if max_tokens is None else max_tokens,
             logprobs=num_top,
+            streams=request.stream,
             logprobs_field="top_logprobs",
         )
     except InvalidRequestError as error:

@@ -38,7 +38,14 @@ async def create_completion(context: ServingContext, request: CompletionRequest)
     check_generation(request, engine.config.scheduler.scheduling_policy)
     max_tokens = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     max_tokens = bounded_max_tokens(engine, max_tokens)
-    params = sampling_params(request, engine, max_tokens=max_tokens, logprobs=request.logprobs, echoed=request.echo)
+    params = sampling_params(
+        request,
+        engine,
+        max_tokens=max_tokens,
+        logprobs=request.logprobs,
+        streams=request.stream,
+        echoed=request.echo,
+    )
     _check_count(context, count_prompts(request.prompt))
     limit = engine.max_model_len
     must_fit = request.truncate_prompt_tokens is None

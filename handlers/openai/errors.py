@@ -15,7 +15,7 @@ from paged_backend.errors import (
     NotFoundError,
     PagedBackendError,
 )
-from paged_backend.handlers.openai.wire import HttpResponse, json_response
+from paged_backend.handlers.openai.wire import DONE, HttpResponse, json_response
 
 _logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ _TYPES = {
     401: "AuthenticationError",
     404: "NotFoundError",
     405: "MethodNotAllowedError",
+    408: "RequestTimeoutError",
     413: "ContentTooLargeError",
     429: "TooManyRequestsError",
     500: "InternalServerError",
@@ -39,6 +40,7 @@ _ANTHROPIC_TYPES = {
     401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
@@ -96,27 +98,42 @@ def anthropic_stream_error_body(error: Exception) -> dict[str, Any]:
     return _anthropic_body(message, status=status)
 
 
-def unavailable_response(reason: str) -> HttpResponse:
-    """What a host answers while it has no engine that could: it starts, drains, or has lost its engine."""
-    return error_response(EngineUnavailableError(reason))
+def late_frames(response: HttpResponse, path: str = "") -> bytes:
+    """The frames that say what a whole response says, to a client that was promised a stream before there was one.
+
+    Args:
+        response: from `error_response`, for the same path.
+    """
+    if path.startswith(_ANTHROPIC_PATH):
+        return b"event: error\ndata: " + response.body + b"\n\n"
+    return b"data: " + response.body + b"\n\n" + DONE
 
 
 def _anthropic_body(message: str, *, status: int) -> dict[str, Any]:
     return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(status, "api_error"), "message": message}}
 
 
+def error_status(error: BaseException) -> int:
+    """The status of the response to an exception."""
+    if isinstance(error, ProtocolError):
+        return error.status
+    return next((status for kind, status in _STATUSES.items() if isinstance(error, kind)), 500)
+
+
+_STATUSES = {InvalidRequestError: 400, NotFoundError: 404, AdmissionError: 429, EngineUnavailableError: 503}
+
+
 def _describe(error: Exception) -> tuple[int, str, str | None, dict[str, str]]:
     """Status, message, param, headers."""
+    status = error_status(error)
     if isinstance(error, ProtocolError):
-        return error.status, str(error), None, error.headers
-    if isinstance(error, InvalidRequestError):
-        return 400, str(error), error.param, {}
-    if isinstance(error, NotFoundError):
-        return 404, str(error), error.param, {}
+        return status, str(error), None, error.headers
+    if isinstance(error, (InvalidRequestError, NotFoundError)):
+        return status, str(error), error.param, {}
     if isinstance(error, AdmissionError):
-        return 429, str(error), error.param, {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
-    if isinstance(error, EngineUnavailableError):
-        return 503, str(error), None, {}
+        return status, str(error), error.param, {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    if status != 500:
+        return status, str(error), None, {}
     request_id = REQUEST_ID.get()
     extra = {"request_id": request_id}
     _logger.error("request %s failed by a fault of ours", request_id or "without id", exc_info=error, extra=extra)

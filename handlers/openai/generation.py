@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from paged_backend.errors import InvalidRequestError, NotFoundError
-from paged_backend.handlers.access.gate import ANYBODY, Caller
+from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.access.gate import ANYBODY, Caller, Gate
 from paged_backend.handlers.openai.access_log import RequestRecord
-from paged_backend.handlers.openai.engine_port import EnginePort
+from paged_backend.handlers.openai.engine_port import EnginePort, StreamPort
 from paged_backend.handlers.openai.errors import REQUEST_ID
-from paged_backend.handlers.openai.live import AcceptedRequests, LiveResponses
+from paged_backend.handlers.openai.live import LiveResponses
 from paged_backend.handlers.openai.metering import submit_metered
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
-from paged_backend.handlers.openai.served_models import ServedModels
+from paged_backend.handlers.openai.served_models import ServedModels, merge_expositions, unknown_model
 from paged_backend.handlers.openai.streaming import abort_all
 from paged_backend.handlers.openai.wire import encode_json
 from paged_backend.sampling_params import SamplingParams
@@ -33,10 +33,10 @@ class ServingContext:
         engine: of the model that the request names.
         model_names: that model's names; the first is used where a request names none.
         models: all that the server has.
+        live: the responses that the request's model is making.
+        gate: the server's; it has let the caller in.
         created: seconds since 1970 at which the service began.
         stall_timeout_s: how long an engine may have work and make no step before it counts as stuck; None: for ever.
-        needs_key: whether the server asks for an API key.
-        live: the responses that are being made.
         caller: who asks.
         record: what the access log will say of the request; None where nothing is logged.
         on_accepted: called when the engine has taken all of a request's prompts; see `HttpRequest`.
@@ -46,10 +46,10 @@ class ServingContext:
     engine: EnginePort
     model_names: tuple[str, ...]
     models: ServedModels
+    live: LiveResponses
+    gate: Gate
     created: int = 0
     stall_timeout_s: float | None = None
-    needs_key: bool = False
-    live: LiveResponses = field(default_factory=LiveResponses)
     caller: Caller = ANYBODY
     record: RequestRecord | None = None
     on_accepted: Callable[[], None] | None = None
@@ -59,6 +59,10 @@ class ServingContext:
     def tenant(self) -> str | None:
         """The caller's name for the engine; None where the server asks nobody who they are."""
         return self.caller.tenant
+
+    def metrics_text(self) -> str:
+        """Prometheus' text: of all engines, and of the keys' limits."""
+        return merge_expositions([self.models.metrics_text(), self.gate.metrics_text()])
 
     def model_name(self, asked: str | None) -> str:
         """The name that the response carries.
@@ -71,11 +75,6 @@ class ServingContext:
         if asked not in self.model_names:
             raise unknown_model(asked)
         return asked
-
-
-def unknown_model(name: str) -> NotFoundError:
-    """What a request for a model that is not served is answered with."""
-    return NotFoundError(f"The model `{name}` does not exist.", param="model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +129,14 @@ def submit_all(
     response_id: str,
     prompt_field: str,
     max_tokens_field: str,
-) -> AcceptedRequests:
+) -> Sequence[StreamPort]:
     """Submits one engine request per prompt: all of them, or none.
 
     Raises:
         InvalidRequestError: `param` is the body's field.
         AdmissionError, EngineUnavailableError: as from the engine.
     """
+    context.live.check_free(context.tenant, response_id)
     fields = {"prompt": prompt_field, "max_tokens": max_tokens_field}
     several = len(prompts) > 1
     REQUEST_ID.set(response_id)
@@ -162,12 +162,11 @@ def submit_all(
         )
     except InvalidRequestError as error:
         raise InvalidRequestError(str(error), param=fields.get(error.param or "", error.param)) from error
-    accepted = AcceptedRequests(streams)
-    context.live.add(context.tenant, response_id, accepted)
+    context.live.add(context.tenant, response_id, streams)
     if context.on_accepted is not None:
         try:
             context.on_accepted()
         except BaseException:
-            abort_all(accepted)
+            abort_all(streams)
             raise
-    return accepted
+    return streams

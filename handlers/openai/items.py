@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.protocol.base import check_text
+from paged_backend.handlers.openai.protocol.objects import ObjectKind
 
 
 def wrong_type(place: str, what: str) -> InvalidRequestError:
@@ -43,14 +44,27 @@ def read_text(item: Mapping[str, Any], name: str, place: str, *, default: str | 
     return value
 
 
-def read_parts(value: Any, place: str, kinds: Mapping[str, str]) -> str:
+def kind_of(item: Mapping[str, Any], place: str, kinds: Mapping[str, ObjectKind]) -> str:
+    """The type of an object, its fields checked by it.
+
+    Raises:
+        InvalidRequestError: it is of another type, or has a field that we do not have.
+    """
+    kind = item.get("type")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise unknown_kind(place, kind, kinds)
+    kinds[kind].check(item, place)
+    return kind
+
+
+def read_parts(value: Any, place: str, kinds: Mapping[str, ObjectKind]) -> str:
     """The text of a content, given as a string or as parts.
 
     Args:
-        kinds: types of parts that are text, each with the field that has it.
+        kinds: parts by their type, all of them text.
 
     Raises:
-        InvalidRequestError: it is neither, or a part is of another type.
+        InvalidRequestError: it is neither, or a part is of another type, or has a field that we do not have.
     """
     if isinstance(value, str):
         check_text(value, place)
@@ -59,14 +73,11 @@ def read_parts(value: Any, place: str, kinds: Mapping[str, str]) -> str:
         raise wrong_type(place, "a string or a list of parts")
     texts = []
     for part_place, part in read_objects(value, place):
-        kind = part.get("type")
-        if not isinstance(kind, str) or kind not in kinds:
-            raise unknown_kind(part_place, kind, kinds)
-        texts.append(read_text(part, kinds[kind], part_place))
+        texts.append(read_text(part, kinds[kind_of(part, part_place, kinds)].text_field, part_place))
     return "\n".join(texts)
 
 
-def unknown_kind(place: str, kind: Any, known: Any) -> InvalidRequestError:
+def unknown_kind(place: str, kind: Any, known: Iterable[str]) -> InvalidRequestError:
     """What an item or a part of a type that we do not have is answered with."""
     if not isinstance(kind, str):
         return wrong_type(f"{place}.type", f"one of {', '.join(known)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.prompts import too_long
 from paged_backend.handlers.openai.protocol.base import check_text
 from paged_backend.handlers.openai.tools import check_depth
+from paged_backend.handlers.openai.wire import decode_json
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXT_FIELDS = ("name", "tool_call_id")
@@ -131,7 +131,7 @@ def _arguments(value: Any, place: str) -> dict[str, Any]:
     if isinstance(value, str):
         check_text(value, place)
         try:
-            value = json.loads(value) if value.strip() else {}
+            value = decode_json(value) if value.strip() else {}
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f"{place} must be JSON, an object in a string: {error}.", param=place) from None
     if not isinstance(value, dict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paged_backend.handlers.openai.generation import ServingContext, unknown_model
+from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.protocol.replies import Model, ModelList
 from paged_backend.handlers.openai.served_models import ServedModel
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
@@ -21,10 +21,7 @@ async def show_model(context: ServingContext, name: str) -> HttpResponse:
     Raises:
         NotFoundError: there is none of that name.
     """
-    model = context.models.find(name)
-    if model is None:
-        raise unknown_model(name)
-    return json_response(_model(context, model, name))
+    return json_response(_model(context, context.models.named(name), name))
 
 
 def _model(context: ServingContext, model: ServedModel, name: str) -> Model:

@@ -25,6 +25,7 @@ _REASONS: Mapping[int, str] = {
     400: "A value is wrong, a field is unknown or not supported; `param` names it.",
     401: "No API key, or a wrong one.",
     404: "There is no such model.",
+    408: "The body did not come to its end, and the client was silent for too long.",
     413: "The body is larger than the server allows.",
     429: "The queue is full, or the deadline cannot be met: come again after Retry-After.",
     500: "A fault of the server's, which its log tells of.",
@@ -76,15 +77,20 @@ def body_schema(kind: type[RequestBody], schemas: dict[str, Schema]) -> Schema:
     """
     schema = _adopt(kind.model_json_schema(ref_template=_REFERENCE), schemas)
     _allow_null(schema)
-    for nested in _all_nested(kind):
-        _allow_null(schemas[nested.__name__])
     properties = schema.setdefault("properties", {})
     for name in sorted(HARMLESS.difference(kind.model_fields)):
         properties[name] = {"description": "Taken and ignored: it changes nothing about the answer."}
+    _add_unsupported(kind, schema)
+    for nested in _all_nested(kind):
+        _allow_null(schemas[nested.__name__])
+        _add_unsupported(nested, schemas[nested.__name__])
+    return schema
+
+
+def _add_unsupported(kind: type[RequestBody], schema: Schema) -> None:
     for name, refusal in sorted(kind.unsupported.items()):
         description = f"Not supported, and taken only if it asks for nothing: {refusal.why}."
-        properties[name] = {"enum": [None, *refusal.nothing], "description": description}
-    return schema
+        schema.setdefault("properties", {})[name] = {"enum": [None, *refusal.nothing], "description": description}
 
 
 def _operation(route: Route, schemas: dict[str, Schema], needs_key: bool) -> Schema:

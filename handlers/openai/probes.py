@@ -24,4 +24,4 @@ async def version(_: ServingContext, __: None) -> HttpResponse:
 
 async def metrics(context: ServingContext, _: None) -> HttpResponse:
     """Prometheus' text, under vLLM's names."""
-    return HttpResponse(200, {"Content-Type": METRICS_TYPE}, context.models.metrics_text().encode())
+    return HttpResponse(200, {"Content-Type": METRICS_TYPE}, context.metrics_text().encode())

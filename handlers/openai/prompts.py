@@ -9,7 +9,7 @@ from typing import Any
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.engine_port import EnginePort, TokenizerPort
 from paged_backend.handlers.openai.protocol.base import check_text
-from paged_backend.handlers.openai.protocol.generation import GenerationRequest
+from paged_backend.handlers.openai.protocol.generation import SamplingRequest
 
 INLINE_CHARACTERS = 4_000
 """Longer texts are encoded in a thread: it takes milliseconds, in which every stream would stand still."""
@@ -98,7 +98,7 @@ async def encode_prompts(
 
 
 def truncate(
-    token_ids: list[int], request: GenerationRequest, *, max_model_len: int, max_tokens: int | None
+    token_ids: list[int], request: SamplingRequest, *, max_model_len: int, max_tokens: int | None
 ) -> list[int]:
     """Applies truncate_prompt_tokens: keeps that many tokens of the prompt's end, or of its beginning.
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
 
-from paged_backend.handlers.openai.chat_job import ChatJob
 from paged_backend.handlers.openai.generation import ServingContext
-from paged_backend.handlers.openai.logprobs import chat_logprobs
-from paged_backend.handlers.openai.protocol.replies import TokenLogprob
 from paged_backend.handlers.openai.protocol.responses import ResponsesRequest
 from paged_backend.handlers.openai.responses_input import as_chat
 from paged_backend.handlers.openai.responses_items import ID_PREFIX, ResponseFrame, output_items
 from paged_backend.handlers.openai.responses_stream import ResponseEvents
 from paged_backend.handlers.openai.spoken import SpokenAnswer, submit_conversation
 from paged_backend.handlers.openai.streaming import collect_all, stream_response
+from paged_backend.handlers.openai.text_logprobs import TextLogprobs
 from paged_backend.handlers.openai.wire import HttpResponse, json_response
-from paged_backend.outputs import CompletionDelta, CompletionOutput
 
 
 async def create_response(context: ServingContext, request: ResponsesRequest) -> HttpResponse:
@@ -31,24 +27,11 @@ async def create_response(context: ServingContext, request: ResponsesRequest) ->
     model = context.model_name(request.model)
     job, accepted = await submit_conversation(context, chat, names, response_id)
     frame = ResponseFrame(response_id, int(time.time()), model, request, job.params)
-    answer = SpokenAnswer(job)
-
-    def logprobs(gain: CompletionDelta | CompletionOutput) -> Sequence[TokenLogprob]:
-        return _logprobs(job, gain)
-
+    answer, logprobs = SpokenAnswer(job), TextLogprobs(job)
     if request.stream:
         return await stream_response(accepted, ResponseEvents(frame, answer, logprobs))
     (output,) = await collect_all(accepted)
     message = answer.read_whole(output)
     complete = answer.finish_reason not in ("length", "abort")
-    items = output_items(message, response_id, logprobs(output.outputs[0]), complete=complete)
+    items = output_items(message, response_id, logprobs.of(output.outputs[0]), complete=complete)
     return json_response(frame.ended(answer.finish_reason, items, answer.tally))
-
-
-def _logprobs(job: ChatJob, gain: CompletionDelta | CompletionOutput) -> Sequence[TokenLogprob]:
-    if job.num_top is None or gain.logprobs is None:
-        return ()
-    found: Sequence[TokenLogprob] = chat_logprobs(
-        gain.token_ids, gain.logprobs, num_top=job.num_top, as_token_ids=False
-    )["content"]
-    return found

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError
-from paged_backend.handlers.openai.items import read_objects, read_parts, read_text, unknown_kind, wrong_type
+from paged_backend.handlers.openai.items import kind_of, read_objects, read_parts, read_text, unknown_kind, wrong_type
 from paged_backend.handlers.openai.protocol.base import check_text
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
+from paged_backend.handlers.openai.protocol.input_items import ITEMS, PARTS, REASONING_PARTS, TOOL
 from paged_backend.handlers.openai.protocol.responses import INCLUDABLE, ResponsesRequest, TextFormat
 
 _CHAT_NAMES = {
@@ -21,9 +22,6 @@ _CHAT_NAMES = {
 """What the chat's fields are called here, where the names differ."""
 
 _ROLES = ("user", "assistant", "system", "developer")
-_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-_REASONING_PARTS = {"reasoning_text": "text", "summary_text": "text"}
-_ITEMS = ("message", "function_call", "function_call_output", "reasoning")
 _TOOL_FIELDS = ("name", "description", "parameters", "strict")
 
 
@@ -55,7 +53,7 @@ def as_chat(request: ResponsesRequest) -> tuple[ChatRequest, Mapping[str, str]]:
         fields["parallel_tool_calls"] = request.parallel_tool_calls
     elif request.tool_choice not in (None, "auto", "none"):
         fields["tool_choice"] = _tool_choice(request.tool_choice)
-    if request.text is not None and request.text.format is not None and request.text.format.type != "text":
+    if request.text is not None and request.text.format is not None:
         fields["response_format"] = _response_format(request.text.format)
     if request.reasoning is not None:
         fields["reasoning_effort"] = request.reasoning.effort
@@ -107,22 +105,26 @@ def _messages(request: ResponsesRequest) -> tuple[list[dict[str, Any]], dict[str
 
 def _add_item(messages: list[dict[str, Any]], item: Mapping[str, Any], place: str) -> None:
     """Adds an item. What the assistant thought, said and called in a row is one message of the chat."""
-    kind = item.get("type")
-    if kind is None and "role" in item:
-        kind = "message"
-    match kind:
+    if item.get("type") is None and "role" in item:
+        item = {**item, "type": "message"}
+    if item.get("type") == "item_reference":
+        raise InvalidRequestError(
+            f"{place}: this server keeps no items that could be referred to. Send the item itself.",
+            param=f"{place}.type",
+        )
+    match kind_of(item, place, ITEMS):
         case "message":
             role = item.get("role")
             if role not in _ROLES:
                 raise InvalidRequestError(
                     f"{place}.role must be one of {', '.join(_ROLES)}, got {role!r}.", param=f"{place}.role"
                 )
-            text = read_parts(item.get("content"), f"{place}.content", _PARTS)
+            text = read_parts(item.get("content"), f"{place}.content", PARTS)
             turn = _open_turn(messages, {"content", "tool_calls"}) if role == "assistant" else _add(messages, role)
             turn["content"] = text
         case "reasoning":
-            parts = item.get("content") or item.get("summary") or []
-            text = read_parts(parts, f"{place}.content", _REASONING_PARTS)
+            name = "content" if item.get("content") else "summary"
+            text = read_parts(item.get(name) or [], f"{place}.{name}", REASONING_PARTS)
             _open_turn(messages, {"reasoning", "content", "tool_calls"})["reasoning"] = text
         case "function_call":
             function = {name: read_text(item, name, place) for name in ("name", "arguments")}
@@ -131,14 +133,9 @@ def _add_item(messages: list[dict[str, Any]], item: Mapping[str, Any], place: st
         case "function_call_output":
             turn = _add(messages, "tool")
             turn["tool_call_id"] = read_text(item, "call_id", place)
-            turn["content"] = read_parts(item.get("output"), f"{place}.output", _PARTS)
-        case "item_reference":
-            raise InvalidRequestError(
-                f"{place}: this server keeps no items that could be referred to. Send the item itself.",
-                param=f"{place}.type",
-            )
-        case _:
-            raise unknown_kind(place, kind, _ITEMS)
+            turn["content"] = read_parts(item.get("output"), f"{place}.output", PARTS)
+            if item.get("name") is not None:
+                turn["name"] = read_text(item, "name", place)
 
 
 def _add(messages: list[dict[str, Any]], role: str) -> dict[str, Any]:
@@ -157,9 +154,7 @@ def _tool(place: str, tool: Mapping[str, Any]) -> dict[str, Any]:
     kind = tool.get("type")
     if kind != "function":
         raise unknown_kind(place, kind, ("function",))
-    for name, value in tool.items():
-        if name not in ("type", *_TOOL_FIELDS) and value is not None:
-            raise InvalidRequestError(f"{place}.{name} is not supported: leave it out.", param=f"{place}.{name}")
+    TOOL.check(tool, place)
     function = {name: tool[name] for name in _TOOL_FIELDS if tool.get(name) is not None}
     return {"type": "function", "function": function}
 
@@ -175,7 +170,16 @@ def _tool_choice(choice: Any) -> Any:
     return {"type": "function", "function": {"name": choice["name"]}}
 
 
-def _response_format(form: TextFormat) -> dict[str, Any]:
+def _response_format(form: TextFormat) -> dict[str, Any] | None:
+    if form.type != "json_schema":
+        for name in ("name", "description", "schema", "strict"):
+            if getattr(form, "schema_" if name == "schema" else name) is not None:
+                raise InvalidRequestError(
+                    f'text.format.{name} is for type "json_schema", not for {form.type!r}: leave it out.',
+                    param=f"text.format.{name}",
+                )
+    if form.type == "text":
+        return None
     if form.type == "json_object":
         return {"type": "json_object"}
     if form.schema_ is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paged_backend.handlers.openai.parsing.events import Message
+from paged_backend.handlers.openai.parsing.events import CallBroken, Content, Message, Reasoning
 from paged_backend.handlers.openai.protocol.replies import TokenLogprob
 from paged_backend.handlers.openai.protocol.responses import (
     ItemStatus,
@@ -69,25 +69,34 @@ def item_id(kind: str, response_id: str, output_index: int) -> str:
 def output_items(
     message: Message, response_id: str, logprobs: Sequence[TokenLogprob], *, complete: bool
 ) -> list[OutputItem]:
-    """The items of a whole message. One that says nothing at all still has a message, an empty one."""
+    """The items of a whole message. One that says nothing at all still has a message, an empty one.
+
+    Args:
+        complete: whether the output came to its own end; if not, what it ended with is incomplete.
+    """
     items: list[OutputItem] = []
     if message.reasoning is not None:
-        items.append(output_reasoning(item_id("rs", response_id, 0), "completed", [message.reasoning]))
+        status = item_status(complete or message.last is not Reasoning)
+        items.append(output_reasoning(item_id("rs", response_id, 0), status, [message.reasoning]))
     if message.content is not None or not (items or message.tool_calls):
+        status = item_status(complete or message.last not in (Content, CallBroken, None))
         text = output_text(message.content or "", logprobs)
-        items.append(output_message(item_id("msg", response_id, len(items)), "completed", [text]))
+        items.append(output_message(item_id("msg", response_id, len(items)), status, [text]))
     for call in message.tool_calls:
         name = item_id("fc", response_id, len(items))
-        items.append(output_call(name, "completed", call.id, call.name, call.arguments))
-    if not complete:
-        items[-1]["status"] = "incomplete"
+        items.append(output_call(name, item_status(call.complete), call.id, call.name, call.arguments))
     return items
+
+
+def item_status(complete: bool) -> ItemStatus:
+    """What an item that is over is called."""
+    return "completed" if complete else "incomplete"
 
 
 def usage_of(tally: UsageTally) -> ResponseUsage:
     """The tokens, in this route's words."""
     usage = tally.body()
-    return {
+    told: ResponseUsage = {
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {
             "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
@@ -97,6 +106,9 @@ def usage_of(tally: UsageTally) -> ResponseUsage:
         "output_tokens_details": {"reasoning_tokens": tally.num_reasoning_tokens or 0},
         "total_tokens": usage["total_tokens"],
     }
+    if "receipts" in usage:
+        told["receipts"] = usage["receipts"]
+    return told
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from paged_backend.handlers.openai.errors import stream_error_body
@@ -20,14 +20,16 @@ from paged_backend.handlers.openai.protocol.responses import ItemStatus, OutputI
 from paged_backend.handlers.openai.responses_items import (
     ResponseFrame,
     item_id,
+    item_status,
     output_call,
     output_message,
     output_reasoning,
     output_text,
 )
 from paged_backend.handlers.openai.spoken import SpokenAnswer
+from paged_backend.handlers.openai.text_logprobs import TextLogprobs
 from paged_backend.handlers.openai.wire import named_event
-from paged_backend.outputs import CompletionDelta, RequestDelta
+from paged_backend.outputs import RequestDelta
 
 
 class _OpenText:
@@ -107,18 +109,13 @@ class ResponseEvents:
     """Writes one response's events; keeps the items that have been told.
 
     Args:
-        logprobs: gives the log probabilities of a gain's tokens; nothing where none are asked for.
+        logprobs: reads those of the text.
     """
 
-    def __init__(
-        self,
-        frame: ResponseFrame,
-        answer: SpokenAnswer,
-        logprobs: Callable[[CompletionDelta], Sequence[TokenLogprob]],
-    ) -> None:
+    def __init__(self, frame: ResponseFrame, answer: SpokenAnswer, logprobs: TextLogprobs) -> None:
         self._frame = frame
         self._answer = answer
-        self._logprobs_of = logprobs
+        self._logprobs = logprobs
         self._unsaid: list[TokenLogprob] = []  # of tokens whose text was not told yet
         self._output: list[OutputItem] = []
         self._item: _OpenItem | None = None
@@ -130,7 +127,7 @@ class ResponseEvents:
         events = self._answer.read(delta)
         self._begin()
         for output in delta.outputs:
-            self._unsaid += self._logprobs_of(output)
+            self._unsaid += self._logprobs.of(output)
         for event in events:
             self._tell(event)
         return self._flush()
@@ -140,7 +137,8 @@ class ResponseEvents:
         if self._item is None and not self._output:
             self._open(_OpenText(self._new_id("msg")))
         complete = self._answer.finish_reason not in ("length", "abort")
-        self._close("completed" if complete else "incomplete")
+        # A call that is still open has not come to its end, whatever ended the output.
+        self._close(item_status(complete and not isinstance(self._item, _OpenCall)))
         response = self._frame.ended(self._answer.finish_reason, self._output, self._answer.tally)
         self._write("response.completed" if complete else "response.incomplete", response=response)
         return self._flush()

@@ -96,7 +96,7 @@ class Route:
 
 async def openapi(context: ServingContext, _: None) -> HttpResponse:
     """This document."""
-    return json_response(_document(context.needs_key))
+    return json_response(_document(context.gate.asks_for_key))
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def _document(needs_key: bool) -> dict[str, Any]:
     return openapi_document(ROUTES, needs_key=needs_key)
 
 
-_BODY = (400, 413)
+_BODY = (400, 408, 413)
 _MODEL = (*_BODY, 404)
 _GENERATES = (*_MODEL, 429)
 
@@ -155,7 +155,7 @@ ROUTES: tuple[Route, ...] = (
         refusals=_MODEL,
         error=AnthropicError,
     ),
-    Route("POST", "/v1/cancel", cancellation.cancel, CancelReply, CancelRequest, refusals=_BODY),
+    Route("POST", "/v1/cancel", cancellation.cancel, CancelReply, CancelRequest, refusals=_MODEL),
     Route("POST", "/tokenize", tokenization.tokenize, replies.Tokenized, TokenizeRequest, refusals=_MODEL),
     Route("POST", "/detokenize", tokenization.detokenize, replies.Detokenized, DetokenizeRequest, refusals=_MODEL),
     Route("GET", "/v1/models", models.list_models, replies.ModelList),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from paged_backend.errors import EngineUnavailableError
+from paged_backend.errors import EngineUnavailableError, InvalidRequestError, NotFoundError
 from paged_backend.handlers.openai.engine_port import EnginePort
+from paged_backend.handlers.openai.live import LiveResponses
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +16,12 @@ class ServedModel:
 
     Attributes:
         names: what requests may call it; the first is its own.
+        live: the responses that it is making.
     """
 
     engine: EnginePort
     names: tuple[str, ...]
+    live: LiveResponses = field(default_factory=LiveResponses, compare=False)
 
 
 class ServedModels:
@@ -51,6 +54,38 @@ class ServedModels:
             return self._models[0]
         return self._by_name.get(name) if isinstance(name, str) else None
 
+    def named(self, name: str | None) -> ServedModel:
+        """`find`, where there has to be one.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        model = self.find(name)
+        if model is None:
+            raise unknown_model(str(name))
+        return model
+
+    def cancel(self, tenant: str | None, response_ids: Sequence[str], *, model: ServedModel | None = None) -> list[str]:
+        """Ends those of the tenant's responses that are being made.
+
+        Args:
+            model: whose; None where any may have them.
+
+        Returns:
+            The ids of those that were.
+
+        Raises:
+            InvalidRequestError: several models have them, and none was named; nothing is ended.
+        """
+        models = self._models if model is None else (model,)
+        holders = [one for one in models if any((tenant, response_id) in one.live for response_id in response_ids)]
+        if len(holders) > 1:
+            names = ", ".join(f"`{holder.names[0]}`" for holder in holders)
+            raise InvalidRequestError(
+                f"Several models have a response of that id: say in model which of {names}.", param="model"
+            )
+        return holders[0].live.cancel(tenant, response_ids) if holders else []
+
     def check_health(self, stall_timeout_s: float | None = None) -> None:
         """Raises EngineUnavailableError when any engine is dead, draining or stuck; of several, it says whose."""
         for model in self._models:
@@ -66,9 +101,15 @@ class ServedModels:
         return merge_expositions([model.engine.metrics_text() for model in self._models])
 
 
+def unknown_model(name: str) -> NotFoundError:
+    """What a request for a model that is not served is answered with."""
+    return NotFoundError(f"The model `{name}` does not exist.", param="model")
+
+
 def merge_expositions(texts: Sequence[str]) -> str:
     """One Prometheus exposition out of several whose samples' labels differ: each metric's head comes once, and all of
     its samples follow, as the format demands."""
+    texts = [text for text in texts if text]
     if len(texts) == 1:
         return texts[0]
     heads: dict[str, list[str]] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +12,13 @@ from paged_backend.errors import InvalidRequestError, NotFoundError
 from paged_backend.handlers.access.gate import ANYBODY, Gate
 from paged_backend.handlers.access.limits import RequestLimits
 from paged_backend.handlers.openai.access_log import STATUS_CLIENT_LEFT, AccessLog, RequestRecord
-from paged_backend.handlers.openai.bearer import check_bearer
+from paged_backend.handlers.openai.bearer import check_key
 from paged_backend.handlers.openai.errors import ProtocolError, error_response, too_large_message
 from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.routes import ROUTES, Route, find_route
 from paged_backend.handlers.openai.served_models import ServedModels
-from paged_backend.handlers.openai.wire import HttpRequest, HttpResponse
+from paged_backend.handlers.openai.wire import HttpRequest, HttpResponse, decode_json
 
 __all__ = ["HttpRequest", "HttpResponse", "OpenAIService"]
 
@@ -56,10 +55,15 @@ class OpenAIService:
             models.all[0].engine,
             models.all[0].names,
             models,
+            models.all[0].live,
+            self._gate,
             created=int(time.time()),
             stall_timeout_s=stall_timeout_s,
-            needs_key=self._gate.asks_for_key,
         )
+
+    def metrics_text(self) -> str:
+        """Prometheus' text: of all engines, and of the keys' limits."""
+        return self._context.metrics_text()
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answers one request; whatever goes wrong becomes a response.
@@ -87,7 +91,7 @@ class OpenAIService:
         caller = ANYBODY
         # A browser's preflight carries no key, and learns no more than which method a route takes.
         if (found is None or found[0].needs_key) and request.method != "OPTIONS":
-            caller = check_bearer(_authorization(request.headers), self._gate)
+            caller = check_key(request.headers, self._gate)
         if record is not None:
             record.caller = caller.name
         if found is None:
@@ -110,7 +114,7 @@ class OpenAIService:
         # A name that is none of ours is the route's to refuse: a body that is wrong otherwise is told of that first.
         model = context.models.find(body.get("model"))
         if model is not None:
-            context = dataclasses.replace(context, engine=model.engine, model_names=model.names)
+            context = dataclasses.replace(context, engine=model.engine, model_names=model.names, live=model.live)
         return await route.answer(context, parse_body(route.body, body))
 
     def _json_object(self, request: HttpRequest) -> Mapping[str, Any]:
@@ -137,12 +141,6 @@ class OpenAIService:
         return body
 
 
-def _authorization(headers: Mapping[str, str]) -> str:
-    """The Authorization header, or what it would be for a key that comes as Anthropic's clients send it."""
-    key = headers.get("x-api-key")
-    return headers.get("authorization") or ("" if key is None else f"Bearer {key}")
-
-
 def _check_method(request: HttpRequest, allowed: str) -> None:
     method = request.method
     if method is None or method == allowed or (method == "HEAD" and allowed == "GET"):
@@ -154,6 +152,6 @@ def _parse_json(body: bytes | str) -> Any:
     if not body:
         return None
     try:
-        return json.loads(body)
+        return decode_json(body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.", param="body") from None

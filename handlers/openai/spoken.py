@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from paged_backend.handlers.openai.chat_job import ChatJob, prepare_chat
+from paged_backend.handlers.openai.engine_port import StreamPort
 from paged_backend.handlers.openai.generation import ServingContext
-from paged_backend.handlers.openai.live import AcceptedRequests
 from paged_backend.handlers.openai.parsing.events import Event, Message
 from paged_backend.handlers.openai.protocol.chat import ChatRequest
 from paged_backend.handlers.openai.protocol.conversation import renamed
@@ -16,7 +16,7 @@ from paged_backend.outputs import CompletionDelta, CompletionOutput, RequestDelt
 
 async def submit_conversation(
     context: ServingContext, chat: ChatRequest, names: Mapping[str, str], response_id: str
-) -> tuple[ChatJob, AcceptedRequests]:
+) -> tuple[ChatJob, Sequence[StreamPort]]:
     """Starts a chat that was made of another form's body.
 
     Args:
@@ -41,7 +41,7 @@ class SpokenAnswer:
 
     def __init__(self, job: ChatJob) -> None:
         assert job.params.n == 1, "these routes have one sample"
-        self.tally = UsageTally([len(job.prompt)])
+        self.tally = UsageTally([len(job.prompt)], receipts=job.request.return_receipt)
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self._parser = job.reader.parser()

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paged_backend.handlers.openai.engine_port import StreamPort
-from paged_backend.handlers.openai.errors import stream_error_body
+from paged_backend.handlers.openai.errors import error_status, stream_error_body
 from paged_backend.handlers.openai.protocol.base import StreamOptions
 from paged_backend.handlers.openai.receipt import receipt
-from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpResponse, encode_json
+from paged_backend.handlers.openai.wire import DONE, STREAM_TYPE, HttpResponse, encode_json
 from paged_backend.outputs import CompletionDelta, PromptLogprobs, RequestDelta, RequestOutput, RequestStateStats
-
-DONE = b"data: [DONE]\n\n"
 
 
 class FrameWriter(Protocol):
@@ -49,6 +48,17 @@ class ChunkWriter(Protocol):
         """One sample's progress, each choice for a chunk of its own."""
 
 
+@dataclass(slots=True)
+class _Outcome:
+    """How a stream ends, told by who writes its frames.
+
+    Attributes:
+        error_status: of what went wrong; None where nothing did.
+    """
+
+    error_status: int | None = None
+
+
 class EventStream:
     """The stream of one response. Closing it aborts the engine's requests, also before the first frame.
 
@@ -56,10 +66,16 @@ class EventStream:
     one that another task is waiting in is an error.)
     """
 
-    def __init__(self, frames: AsyncGenerator[bytes, None], requests: Sequence[StreamPort]) -> None:
-        self._frames = frames
+    def __init__(self, requests: Sequence[StreamPort], writer: FrameWriter) -> None:
+        self._outcome = _Outcome()
+        self._frames = _event_frames(requests, writer, self._outcome)
         self._requests = requests
         self._open = True
+
+    @property
+    def error_status(self) -> int | None:
+        """The status that the response would have had, where a fault ended it; known with its last frame."""
+        return self._outcome.error_status
 
     def __aiter__(self) -> EventStream:
         return self
@@ -209,7 +225,7 @@ async def stream_response(requests: Sequence[StreamPort], writer: FrameWriter) -
         abort_all(requests)
         raise
     headers = {"Content-Type": STREAM_TYPE, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return HttpResponse(200, headers, stream=EventStream(_event_frames(requests, writer), requests))
+    return HttpResponse(200, headers, stream=EventStream(requests, writer))
 
 
 async def collect_all(requests: Sequence[StreamPort]) -> list[RequestOutput]:
@@ -229,7 +245,9 @@ def abort_all(requests: Sequence[StreamPort]) -> None:
         request.abort()
 
 
-async def _event_frames(requests: Sequence[StreamPort], writer: FrameWriter) -> AsyncGenerator[bytes, None]:
+async def _event_frames(
+    requests: Sequence[StreamPort], writer: FrameWriter, outcome: _Outcome
+) -> AsyncGenerator[bytes, None]:
     try:
         if len(requests) == 1:
             async for delta in requests[0]:
@@ -243,6 +261,7 @@ async def _event_frames(requests: Sequence[StreamPort], writer: FrameWriter) -> 
         last = writer.end()
     except Exception as error:
         abort_all(requests)
+        outcome.error_status = error_status(error)
         last = writer.failure(error)
     yield last
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +13,9 @@ from pydantic_core import to_json
 JSON_TYPE = "application/json"
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+DONE = b"data: [DONE]\n\n"
+"""The end of a stream of chunks."""
 
 
 _TRACE_HEADERS = ("traceparent", "tracestate")
@@ -23,6 +27,10 @@ class ByteStream(Protocol):
     def __aiter__(self) -> ByteStream: ...
 
     async def __anext__(self) -> bytes: ...
+
+    @property
+    def error_status(self) -> int | None:
+        """The status that the response would have had, where a fault ended it instead: known with its last piece."""
 
     async def aclose(self) -> None:
         """Ends the stream and aborts what it stands for; any number of times, begun or not."""
@@ -50,9 +58,17 @@ class HttpRequest:
 
     @property
     def trace_headers(self) -> Mapping[str, str] | None:
-        """The trace that it is part of, in W3C's headers; None where there is none."""
-        found = {name: self.headers[name] for name in _TRACE_HEADERS if name in self.headers}
-        return found or None
+        """The trace that it is part of; see `trace_headers_of`."""
+        return trace_headers_of(self.headers)
+
+
+def trace_headers_of(headers: Mapping[str, str]) -> Mapping[str, str] | None:
+    """The trace that a request is part of, in W3C's headers; None where there is none.
+
+    Args:
+        headers: by lower-cased name.
+    """
+    return {name: headers[name] for name in _TRACE_HEADERS if name in headers} or None
 
 
 @dataclass(slots=True)
@@ -70,6 +86,27 @@ class HttpResponse:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     stream: ByteStream | None = None
+
+
+def decode_json(text: bytes | str) -> Any:
+    """What JSON says. Python's own parser takes `NaN`, `Infinity` and numbers that no float holds; this does not.
+
+    Raises:
+        ValueError: it is no JSON, or has such a number.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON: use a number, or null")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:32]} is too large")
+    return value
 
 
 def encode_json(value: Any) -> bytes:

@@ -19,8 +19,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from paged_backend.handlers.openai.errors import error_body
-from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpRequest, HttpResponse, encode_json
+from paged_backend.handlers.openai.errors import ProtocolError, error_response, late_frames
+from paged_backend.handlers.openai.wire import STREAM_TYPE, HttpRequest, HttpResponse
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ is taken for an orphan.
 
 TICK_S = 0.1
 
-_LOST = error_body("The server's front end stopped asking for this request: send it again.", status=503)
-_INTERNAL = error_body("Internal server error. The server's log says more.", status=500)
+_LOST = "The server's front end stopped asking for this request: send it again."
+_INTERNAL = "Internal server error. The server's log says more."
 
 _STREAM_FIELD = re.compile(rb'"stream"\s*:\s*true')
 
@@ -92,6 +92,7 @@ class _Live:
 
     request_id: str
     wants_stream: bool
+    path: str
     commit_at_s: float = math.inf
     probe_at_s: float = 0.0
     response: HttpResponse | None = None
@@ -207,14 +208,14 @@ class Pump:
         except Exception:
             # Whatever gets out of the host's call fails every request in it.
             logger.exception("A request could not be read.")
-            live = _Live(request_id, wants_stream=False)
+            live = _Live(request_id, wants_stream=False, path="")
             self._fail(live, _INTERNAL, status=500)
             with self._lock:
                 self._live[request_id] = live
             return
         if request is None:
             return
-        live = _Live(request_id, _wants_stream(request))
+        live = _Live(request_id, _wants_stream(request), request.path)
         with self._lock:
             self._live[request_id] = live
         self._loop.call_soon_threadsafe(self._start, live, request)
@@ -352,7 +353,7 @@ class Pump:
             if response is not None:
                 live.response = response
                 if response.stream is None and live.committed and live.wants_stream:
-                    chunk = _as_stream(chunk)
+                    chunk = late_frames(response, live.path)
             if chunk:
                 live.chunks.append(chunk)
             live.finished = finished
@@ -365,19 +366,17 @@ class Pump:
         self._announcing = False
         self._news.set()
 
-    def _fail(self, live: _Live, body: Mapping[str, object], *, status: int) -> None:
+    def _fail(self, live: _Live, message: str, *, status: int) -> None:
         """Ends a request with an error: whole where nothing was written yet, else as the stream's last frame."""
-        error = encode_json(body)
+        response = error_response(ProtocolError(message, status=status), live.path)
         with self._lock:
             if live.finished:
                 return
             begun = live.committed or bool(live.chunks)
             streams = live.wants_stream if live.response is None else live.response.stream is not None
-            if begun and streams:
-                error = _as_stream(error)
-            if not begun:
-                live.response = HttpResponse(status, {"Content-Type": "application/json"})
-            live.chunks.append(error)
+            if not begun or live.response is None:
+                live.response = response
+            live.chunks.append(late_frames(response, live.path) if begun and streams else response.body)
             live.finished = True
         self._news.set()
 
@@ -402,11 +401,6 @@ class Pump:
                 except Exception:
                     # The watchdog must outlive whatever it looks at.
                     logger.exception("The watchdog's check failed.")
-
-
-def _as_stream(body: bytes) -> bytes:
-    """A whole JSON body, which holds no line breaks, for a client that was promised a stream."""
-    return b"data: " + body + b"\n\ndata: [DONE]\n\n"
 
 
 def _wants_stream(request: HttpRequest) -> bool:

@@ -12,11 +12,10 @@ TorchServe prediction, and goes to the route that its body fits:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from paged_backend.handlers.openai.wire import HttpRequest
+from paged_backend.handlers.openai.wire import HttpRequest, decode_json
 
 PATH_HEADER = "url_path"
 CHAT_PATH = "/v1/chat/completions"
@@ -60,7 +59,7 @@ def _read_prediction(headers: Mapping[str, str], body: Any, model_name: str) -> 
     if isinstance(body, (bytes, str)):
         content_type = headers.get("content-type", "")
         try:
-            fields = json.loads(body)
+            fields = decode_json(body)
         except (ValueError, RecursionError):
             fields = None
         if not isinstance(fields, dict) and not content_type.startswith("application/json"):

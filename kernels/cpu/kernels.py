@@ -18,7 +18,7 @@ from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.cpu.linear import CpuLinear
-from paged_backend.kernels.cpu.recorder import Buffer, CompiledStep, Recorder, check_memory, run
+from paged_backend.kernels.cpu.recorder import CPU_CACHE_DTYPES, Buffer, CompiledStep, Recorder, check_memory, run
 from paged_backend.kernels.cpu.sampling import sample
 from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
@@ -36,7 +36,11 @@ class CpuKernels:
         num_threads: the caller's thread and its helpers.
         instruction_set: what it runs with: "avx512_vnni", "avx512", "avx2" or "portable".
         report: for each operation, "cpu" and the instruction set.
+        cache_dtypes, token_major_keys: see `Kernels`.
     """
+
+    token_major_keys = False
+    cache_dtypes = CPU_CACHE_DTYPES
 
     def __init__(self, num_threads: int, instruction_set: str = "auto") -> None:
         try:

@@ -18,6 +18,9 @@ from paged_backend.kernels.interface import Kernels, LinearWeight, OperationChoi
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 
+CPU_CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
+"""What the C++ kernels read and write; there, the fastest conversion from fp8 is a table."""
+
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
@@ -42,7 +45,11 @@ class Recorder:
     Attributes:
         inputs: what stands for the step's inputs while it is recorded.
         report: how the operations will be computed.
+        cache_dtypes, token_major_keys: see `Kernels`.
     """
+
+    token_major_keys = False
+    cache_dtypes = CPU_CACHE_DTYPES
 
     def __init__(self, runtime: _cpu.Runtime, report: Mapping[str, OperationChoice]) -> None:
         self.report = report
@@ -320,6 +327,8 @@ def _no_tokens() -> StepInputs:
 
 def _cache_arguments(cache: LayerCache) -> tuple[Tensor, Tensor, str, int, int, int]:
     check_memory("keys", cache.keys)
+    if cache.token_major_keys:
+        raise KernelError("token_major_keys must be false: the C++ kernels read turned keys alone.")
     return cache.keys, cache.values, cache.dtype, cache.num_kv_heads, cache.block_size, cache.head_size
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,6 +40,11 @@ class ReferenceLinear:
     def num_bytes(self) -> int:
         """See `LinearWeight`."""
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    @property
+    def device(self) -> torch.device:
+        """See `TensorLinear`."""
+        return self.weight.device
 
 
 def pack_linear(weight: Tensor | QuantizedWeight, bias: Tensor | None, gated: bool) -> ReferenceLinear:

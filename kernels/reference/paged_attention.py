@@ -76,7 +76,7 @@ def _blocks(block_tables: Tensor, index: int, first_block: int, context_len: int
 def _gather(cache: LayerCache, blocks: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
     """The first num_keys tokens of some blocks: keys, float32 [Hkv, D, num_keys], and values [Hkv, num_keys, D]."""
     keys, values = cache.key_numbers()[blocks].float(), cache.value_numbers()[blocks].float()
-    if cache.dtype == "int8":
+    if cache.has_scales:
         keys = keys * cache.key_scales()[blocks].unsqueeze(2)
         values = values * cache.value_scales()[blocks].unsqueeze(3)
     keys = keys.permute(1, 2, 0, 3).flatten(2)[..., :num_keys]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from paged_backend.kernels.cache_layout import SMALLEST_INT8_HEAD, LayerCache
+from paged_backend.kernels.cache_layout import LARGEST_NUMBERS, LayerCache, smallest_head
 from paged_backend.kernels.reference.rms_norm import normed
 
 
@@ -45,25 +45,27 @@ def _turned(wide: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _store(key: Tensor, value: Tensor, cache: LayerCache, slots: Tensor) -> None:
     blocks, offsets = slots // cache.block_size, slots % cache.block_size
     keys, values = cache.key_numbers(), cache.value_numbers()
-    if cache.dtype == "int8":
+    if cache.has_scales:
         # Two index tensors with a slice between them put their dimension first: [T, Hkv], like the source.
-        key, cache.key_scales()[blocks, :, offsets] = quantized_heads(key)
-        value, cache.value_scales()[blocks, :, offsets] = quantized_heads(value)
+        key, cache.key_scales()[blocks, :, offsets] = quantized_heads(key, cache.dtype)
+        value, cache.value_scales()[blocks, :, offsets] = quantized_heads(value, cache.dtype)
     keys[blocks, :, :, offsets] = key.to(keys.dtype)
     values[blocks, :, offsets] = value.to(values.dtype)
 
 
-def quantized_heads(heads: Tensor) -> tuple[Tensor, Tensor]:
+def quantized_heads(heads: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """Each head in 8 bits, by the formula of `cache_layout`.
 
     Args:
         heads: float32 [..., D].
+        dtype: "int8" or "fp8_e4m3".
 
     Returns:
-        (whole numbers, float32 [..., D]; scales, float32 [...]).
+        (numbers, float32 [..., D], those of int8 whole already; scales, float32 [...]).
     """
     largest = heads.abs().amax(dim=-1)
-    scales = torch.where(largest < SMALLEST_INT8_HEAD, 0.0, largest / 127)
+    scales = torch.where(largest < smallest_head(dtype), 0.0, largest / LARGEST_NUMBERS[dtype])
     scales = torch.where(largest.isfinite(), scales, torch.nan)
     usable = (scales > 0).unsqueeze(-1)
-    return torch.where(usable, (heads / scales.unsqueeze(-1)).round(), 0.0), scales
+    numbers = torch.where(usable, heads / scales.unsqueeze(-1), 0.0)
+    return numbers.round() if dtype == "int8" else numbers, scales

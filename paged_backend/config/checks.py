@@ -37,6 +37,11 @@ def dtype_named(value: Any) -> Any:
     return {"float": "float32", "half": "float16"}.get(value, value) if isinstance(value, str) else value
 
 
+def cache_dtype_named(value: Any) -> Any:
+    """The same for what a cache is held in."""
+    return "fp8_e4m3" if value == "fp8" else dtype_named(value)
+
+
 def texts(name: str, value: object) -> tuple[str, ...]:
     """A list of texts, or one alone."""
     if not isinstance(value, (str, list, tuple)):

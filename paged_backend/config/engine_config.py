@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paged_backend.config.checks import (
+    cache_dtype_named,
     check_bool,
     check_choice,
     check_gib,
@@ -125,7 +126,8 @@ class CacheConfig:
             never takes more than max_num_seqs sequences of max_model_len tokens need.
         enable_prefix_caching: find full blocks again by their tokens.
         kv_cache_dtype: what keys and values are held in: "auto" (float32 on the CPU), "float32" (or "float"),
-            "bfloat16", "float16" (or "half"), or "int8" (with a scale for each token's head).
+            "bfloat16", "float16" (or "half"), or, with a scale for each token's head, "int8" or "fp8_e4m3" (or "fp8":
+            on a GPU of compute capability 8.9 or more, or with kernel_backend "reference").
         kv_offloading_size: GiB of host memory for blocks that lose their place in the pool, found again by their
             tokens, and for preempted sequences. None means none, or, with kv_offloading_dir, room for one sequence of
             max_model_len.
@@ -165,8 +167,9 @@ class CacheConfig:
                     "kv_offloading_dir keeps what enable_prefix_caching finds: turn that on, or leave the folder out."
                 )
         check_bool("enable_prefix_caching", self.enable_prefix_caching)
-        object.__setattr__(self, "kv_cache_dtype", dtype_named(self.kv_cache_dtype))
-        check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "float32", "bfloat16", "float16", "int8"))
+        object.__setattr__(self, "kv_cache_dtype", cache_dtype_named(self.kv_cache_dtype))
+        choices = ("auto", "float32", "bfloat16", "float16", "int8", "fp8_e4m3")
+        check_choice("kv_cache_dtype", self.kv_cache_dtype, choices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,8 +238,9 @@ class ExecutorConfig:
     """Where and with what a step is computed.
 
     Attributes:
-        device: "auto" or "cpu".
-        kernel_backend: "auto" (the fastest that serves the machine), "reference" (plain torch) or "cpu" (C++).
+        device: "cpu", "cuda" (an NVIDIA GPU), or "auto": a GPU where there is one.
+        kernel_backend: "auto" (the fastest that serves the device), "reference" (plain torch), "cpu" (C++) or "triton"
+            (NVIDIA GPUs).
         num_threads: CPU threads for kernels; None means the physical cores that the process may use.
     """
 
@@ -245,8 +249,10 @@ class ExecutorConfig:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("device", self.device, ("auto", "cpu"))
-        check_choice("kernel_backend", self.kernel_backend, ("auto", "reference", "cpu"))
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("kernel_backend", self.kernel_backend, ("auto", "reference", "cpu", "triton"))
+        if self.device == "cuda" and self.kernel_backend == "cpu":
+            raise ConfigError("kernel_backend cpu cannot compute on device cuda: choose kernel_backend auto or triton.")
         check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
 
 

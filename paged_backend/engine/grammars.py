@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
 
 from paged_backend.engine.request import RequestState
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import InvalidRequestError, PagedBackendError
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.structured.compiler import GrammarCompiler, refusal
+from paged_backend.structured.compiler import GrammarCompiler
+from paged_backend.structured.fair_jobs import Job
 from paged_backend.structured.matcher import Matcher
 from paged_backend.structured.source import GrammarSource
 from paged_backend.structured.vocabulary import Vocabulary
@@ -63,12 +64,11 @@ class GrammarDesk:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A request, and the grammar that it waits for."""
+    """A request, and what compiles its grammar."""
 
     state: RequestState
     seed: int
-    source: GrammarSource
-    grammar: Future[Matcher]
+    job: Job
 
 
 class GrammarQueue:
@@ -94,25 +94,21 @@ class GrammarQueue:
 
     def begin(self, state: RequestState, seed: int) -> bool:
         """Takes a request, and its seed, to wait for its grammar; False if there is nothing to wait for."""
-        source = state.request.grammar
-        if source is None:
+        request = state.request
+        if request.grammar is None:
             return False
         assert self._compiler is not None
-        grammar = self._compiler.compile(source)
-        if grammar.done() and grammar.exception() is None:
-            state.matcher = grammar.result()
-            return False
-        self._waiting[state.request.key] = _Waiting(state, seed, source, grammar)
+        job = self._compiler.compile(request.grammar, request.params.num_sequences, request.tenant)
+        self._waiting[request.key] = _Waiting(state, seed, job)
         return True
 
     def forget(self, key: str) -> None:
-        """The request is over; one that does not wait here is no error. A grammar that nobody else waits for is not
-        compiled any more: who sends and aborts would fill the compiler's queue."""
+        """The request is over; one that does not wait here is no error. Its grammar is not compiled any more: who sends
+        and aborts would fill the compiler's queue."""
         waiting = self._waiting.pop(key, None)
-        if waiting is None or any(other.grammar is waiting.grammar for other in self._waiting.values()):
-            return
-        assert self._compiler is not None
-        self._compiler.abandon(waiting.source, waiting.grammar)
+        if waiting is not None:
+            assert self._compiler is not None
+            self._compiler.abandon(waiting.job)
 
     def take_ready(self, *, wait_for_one: bool) -> Iterator[tuple[RequestState, int, PagedBackendError | None]]:
         """The requests whose wait is over, with their seeds, in order of arrival; and why, if a grammar was refused.
@@ -121,21 +117,23 @@ class GrammarQueue:
             wait_for_one: if none is, for a moment, as there is nothing else to do.
         """
         if wait_for_one and self._waiting:
-            wait([next(iter(self._waiting.values())).grammar], _IDLE_WAIT_S)
+            wait([next(iter(self._waiting.values())).job.matcher], _IDLE_WAIT_S)
         for key, waiting in list(self._waiting.items()):
-            if waiting.grammar.done():
+            matcher = waiting.job.matcher
+            if matcher.done():
                 del self._waiting[key]
-                error = refusal(waiting.grammar, waiting.source)
+                error = matcher.exception()
+                assert error is None or isinstance(error, PagedBackendError)
                 if error is None:
-                    waiting.state.matcher = waiting.grammar.result()
+                    waiting.state.matcher = matcher.result()
                 yield waiting.state, waiting.seed, error
 
     def give_up(self, state: RequestState, matcher: Matcher | None) -> None:
-        """A request fails; if its grammar could not go on, that is not tried again with what there is of it."""
+        """A request fails. If its grammar took too long, no other one may try it."""
         source = state.request.grammar
-        if source is not None and matcher is not None and matcher.error:
+        if source is not None and matcher is not None and matcher.is_slow:
             assert self._compiler is not None
-            self._compiler.give_up(source, matcher)
+            self._compiler.refuse(source, f"is too complex: {matcher.error}.")
 
     def close(self) -> None:
         """Ends the compiler."""

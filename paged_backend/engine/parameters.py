@@ -12,12 +12,15 @@ from paged_backend.config import EngineConfig
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import ConfigError, InvalidRequestError
 from paged_backend.sampling.processors import check_token_ids
-from paged_backend.sampling_params import LogitsProcessor, LogitsProcessorConstructor, SamplingParams
+from paged_backend.sampling_params import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    LogitsProcessor,
+    LogitsProcessorConstructor,
+    SamplingParams,
+)
 
 logger = logging.getLogger(__name__)
-
-_MAX_BAD_WORDS = 1024
-"""Sequences of tokens, after all ways to write a word."""
 
 
 class ParameterDesk:
@@ -52,6 +55,7 @@ class ParameterDesk:
         changes: dict[str, Any] = {}
         if params.bad_words:
             words = dict.fromkeys((*(params.bad_words_token_ids or ()), *self._bad_word_tokens(params.bad_words)))
+            self._check_bad_words(len(words))
             changes |= {"bad_words": (), "bad_words_token_ids": tuple(words)}
         if params.logits_processors:
             changes["logits_processors"] = tuple(map(self._processor, params.logits_processors))
@@ -132,17 +136,22 @@ class ParameterDesk:
                 raise InvalidRequestError(f"bad_words holds {word!r}, which is no text.", param="bad_words") from error
             if not plain:
                 raise InvalidRequestError(f"bad_words holds {word!r}, which has no tokens.", param="bad_words")
+            if len(plain) > MAX_BAD_WORD_TOKENS:
+                raise InvalidRequestError(
+                    f"bad_words holds a text of {len(plain)} tokens; {MAX_BAD_WORD_TOKENS} are allowed.",
+                    param="bad_words",
+                )
             sequences.append(plain)
             if len(spaced) == len(plain) and spaced[0] != plain[0]:
                 sequences.append(spaced)
-        self._check_bad_words(len(sequences))
         return sequences
 
     @staticmethod
     def _check_bad_words(num_sequences: int) -> None:
-        if num_sequences > _MAX_BAD_WORDS:
+        if num_sequences > MAX_BAD_WORDS:
             raise InvalidRequestError(
-                f"bad_words stands for {num_sequences} sequences of tokens; {_MAX_BAD_WORDS} are allowed.",
+                f"bad_words stands for {num_sequences} sequences of tokens (with those of bad_words_token_ids); "
+                f"{MAX_BAD_WORDS} are allowed.",
                 param="bad_words",
             )
 

@@ -50,6 +50,7 @@ class BatchInputs:
             positions = computed
             blocks = last_blocks = positions // self._block_size
             ends = computed + 1
+            max_query_len = 1
         else:
             known = list(chain.from_iterable([line.token_ids for line in lines]))
             num_new = np.array([len(line.token_ids) for line in lines], np.int64)
@@ -60,6 +61,7 @@ class BatchInputs:
             blocks = positions // self._block_size
             last_blocks = blocks[query_start[1:] - 1]
             ends = computed + num_new
+            max_query_len = int(num_new.max())
         self._update_tables(plan, computed // self._block_size, last_blocks)
         slots = (self._tables[:, owners, blocks] - blocks) * self._block_size + positions
         return StepInputs(
@@ -70,6 +72,7 @@ class BatchInputs:
             query_start=torch.from_numpy(query_start.astype(np.int32)),
             context_lens=torch.from_numpy(ends.astype(np.int32)),
             logits_rows=_logits_rows(plan, query_start),
+            max_query_len=max_query_len,
         )
 
     def _update_tables(self, plan: StepPlan, first_blocks: _Ints, last_blocks: _Ints) -> None:

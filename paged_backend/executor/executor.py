@@ -14,6 +14,7 @@ from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.executor.offload import open_transfer
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.cores import usable_cores
+from paged_backend.kernels.devices import select_device
 from paged_backend.kernels.interface import OperationChoice
 from paged_backend.kernels.reference.kernels import ReferenceKernels
 from paged_backend.kernels.registry import select_kernels
@@ -31,6 +32,7 @@ class Executor:
         max_model_len: tokens of prompt and output at most.
         vocab_size: token ids are 0 .. vocab_size - 1; a tokenizer may know fewer.
         num_blocks, block_size: the pool of the KV cache; block ids are 0 .. num_blocks - 1.
+        kv_cache_dtype: what keys and values are held in.
         layer_groups: the groups of layers that have blocks of their own for a sequence.
         eos_token_ids: what ends a text, by the model's own files.
         default_sampling_params: sampling parameters by name, for requests that leave them out.
@@ -50,11 +52,12 @@ class Executor:
             ConfigError: the configuration asks for more than the model or the memory gives.
         """
         num_threads = config.executor.num_threads or usable_cores()
-        kernels = select_kernels(config.executor.kernel_backend, "cpu", num_threads=num_threads)
+        device = select_device(config.executor.device)
+        kernels = select_kernels(config.executor.kernel_backend, device, num_threads=num_threads)
         # torch's threads wait actively for each other: beside the kernels' own they would only be in the way.
         torch.set_num_threads(num_threads if isinstance(kernels, ReferenceKernels) else 1)
+        dtype = self.kv_cache_dtype = cache_dtype(config, kernels)
         model = load_model(config.model, kernels, num_threads=num_threads)
-        dtype = cache_dtype(config)
         self.max_model_len: int = model.max_model_len
         self.architecture: Architecture = model.architecture
         self.vocab_size: int = model.architecture.vocab_size
@@ -72,7 +75,14 @@ class Executor:
         self.num_blocks: int = num_cache_blocks(config, model.architecture, model.max_model_len, dtype, layout)
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
         self.num_threads: int = num_threads
-        storage = KVStorage(model.architecture, self.num_blocks, self.block_size, dtype, layout)
+        storage = KVStorage(
+            model.architecture,
+            self.num_blocks,
+            self.block_size,
+            dtype,
+            layout,
+            token_major_keys=kernels.token_major_keys,
+        )
         self.transfer: KVTransfer | None = open_transfer(config, model, storage, layout, kernels.report)
         self._runner: Runner | None = Runner(
             model.decoder,
@@ -81,7 +91,7 @@ class Executor:
             self.block_size,
             len(layout.groups),
             self.transfer,
-            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs),
+            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs, num_threads),
         )
 
     def close(self) -> None:

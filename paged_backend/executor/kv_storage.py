@@ -16,6 +16,7 @@ from paged_backend.config import EngineConfig
 from paged_backend.errors import ConfigError
 from paged_backend.executor.kv_layout import KVLayout, plan_layout
 from paged_backend.kernels.cache_layout import LayerCache, block_bytes
+from paged_backend.kernels.interface import Kernels
 from paged_backend.models.architecture import Architecture
 
 _MIB = 2**20
@@ -30,12 +31,20 @@ class KVStorage:
     """
 
     def __init__(
-        self, architecture: Architecture, num_blocks: int, block_size: int, dtype: str, layout: KVLayout | None = None
+        self,
+        architecture: Architecture,
+        num_blocks: int,
+        block_size: int,
+        dtype: str,
+        layout: KVLayout | None = None,
+        *,
+        token_major_keys: bool = False,
     ) -> None:
         """Takes the memory.
 
         Args:
             layout: where each layer has its place; None for one group of all of them.
+            token_major_keys: how the kernels like keys to lie (`Kernels.token_major_keys`).
 
         Raises:
             ConfigError: the system does not give so much.
@@ -65,6 +74,7 @@ class KVStorage:
                 block_size=block_size,
                 head_size=head_size,
                 group=group,
+                token_major_keys=token_major_keys,
             )
             for group, lane in layout.places
         )
@@ -81,10 +91,21 @@ def lazy_pages(num_bytes: int) -> mmap.mmap:
     return pages
 
 
-def cache_dtype(config: EngineConfig) -> str:
-    """What keys and values are held in."""
+def cache_dtype(config: EngineConfig, kernels: Kernels) -> str:
+    """What keys and values are held in.
+
+    Raises:
+        ConfigError: the kernels have none of the dtype that is asked for.
+    """
     asked = config.cache.kv_cache_dtype
-    return "float32" if asked == "auto" else asked
+    if asked == "auto":
+        return kernels.cache_dtypes[0]
+    if asked not in kernels.cache_dtypes:
+        raise ConfigError(
+            f"kv_cache_dtype {asked} is not served by the {kernels.report['paged_attention'].implementation} kernels: "
+            f"choose one of {', '.join(kernels.cache_dtypes)}, or kernel_backend reference, which serves all."
+        )
+    return asked
 
 
 def num_cache_blocks(

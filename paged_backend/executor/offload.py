@@ -16,7 +16,7 @@ from paged_backend.executor.block_file import BlockFileError
 from paged_backend.executor.cache_folder import open_block_file
 from paged_backend.executor.disk_tier import DiskTier
 from paged_backend.executor.kv_layout import KVLayout
-from paged_backend.executor.kv_storage import KVStorage, cache_dtype
+from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.kernels.interface import OperationChoice
 from paged_backend.kv.prefix_index import pack_tokens
@@ -63,7 +63,7 @@ def open_transfer(
         )
     transfer = KVTransfer(storage, num_slots)
     if cache.kv_offloading_dir is not None:
-        fingerprint = _fingerprint(config, model, layout, report)
+        fingerprint = _fingerprint(config, model, storage, layout, report)
         transfer.disk = _open_disk(Path(cache.kv_offloading_dir), fingerprint, config, payload_bytes)
     return transfer
 
@@ -84,15 +84,21 @@ def _open_disk(folder: Path, fingerprint: bytes, config: EngineConfig, payload_b
 
 
 def _fingerprint(
-    config: EngineConfig, model: LoadedModel, layout: KVLayout, report: Mapping[str, OperationChoice]
+    config: EngineConfig,
+    model: LoadedModel,
+    storage: KVStorage,
+    layout: KVLayout,
+    report: Mapping[str, OperationChoice],
 ) -> bytes:
     """32 bytes that stand for all that a block's content depends on but its tokens."""
+    cache = storage.layers[0]
     facts = {
         "checkpoint": checkpoint_fingerprint(model.folder, config.model.load_format).hex(),
         "architecture": repr(model.architecture),
         "dtype": config.model.dtype,
         "quantization": config.model.quantization,
-        "kv_cache_dtype": cache_dtype(config),
+        "kv_cache_dtype": cache.dtype,
+        "token_major_keys": cache.token_major_keys,
         "block_size": config.cache.block_size,
         "layout": [layout.num_lanes, layout.places],
         "kernels": {name: tuple(choice) for name, choice in sorted(report.items())},

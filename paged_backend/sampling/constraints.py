@@ -14,16 +14,22 @@ from paged_backend.structured.token_masks import TokenMasks
 def constrain(batch: SamplingBatch, tasks: Sequence[SamplingTask], rows: Sequence[int], masks: TokenMasks) -> None:
     """Adds the masks of rows whose tasks have matchers, and whose other changes are in the batch already.
 
-    What must not be drawn before min_tokens may be drawn where a grammar leaves nothing else: it would never end.
+    What must not be drawn before min_tokens may be drawn where a grammar, and the bad words, leave nothing else: it
+    would never end. The bad words stay forbidden.
     """
-    changes = dict(batch.changes)
-    for place, row in enumerate(rows):
+    samples = []
+    for row in rows:
         task = tasks[row]
         assert task.matcher is not None
-        masks.fill(place, task.matcher, task.token_ids, len(task.prompt_token_ids))
+        samples.append((task.matcher, task.token_ids, len(task.prompt_token_ids)))
+    masks.fill(samples)
+    changes = dict(batch.changes)
+    for place, row in enumerate(rows):
         change = changes[row]._replace(token_mask=place)
-        if task.suppressed_token_ids and not masks.allows_others(place, task.suppressed_token_ids):
-            change = change._replace(suppressed_token_ids=())
+        suppressed = change.suppressed_token_ids  # the task's, and behind them those of the bad words
+        num_early = len(tasks[row].suppressed_token_ids)
+        if num_early and not masks.allows_others(place, suppressed):
+            change = change._replace(suppressed_token_ids=suppressed[num_early:])
         changes[row] = change
     batch.changes = changes
     batch.token_masks = torch.from_numpy(masks.words)

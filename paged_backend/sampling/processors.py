@@ -3,12 +3,12 @@ allowed tokens, suppressed tokens and bad words, logit bias, then penalties."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.kernels.sampling_batch import LogitChanges
-from paged_backend.sampling_params import SamplingParams
+from paged_backend.sampling_params import BadWords, SamplingParams
 from paged_backend.scheduler.plan import SamplingTask
 
 
@@ -32,8 +32,9 @@ def logit_changes(task: SamplingTask) -> LogitChanges:
     params = task.params
     output = task.output_token_ids
     suppressed = task.suppressed_token_ids
-    if params.bad_words_token_ids:
-        suppressed = (*suppressed, *_last_tokens(params.bad_words_token_ids, output))
+    if bad_words := params.bad_words_token_ids:
+        assert isinstance(bad_words, BadWords)
+        suppressed += bad_words.last_tokens(output)  # the prompt counts for nothing
     return LogitChanges(
         params.allowed_token_ids,
         suppressed,
@@ -44,14 +45,6 @@ def logit_changes(task: SamplingTask) -> LogitChanges:
         task.prompt_token_ids,
         output,
     )
-
-
-def _last_tokens(words: Iterable[Sequence[int]], output: Sequence[int]) -> Iterator[int]:
-    """Of each word that the output ends with but for its last token, that one. The prompt counts for nothing."""
-    for word in words:
-        num_before = len(word) - 1
-        if num_before <= len(output) and tuple(output[len(output) - num_before :]) == tuple(word[:-1]):
-            yield word[-1]
 
 
 def _token_ids(params: SamplingParams) -> Iterator[tuple[str, Iterable[int]]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from paged_backend.errors import InvalidRequestError
+from paged_backend.sampling_params.bad_words import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, BadWords
 from paged_backend.sampling_params.checks import check_integer, check_token_id
 from paged_backend.sampling_params.logits_processors import LogitsProcessor, LogitsProcessorConstructor, as_processor
 from paged_backend.sampling_params.repetition import RepetitionDetectionParams
@@ -54,6 +55,7 @@ class SamplingParams:
         seed: draws are keyed by (seed, position); None lets the engine choose one per request.
         stop: up to 4 strings that end the sample; left out of the text unless include_stop_str_in_output.
         stop_token_ids: token ids that end the sample, beside the model's EOS.
+        include_stop_str_in_output: keep the stop string in the text.
         ignore_eos: go on past EOS until max_tokens.
         max_tokens: new tokens at most; None means as many as fit in the context. 0 gives nothing but what is known of
             the prompt (prompt_logprobs).
@@ -72,7 +74,8 @@ class SamplingParams:
             that would complete one cannot be sampled. As in vLLM, one that takes another number of tokens behind a
             space is forbidden at the beginning only: give it with the space in bad_words_token_ids too. They need a
             tokenizer.
-        bad_words_token_ids: the same as sequences of token ids, for those who have no tokenizer; not in vLLM.
+        bad_words_token_ids: the same as sequences of token ids, for those who have no tokenizer; not in vLLM. 1024 at
+            most, those that bad_words stand for among them, of 64 tokens at most.
         logits_processors: what changes the logits before anything else does, in this order: functions (prompt token
             ids, output token ids, logits [vocab_size]) -> logits, or what names one that the engine was configured
             with (`logits_processors`): "package.module:name", or {"qualname": that, "args": [...], "kwargs": {...}}
@@ -133,7 +136,7 @@ class SamplingParams:
         for name in ("allowed_token_ids", "logprob_token_ids"):
             self._copy(name, lambda value: value if value is None else tuple(value))
         self._copy("bad_words", _texts)
-        self._copy("bad_words_token_ids", lambda value: tuple(map(tuple, value or ())))
+        self._copy("bad_words_token_ids", lambda value: value if isinstance(value, BadWords) else _sequences(value))
         self._copy("logits_processors", lambda value: tuple(map(as_processor, _texts(value))))
         self._copy("logit_bias", lambda value: dict(value or {}))
         for name in _SWITCHES:
@@ -272,13 +275,21 @@ class SamplingParams:
     def _check_words(self) -> None:
         if any(not isinstance(word, str) or not word.strip() for word in self.bad_words or ()):
             raise InvalidRequestError("bad_words must hold texts that are not empty.", param="bad_words")
-        for word in self.bad_words_token_ids or ():
-            if not word:
+        words = self.bad_words_token_ids
+        if not words or isinstance(words, BadWords):
+            return
+        name = "bad_words_token_ids"
+        if len(words) > MAX_BAD_WORDS:
+            raise InvalidRequestError(f"{name} takes at most {MAX_BAD_WORDS} sequences, got {len(words)}.", param=name)
+        for word in words:
+            if not 1 <= len(word) <= MAX_BAD_WORD_TOKENS:
                 raise InvalidRequestError(
-                    "bad_words_token_ids must hold sequences that are not empty.", param="bad_words_token_ids"
+                    f"{name} must hold sequences of 1 to {MAX_BAD_WORD_TOKENS} token ids, got one of {len(word)}.",
+                    param=name,
                 )
             for token in word:
-                check_token_id("bad_words_token_ids", token)
+                check_token_id(name, token)
+        object.__setattr__(self, name, BadWords(words))
 
     def _check_repetition(self) -> None:
         value: Any = self.repetition_detection
@@ -345,6 +356,11 @@ _OPTIONAL_INTEGERS = (
     ("stream_interval", 1),
 )
 """Parameters that may be None, and the least that they may be."""
+
+
+def _sequences(value: Any) -> tuple[tuple[Any, ...], ...]:
+    """A list of lists that may have been left out."""
+    return tuple(map(tuple, value or ()))
 
 
 def _texts(value: Any) -> tuple[Any, ...]:

@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
-import ctypes
-import time
 from collections.abc import Collection, Sequence
+from typing import Any
 
+import numpy as np
 from llguidance import LLMatcher
 
 from paged_backend.sampling_params import ReasoningTokens
 
-SLOW_MASK_S = 0.5
-"""Seconds of CPU in which a mask must be there. llguidance's limits leave room for grammars that need minutes."""
+Words = np.ndarray[Any, np.dtype[np.int32]]
 
 
 class Matcher:
     """One sample's place in a grammar. It follows the sample's tokens, which it is shown from the first on.
 
-    Matchers of one grammar share what it has learnt of its own automata, so they belong to one thread, the engine's.
+    Its automaton is its own, with all that it learns of the grammar on its way: what that costs, and at which limit it
+    ends, depends on the sample's tokens alone.
 
     Attributes:
         is_slow: whether a mask took too long: then none is made any more.
+        is_timed: whether a mask may have taken too long: then it is made where it can be timed.
+
+    Args:
+        automata: one for each sample of a request, at the grammar's beginning. Forks take theirs out of the list.
     """
 
-    __slots__ = ("_matcher", "_num_taken", "is_slow")
+    __slots__ = ("_automata", "_automaton", "_num_taken", "is_slow", "is_timed")
 
-    def __init__(self, matcher: LLMatcher, num_taken: int = 0) -> None:
-        self._matcher = matcher
-        self._num_taken = num_taken
+    def __init__(self, automata: list[LLMatcher]) -> None:
+        self._automata = automata
+        self._automaton = automata.pop()
+        self._num_taken = 0
         self.is_slow = False
+        self.is_timed = False
 
     def after(self, reasoning: ReasoningTokens | None, eos_token_ids: Collection[int]) -> Matcher:
-        """Another one at the same place, for a sample that reasons first.
+        """What takes this one's place for a request whose samples reason first.
 
         Args:
-            reasoning: None where it does not.
-            eos_token_ids: what must not end the sample before.
+            reasoning: None where they do not.
+            eos_token_ids: what must not end a sample before.
         """
         if reasoning is None or reasoning.is_open is False:
-            return self.fork()
-        return ReasoningMatcher(self._matcher.deep_copy(), reasoning, tuple(eos_token_ids))
+            return self
+        return ReasoningMatcher([*self._automata, self._automaton], reasoning, tuple(eos_token_ids))
 
     def fork(self) -> Matcher:
-        """Another sample's, at the same place."""
-        return Matcher(self._matcher.deep_copy(), self._num_taken)
+        """Another sample's. Neither has a token yet."""
+        assert not self._num_taken
+        return Matcher(self._automata)
 
     def follow(self, token_ids: Sequence[int], num_before: int) -> None:
         """Takes the tokens that it has not taken yet.
@@ -53,33 +60,34 @@ class Matcher:
             num_before: how many of them come before its output.
         """
         for token_id in token_ids[num_before + self._num_taken :]:
-            self._matcher.consume_token(token_id)
+            self._automaton.consume_token(token_id)
             self._num_taken += 1
 
-    def write_mask(self, address: int, num_bytes: int) -> bool:
-        """Writes a bit for each token of the vocabulary, 1 where it may come next; EOS may where the grammar is
-        complete.
+    @property
+    def automaton(self) -> LLMatcher | None:
+        """Who knows what may come next, for `finish_mask`; None where nobody has to be asked."""
+        return None if self.is_slow or self._automaton.is_error() else self._automaton
+
+    def finish_mask(self, words: Words) -> bool:
+        """Makes the mask of what the automaton has written.
 
         Args:
-            address: of int32 words of 32 tokens each, the lowest bit first.
-            num_bytes: of the words.
+            words: int32, a bit for each token of the vocabulary, the lowest first: 1 where it may come next. EOS may
+                where the grammar is complete.
 
         Returns:
             False where no token may come, and what is written means nothing: `error` says why, if it is known.
         """
-        matcher = self._matcher
-        if matcher.is_error() or self.is_slow:
+        automaton = self._automaton
+        if self.is_slow:
             return False
-        start_s = time.thread_time()
-        matcher.unsafe_compute_mask_ptr(address, num_bytes)
-        self.is_slow = time.thread_time() - start_s > SLOW_MASK_S
         # Where nothing but EOS is left, that is for one of three reasons.
-        return not self.is_slow and (not matcher.is_stopped() or (matcher.is_accepting() and not matcher.is_error()))
+        return not automaton.is_stopped() or (automaton.is_accepting() and not automaton.is_error())
 
     @property
     def is_complete(self) -> bool:
         """Whether the tokens so far satisfy the grammar."""
-        return self._matcher.is_accepting()
+        return self._automaton.is_accepting()
 
     @property
     def error(self) -> str:
@@ -87,7 +95,7 @@ class Matcher:
         itself leaves no way to go on."""
         if self.is_slow:
             return "it takes too long to tell which tokens may come next"
-        reason = self._matcher.get_error().partition("\n")[0] if self._matcher.is_error() else ""
+        reason = self._automaton.get_error().partition("\n")[0] if self._automaton.is_error() else ""
         return "" if reason.startswith("NoExtension") else reason
 
 
@@ -96,18 +104,17 @@ class ReasoningMatcher(Matcher):
 
     __slots__ = ("_eos_token_ids", "_is_open", "_is_over", "_reasoning")
 
-    def __init__(self, matcher: LLMatcher, reasoning: ReasoningTokens, eos_token_ids: tuple[int, ...]) -> None:
-        super().__init__(matcher)
+    def __init__(self, automata: list[LLMatcher], reasoning: ReasoningTokens, eos_token_ids: tuple[int, ...]) -> None:
+        super().__init__(automata)
         self._reasoning = reasoning
         self._eos_token_ids = eos_token_ids
         self._is_open = reasoning.is_open is True
         self._is_over = False
 
     def fork(self) -> Matcher:
-        """Another sample's, at the same place."""
-        other = ReasoningMatcher(self._matcher.deep_copy(), self._reasoning, self._eos_token_ids)
-        other._num_taken, other._is_open, other._is_over = self._num_taken, self._is_open, self._is_over
-        return other
+        """Another sample's. Neither has a token yet."""
+        assert not self._num_taken
+        return ReasoningMatcher(self._automata, self._reasoning, self._eos_token_ids)
 
     def follow(self, token_ids: Sequence[int], num_before: int) -> None:
         """Takes the tokens that it has not taken yet; the grammar takes those after the reasoning."""
@@ -123,17 +130,22 @@ class ReasoningMatcher(Matcher):
                 self._is_over = True  # it does not reason: this is the grammar's first token
         super().follow(token_ids, num_before)
 
-    def write_mask(self, address: int, num_bytes: int) -> bool:
-        """As `Matcher.write_mask`. While the sample reasons, all but EOS may come; at first, also what opens it."""
-        words = (ctypes.c_uint32 * (num_bytes // 4)).from_address(address)
+    @property
+    def automaton(self) -> LLMatcher | None:
+        """As `Matcher.automaton`."""
+        return None if self._is_open and not self._is_over else super().automaton
+
+    def finish_mask(self, words: Words) -> bool:
+        """As `Matcher.finish_mask`. While the sample reasons, all but EOS may come; at first, also what opens it."""
+        bits = words.view(np.uint32)
         if self._is_open and not self._is_over:
-            ctypes.memset(address, 0xFF, num_bytes)
+            bits[:] = 0xFFFFFFFF
             for token_id in self._eos_token_ids:
-                words[token_id // 32] &= ~(1 << token_id % 32) & 0xFFFFFFFF
+                bits[token_id // 32] &= ~np.uint32(1 << token_id % 32)
             return True
-        is_possible = super().write_mask(address, num_bytes)
+        is_possible = super().finish_mask(words)
         if is_possible and not self._is_over:
-            words[self._reasoning.begin_id // 32] |= 1 << self._reasoning.begin_id % 32
+            bits[self._reasoning.begin_id // 32] |= np.uint32(1 << self._reasoning.begin_id % 32)
         return is_possible
 
     @property

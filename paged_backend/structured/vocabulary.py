@@ -24,7 +24,8 @@ LIMITS: Mapping[str, int | bool] = MappingProxyType(
     }
 )
 """What a grammar may cost, under llguidance's names: several times what large schemas need. They bound a token's mask
-to milliseconds as a rule, but not always: hence Prover, and Matcher's own clock."""
+to milliseconds as a rule, but not always: hence Prover, and TokenMasks' clock. Each sample has its own, so where one
+ends depends on nobody else."""
 
 
 class Vocabulary:
@@ -46,23 +47,35 @@ class Vocabulary:
         self._limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
         self._num_words = mask_words(vocab_size)
 
-    def compile(self, source: GrammarSource, prover: Prover) -> Matcher:
-        """A matcher at the beginning of a grammar.
+    def prove(self, source: GrammarSource, prover: Prover) -> str:
+        """The grammar in llguidance's own form: it has been tried out, and fits this vocabulary.
 
         Raises:
             InvalidRequestError: it is wrong, too complex, or cannot be satisfied.
         """
         grammar = prover.prove(source, *source.form_and_text(self._is_special))
-        # Nothing of a client's grammar belongs into our log.
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        if matcher.is_error():
-            raise source.refused(f"cannot be used: {one_line(matcher.get_error())}.")
-        start = Matcher(matcher)
+        automaton = self._automaton(grammar)
+        if automaton.is_error():
+            raise source.refused(f"cannot be used: {one_line(automaton.get_error())}.")
+        start = Matcher([automaton])
         words = np.zeros(self._num_words, np.int32)
-        if not start.write_mask(words.ctypes.data, words.nbytes):
+        automaton.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        if not start.finish_mask(words):
             reason = f"is too complex: {start.error}" if start.error else "cannot be satisfied by any output"
             raise source.refused(f"{reason}.")
-        return start
+        return grammar
+
+    def matcher(self, grammar: str, num_samples: int) -> Matcher:
+        """A matcher at the beginning of a grammar, which can be forked for all samples of a request but one.
+
+        Args:
+            grammar: that has been proved.
+        """
+        return Matcher([self._automaton(grammar) for _ in range(num_samples)])
+
+    def _automaton(self, grammar: str) -> LLMatcher:
+        # Nothing of a client's grammar belongs into our log.
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
 
     def _is_special(self, text: str) -> bool:
         tokens = self._tokenizer.tokenize_str(text, parse_special=True)

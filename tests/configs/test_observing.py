@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -16,8 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
+from paged_backend.handlers.access.gate import Gate
+from paged_backend.handlers.access.limits import KeyLimits
 from paged_backend.handlers.bento import launch as bento
 from paged_backend.handlers.deployment import Deployment
+from paged_backend.handlers.openai.served_models import ServedModels
+from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
 from paged_backend.handlers.torchserve import config_files as torchserve
 from paged_backend.sampling_params import SamplingParams
 
@@ -48,8 +53,12 @@ def exposed() -> Iterator[Exposed]:
     params = SamplingParams(max_tokens=8, ignore_eos=True, n=2)
     for prompt in (list(range(5, 200)), list(range(200, 400)), list(range(5, 200))):
         client.submit(prompt, params).collect()
+    gate = Gate(limits={"default": KeyLimits(requests_per_minute=1)})
+    service = OpenAIService(ServedModels.one(client, ("tiny",)), gate=gate)
+    bodies = [HttpRequest("/v1/completions", body={"prompt": "x", "max_tokens": 1})] * 2
+    assert [asyncio.run(service.handle(request)).status for request in bodies] == [200, 429]
     samples: Exposed = {}
-    for family in text_string_to_metric_families(client.metrics_text()):
+    for family in text_string_to_metric_families(service.metrics_text()):
         for sample in family.samples:
             samples.setdefault(sample.name, set()).update(sample.labels)
             if sample.name == "vllm:kv_block_lifetime_seconds_count":

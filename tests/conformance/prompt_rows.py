@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tests.conformance.case import (
@@ -132,6 +133,11 @@ def _missing(path: str, model: Any, param: str | None = "model") -> Case:
     return Case(f"{path} of model {model!r}", path, {**BASE[path], "model": model}, status=404, param=param)
 
 
+def _with_number(path: str, field: str, number: str) -> bytes:
+    """A body with what Python's parser takes for a number, and JSON does not."""
+    return json.dumps({**BASE[path], field: "?"}).replace('"?"', number).encode()
+
+
 _BODIES = [
     *(_missing(path, model) for path in BOTH for model in ("other", "", "../../etc/passwd", "Paged-Tiny")),
     *(
@@ -153,9 +159,12 @@ _BODIES = [
     ),
     *refused("model", 5, "body.model"),
     *refused("model", ["paged-tiny"], "body.model"),
-    *refused("temperature", float("nan")),
-    *refused("temperature", float("inf")),
-    *refused("top_p", float("-inf")),
+    *(
+        Case(f"{path} with {field} {number}", path, _with_number(path, field, number), status=400, param="body")
+        for path in BASE
+        for field in ("temperature", "user")
+        for number in ("NaN", "Infinity", "-Infinity", "1e400", "-1E999")
+    ),
 ]
 
 ROWS = [*_PROMPTS, *_MESSAGES, *_NAMES, *_BODIES]

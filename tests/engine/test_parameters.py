@@ -93,6 +93,12 @@ def test_bad_words_become_tokens_in_vllms_way(folder: Path, monkeypatch: pytest.
         desk.prepare(SamplingParams(bad_words=[f"w{i}" for i in range(1100)]))
     assert raised.value.param == "bad_words"
     monkeypatch.undo()
+    some = [[number] for number in range(3, 303)]
+    with pytest.raises(InvalidRequestError, match="with those of bad_words_token_ids"):
+        desk.prepare(SamplingParams(bad_words=[f"w{i}" for i in range(1000)], bad_words_token_ids=some))
+    with pytest.raises(InvalidRequestError, match=r"a text of \d+ tokens; 64 are") as raised:
+        desk.prepare(SamplingParams(bad_words=["fox " * 200]))
+    assert raised.value.param == "bad_words"
     # One that is given over and over counts once, and hides none behind it.
     often = desk.prepare(SamplingParams(bad_words=["a"] * 1100 + ["b"]))
     assert often.bad_words_token_ids == desk.prepare(SamplingParams(bad_words=["a", "b"])).bad_words_token_ids

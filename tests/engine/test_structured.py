@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import threading
@@ -161,9 +162,12 @@ class GatedVocabulary:
         self._vocabulary = vocabulary
         self.gate = threading.Event()
 
-    def compile(self, source: GrammarSource, prover: Prover) -> Matcher:
+    def prove(self, source: GrammarSource, prover: Prover) -> str:
         assert self.gate.wait(30)
-        return self._vocabulary.compile(source, prover)
+        return self._vocabulary.prove(source, prover)
+
+    def matcher(self, grammar: str, num_samples: int) -> Matcher:
+        return self._vocabulary.matcher(grammar, num_samples)
 
 
 @pytest.fixture
@@ -209,20 +213,26 @@ def test_one_that_waits_for_its_grammar_can_be_aborted(gated: Any) -> None:
     assert core.stats().num_waiting == 0
 
 
-def test_a_grammar_is_compiled_while_one_of_those_who_wait_is_left(gated: Any) -> None:
-    core, _, desk = gated
-    texts = ["a", "b", "shared", "alone"]  # two are begun, two wait
+def test_a_grammar_is_compiled_for_those_who_still_wait(gated: Any) -> None:
+    core, vocabulary, desk = gated
     requests = []
-    for name, text in enumerate((*texts, "shared")):
-        params = SamplingParams(structured_outputs=StructuredOutputsParams(regex=text), max_tokens=2)
-        requests.append(new_request(str(name), [5, 6], params, grammar=desk.source(params)))
+    for name, text in enumerate(("shared", "shared", "alone", "shared")):
+        params = SamplingParams(structured_outputs=StructuredOutputsParams(regex=text), max_tokens=2, n=2)
+        request = new_request(str(name), [5, 6], params, grammar=desk.source(params))
+        requests.append(dataclasses.replace(request, tenant="x"))
         core.add(requests[-1])
-    entries = {source.text: entry for source, entry in desk.compiler._entries.items()}
-    core.abort(requests[2].key)
-    core.abort(requests[3].key)
-    assert entries["alone"].cancelled() and not entries["shared"].cancelled()
-    core.abort(requests[4].key)
-    assert entries["shared"].cancelled()
+    jobs = {key: waiting.job for key, waiting in core._grammars._waiting.items()}
+    for request in requests[1:3]:
+        core.abort(request.key)
+    vocabulary.gate.set()
+    while core.has_work():
+        core.step()
+    assert [jobs[request.key].matcher.cancelled() for request in (requests[0], requests[1], requests[3])] == [
+        False,
+        True,
+        False,
+    ]
+    assert all((jobs[request.key].num_samples, jobs[request.key].tenant) == (2, "x") for request in requests)
 
 
 def test_engines_that_cannot(folder: Path, llm: LLM) -> None:

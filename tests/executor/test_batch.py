@@ -52,6 +52,7 @@ def test_build_inputs(block_size: int, most_new: int) -> None:
         assert inputs.slot_mapping.tolist() == slots
         assert inputs.query_start.tolist() == starts
         assert inputs.context_lens.tolist() == [s.num_computed_tokens + len(s.token_ids) for s in sequences]
+        assert inputs.max_query_len == max(len(s.token_ids) for s in sequences)
         assert (inputs.logits_rows is None) == (len(rows) == len(tokens))
         if inputs.logits_rows is not None:
             assert inputs.logits_rows.tolist() == rows

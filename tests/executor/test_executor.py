@@ -122,15 +122,23 @@ def test_broken_logits_end_their_own_sequence(folder: Path) -> None:
     assert tokens_drawn[0] >= 0 and tokens_drawn[1] == NOT_DRAWN
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "fp8_e4m3"])
 def test_narrow_cache(folder: Path, expected: list[list[int]], dtype: str) -> None:
-    executor = new_executor(folder, kv_cache_dtype=dtype)
+    backend = "reference" if dtype == "fp8_e4m3" else "auto"
+    executor = new_executor(folder, kv_cache_dtype=dtype, kernel_backend=backend)
     tokens = prompts()[3]
     assert run_one(executor, scheduled(0, tokens, 0, table(0))) == expected[3][0]
     again = scheduled(1, tokens, len(tokens) - 1, table(1))
     pairs = tuple(zip(table(0)[:9], again.block_table, strict=False))
     result = executor.run(StepPlan((again,), block_copies=pairs))
     assert result.token_ids[0] == expected[3][0], "a copied block is the whole block, scales included"
+
+
+def test_a_cache_that_the_kernels_cannot_read_is_refused(folder: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^kv_cache_dtype fp8_e4m3 .* the cpu kernels: choose one of float32, .*int8,"
+    ):
+        new_executor(folder, kv_cache_dtype="fp8", kernel_backend="cpu")
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])

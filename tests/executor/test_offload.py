@@ -12,6 +12,7 @@ import torch
 from paged_backend.config import EngineConfig
 from paged_backend.errors import ConfigError
 from paged_backend.executor.executor import Executor
+from paged_backend.kernels.reference.kernels import ReferenceKernels
 from paged_backend.kv.host_tier import Transfers
 from paged_backend.models.fingerprint import checkpoint_fingerprint
 from tests.tiny_models import make_tiny_model
@@ -85,6 +86,15 @@ def test_moves_carry_whole_blocks_of_all_layers(folder: Path) -> None:
     block_bytes = before[:, :, 0].numel()
     stats = executor.transfer.stats()
     assert (stats.stored_bytes, stats.loaded_bytes) == (2 * block_bytes, 2 * block_bytes)
+
+
+def test_blocks_that_lie_otherwise_are_kept_apart(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for token_major_keys in (False, True, True):
+        monkeypatch.setattr(ReferenceKernels, "token_major_keys", token_major_keys)
+        new_executor(folder, kernel_backend="reference", kv_offloading_dir=str(tmp_path)).close()
+    assert len(list(tmp_path.glob("*.kvblocks"))) == 2
 
 
 def test_a_folder_in_use_is_not_shared(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

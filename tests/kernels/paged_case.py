@@ -11,9 +11,11 @@ from torch import Tensor
 
 from paged_backend.kernels.cache_layout import LayerCache, block_bytes
 from paged_backend.kernels.interface import StepInputs
+from paged_backend.kernels.reference.qkv_to_cache import quantized_heads
 from tests.kernels.rounding import unit
 
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
+"""What every implementation serves."""
 
 
 @dataclass
@@ -124,6 +126,7 @@ def make_case(
     head_size: int = 32,
     block_size: int = 16,
     cache_dtype: str = "float32",
+    token_major_keys: bool = False,
     sliding_window: int = 0,
     soft_cap: float = 0.0,
     seed: int = 0,
@@ -143,6 +146,7 @@ def make_case(
         num_kv_heads=num_kv_heads,
         block_size=block_size,
         head_size=head_size,
+        token_major_keys=token_major_keys,
     )
     # Of a generator of its own: the numbers are to be the same with any block size.
     order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -155,15 +159,13 @@ def make_case(
         slots = blocks[place // block_size], place % block_size
         for stored, numbers in ((keys, cache.key_numbers().transpose(2, 3)), (values, cache.value_numbers())):
             heads = torch.randn(context, num_kv_heads, head_size, generator=random)
-            if cache_dtype == "int8":
-                scales = heads.abs().amax(-1) / 127
+            if cache.has_scales:
+                heads, scales = quantized_heads(heads, cache_dtype)
                 views = cache.key_scales() if stored is keys else cache.value_scales()
                 views[slots[0], :, slots[1]] = scales
-                heads = (heads / scales.unsqueeze(-1)).round()
-                kept = heads.double() * scales.double().unsqueeze(-1)
+                kept = heads.to(numbers.dtype).double() * scales.double().unsqueeze(-1)
             else:
-                heads = heads.to(numbers.dtype)
-                kept = heads.double()
+                kept = heads.to(numbers.dtype).double()
             numbers[slots[0], :, slots[1]] = heads.to(numbers.dtype)
             stored.append(kept.transpose(0, 1))
     return PagedCase(

@@ -51,7 +51,13 @@ def make_inputs(
 
 
 def make_cache(
-    dtype: str, num_blocks: int, num_kv_heads: int = 2, block_size: int = 4, head_size: int = 8
+    dtype: str,
+    num_blocks: int,
+    num_kv_heads: int = 2,
+    block_size: int = 4,
+    head_size: int = 8,
+    *,
+    token_major_keys: bool = False,
 ) -> LayerCache:
     """A cache of random bytes, one layer of two, so that blocks of keys and values do not touch."""
     size = block_bytes(dtype, num_kv_heads, block_size, head_size)
@@ -63,6 +69,7 @@ def make_cache(
         num_kv_heads=num_kv_heads,
         block_size=block_size,
         head_size=head_size,
+        token_major_keys=token_major_keys,
     )
 
 
@@ -80,7 +87,7 @@ def stored_heads(cache: LayerCache, slots: Tensor) -> tuple[Tensor, Tensor]:
     for slot in slots.tolist():
         block, offset = divmod(slot, cache.block_size)
         key, value = cache.key_numbers()[block, :, :, offset].double(), cache.value_numbers()[block, :, offset].double()
-        if cache.dtype == "int8":
+        if cache.has_scales:
             key = key * cache.key_scales()[block, :, offset].double().unsqueeze(1)
             value = value * cache.value_scales()[block, :, offset].double().unsqueeze(1)
         keys.append(key)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 
 from paged_backend.errors import ConfigError
+from paged_backend.kernels.devices import select_device
 from paged_backend.kernels.interface import OPERATIONS, Kernels
 from paged_backend.kernels.reference.kernels import ReferenceKernels
 from paged_backend.kernels.registry import select_kernels
@@ -21,7 +24,8 @@ def implementations(kernels: Kernels) -> set[str]:
 
 def test_operations_are_the_protocol() -> None:
     methods = [name for name in vars(Kernels) if not name.startswith("_")]
-    assert set(methods) - {"report", "pack_linear", "compile"} == set(OPERATIONS)
+    others = {"report", "token_major_keys", "cache_dtypes", "pack_linear", "compile"}
+    assert set(methods) - others == set(OPERATIONS)
     assert all(callable(getattr(ReferenceKernels, name)) for name in OPERATIONS)
 
 
@@ -69,3 +73,58 @@ def test_wrong_arguments_are_refused() -> None:
 def test_the_report_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         select_kernels("reference").report["linear"] = None  # type: ignore[index]
+
+
+def test_triton_on_the_cpu_is_for_tests() -> None:
+    pytest.importorskip("triton")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        kernels = select_kernels("triton", "cpu")
+        assert tuple(kernels.report) == OPERATIONS
+        assert implementations(kernels) <= {"triton", "reference"}
+        reasons = [choice.reason for choice in kernels.report.values()]
+        assert all("interpreted" in reason or "plain torch" in reason for reason in reasons)
+
+
+def test_triton_uninterpreted_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match=r"kernel_backend triton serves the device cuda.*Choose kernel_backend"):
+        select_kernels("triton", "cpu")
+
+
+def test_a_missing_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "paged_backend.kernels.triton.kernels", None)
+    for backend, device in (("triton", "cpu"), ("triton", "cuda"), ("auto", "cuda")):
+        with pytest.raises(ConfigError, match=r"kernel_backend triton needs Triton.*paged-backend\[gpu\]"):
+            select_kernels(backend, device)
+    assert "triton" not in implementations(select_kernels("auto", "cpu"))
+
+
+@pytest.mark.parametrize(("capability", "served"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_cards(capability: tuple[int, int], served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    if served:
+        select_kernels("auto", "cuda")
+        return
+    with pytest.raises(ConfigError, match=r"needs a card of compute capability 8\.0.*a card has 7\.5"):
+        select_kernels("auto", "cuda")
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert select_device("auto") == select_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match="device cuda needs a build of torch with CUDA"):
+        select_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(ConfigError, match="device cuda needs an NVIDIA GPU"):
+        select_device("cuda")
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    program = "import sys, paged_backend.kernels.registry as r, paged_backend.engine.llm; r.select_kernels('reference')"
+    program += "; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

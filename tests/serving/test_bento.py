@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -28,11 +29,13 @@ BUSY: dict[str, Any] = {"n": 48, "max_tokens": 480, "temperature": 0.9, "seed": 
 """Enough work to be still running whenever a test looks."""
 
 DRAIN_TIMEOUT_S = 3.0
+BODY_TIMEOUT_S = 2.0
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BentoHost]:
-    deployment = {"server": {"drain_timeout_s": DRAIN_TIMEOUT_S, "max_body_bytes": 100_000}}
+    server = {"drain_timeout_s": DRAIN_TIMEOUT_S, "max_body_bytes": 100_000}
+    deployment = {"server": server, "bento": {"body_timeout_s": BODY_TIMEOUT_S}}
     with BentoHost(tmp_path_factory.mktemp("bento"), deployment) as host:
         yield host
 
@@ -164,6 +167,15 @@ class TestErrors:
         error_of(httpx.post(f"{host.url}{path}", content=chunks()), 413, "ContentTooLargeError")
 
     @pytest.mark.parametrize("path", ["/v1/completions", "/generate"])
+    def test_a_body_that_does_not_come_to_its_end(self, host: BentoHost, client: openai.OpenAI, path: str) -> None:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", host.port), timeout=60) as connection:
+            connection.sendall(head.encode() + b'{"prompt": "')
+            answer = b"".join(iter(lambda: connection.recv(65_536), b""))  # until the server has closed it
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "RequestTimeoutError"
+
+    @pytest.mark.parametrize("path", ["/v1/completions", "/generate"])
     def test_a_wrong_method(self, host: BentoHost, client: openai.OpenAI, path: str) -> None:
         error_of(httpx.get(f"{host.url}{path}"), 405, "MethodNotAllowedError")
 
@@ -189,6 +201,16 @@ class TestNative:
         assert sample["logprobs"][0][0]["token_id"] == sample["token_ids"][0]
         same = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8, temperature=0)
         assert sample["text"] == same.choices[0].text
+
+    def test_what_an_output_must_look_like(self, host: BentoHost, client: openai.OpenAI) -> None:
+        sampling = {"max_tokens": 40, "seed": 3, "structured_outputs": {"regex": "[0-9]{4}-[ab]{3}"}}
+        for prompt in ({"prompt": "Once"}, {"messages": [{"role": "user", "content": "Hello"}]}):
+            (sample,) = host.post("/generate", {**prompt, **sampling}).json()["outputs"]
+            assert re.fullmatch("[0-9]{4}-[ab]{3}", sample["text"]), sample
+        scored = host.post("/generate", {"prompt": "Once upon", "max_tokens": 1, "prompt_logprobs": 2}).json()
+        assert len(scored["prompt_logprobs"]) == scored["num_prompt_tokens"] and scored["prompt_logprobs"][0] is None
+        refused = host.post("/generate_stream", {"prompt": "Once", "structured_outputs": {"regex": "("}})
+        error_of(refused, 400, "BadRequestError", "structured_outputs")
 
     def test_token_ids_and_messages(self, host: BentoHost, client: openai.OpenAI) -> None:
         tokens = host.post("/tokenize", {"prompt": "Once upon a time"}).json()["tokens"]
@@ -229,7 +251,7 @@ class TestNative:
         page = httpx.get(f"{host.url}/docs.json").json()
         assert {"/generate", "/generate_stream", "/abort"} <= set(page["paths"])
         fields = page["components"]["schemas"]["GenerateRequest"]["properties"]
-        assert fields["temperature"]["default"] == 1.0 and "logits" in fields["temperature"]["description"]
+        assert fields["max_tokens"]["default"] == 16 and "logits" in fields["temperature"]["description"]
         assert {"prompt", "prompt_token_ids", "messages", "max_tokens", "seed"} <= set(fields)
         assert host.status("/") == 200
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paged_backend.sampling_params import StructuredOutputsParams
-from paged_backend.structured.compiler import GrammarCompiler, refusal
+from paged_backend.structured.compiler import GrammarCompiler
 from paged_backend.structured.matcher import Matcher
 from paged_backend.structured.source import GrammarSource
 from paged_backend.structured.vocabulary import Vocabulary
@@ -34,21 +34,17 @@ def vocabulary(tokenizer: Any) -> Vocabulary:
 
 @pytest.fixture(scope="session")
 def compiler(vocabulary: Vocabulary) -> Iterator[GrammarCompiler]:
-    compiler = GrammarCompiler(vocabulary, max_entries=1000)
+    compiler = GrammarCompiler(vocabulary)
     yield compiler
     compiler.close()
 
 
 @pytest.fixture(scope="session")
 def compile_grammar(compiler: GrammarCompiler) -> Compile:
-    """From the arguments of StructuredOutputsParams to a matcher of its own, or what refuses them."""
+    """From the arguments of StructuredOutputsParams to a matcher, or what refuses them."""
 
-    def compile_grammar(**params: Any) -> Matcher:
-        source = GrammarSource.of(StructuredOutputsParams(**params))
-        entry = compiler.compile(source)
-        if error := (entry.exception(30) and refusal(entry, source)):
-            raise error
-        return entry.result().fork()
+    def compile_grammar(num_samples: int = 1, **params: Any) -> Matcher:
+        return compiler.compile(GrammarSource.of(StructuredOutputsParams(**params)), num_samples).matcher.result(30)
 
     return compile_grammar
 

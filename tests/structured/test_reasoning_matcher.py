@@ -9,6 +9,7 @@ from llguidance import LLMatcher, LLTokenizer
 from paged_backend.models.folder import resolve_folder
 from paged_backend.sampling_params import ReasoningTokens
 from paged_backend.structured.matcher import Matcher
+from paged_backend.structured.token_masks import TokenMasks
 
 EOS, BEGIN, END = 0, 1, 2  # the bundled model's first tokens, two of them lent to the reasoning
 
@@ -20,16 +21,15 @@ def tokenizer():
 
 @pytest.fixture
 def grammar(tokenizer):
-    """Yes or no."""
-    return Matcher(LLMatcher(tokenizer, LLMatcher.grammar_from_regex("yes|no")))
+    """Yes or no, for two samples."""
+    return Matcher([LLMatcher(tokenizer, LLMatcher.grammar_from_regex("yes|no")) for _ in range(2)])
 
 
 def allowed(matcher, tokenizer, token_ids=()):
     """What may come after these tokens, the first of which is the prompt."""
-    words = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)
-    matcher.follow([9, *token_ids], 1)
-    assert matcher.write_mask(words.ctypes.data, words.nbytes)
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: tokenizer.vocab_size]
+    masks = TokenMasks(tokenizer.vocab_size, 1)
+    masks.fill([(matcher, [9, *token_ids], 1)])
+    bits = np.unpackbits(masks.words[0].view(np.uint8), bitorder="little")[: tokenizer.vocab_size]
     return set(np.flatnonzero(bits).tolist())
 
 
@@ -66,14 +66,16 @@ def test_it_may_do_without(grammar, tokenizer):
     assert matcher.is_complete
 
 
-@pytest.mark.parametrize("num_before_the_fork", range(5))
-def test_forks_go_their_own_ways(grammar, tokenizer, num_before_the_fork):
+def test_forks_go_their_own_ways(grammar, tokenizer):
     said = [BEGIN, 5, END, *tokenizer.tokenize_str("no")]
     matcher = after(grammar, None)
-    matcher.follow([9, *said[:num_before_the_fork]], 1)
     fork = matcher.fork()
-    assert allowed(fork, tokenizer, said) == {EOS}
-    assert allowed(matcher, tokenizer, [*said[:3], *tokenizer.tokenize_str("yes")][: max(3, num_before_the_fork)]) != {
-        7
-    }
-    assert fork.is_complete
+    assert allowed(matcher, tokenizer, [*said[:3], *tokenizer.tokenize_str("yes")]) == {EOS}
+    assert allowed(fork, tokenizer, said[:1]) == set(range(tokenizer.vocab_size)) - {EOS}
+    assert allowed(fork, tokenizer, said) == {EOS} and fork.is_complete
+
+
+def test_one_that_has_begun_has_no_forks(grammar, tokenizer):
+    grammar.follow([9, *tokenizer.tokenize_str("no")], 1)
+    with pytest.raises(AssertionError):
+        grammar.fork()

@@ -72,11 +72,17 @@ Event = Reasoning | Content | CallBegin | CallArguments | CallEnd | CallBroken
 
 @dataclass(slots=True)
 class ToolCall:
-    """One call of a whole message. `arguments` is JSON, unless the output was cut short."""
+    """One call of a whole message.
+
+    Attributes:
+        arguments: JSON, where the call is complete; else as far as it went.
+        complete: whether it has come to its end.
+    """
 
     id: str
     name: str
     arguments: str = ""
+    complete: bool = False
 
 
 @dataclass(slots=True)
@@ -85,11 +91,13 @@ class Message:
 
     Attributes:
         reasoning, content: None where the model said nothing of it.
+        last: the kind of event that it ends with; None where there was none.
     """
 
     reasoning: str | None = None
     content: str | None = None
     tool_calls: list[ToolCall] = field(default_factory=list)
+    last: type[Event] | None = None
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Message:
@@ -97,7 +105,9 @@ class Message:
         reasoning: list[str] = []
         content: list[str] = []
         calls: dict[int, ToolCall] = {}
+        last: type[Event] | None = None
         for event in events:
+            last = type(event)
             match event:
                 case Reasoning():
                     reasoning.append(event.text)
@@ -111,5 +121,5 @@ class Message:
                     del calls[event.index]
                     content.append(event.raw)
                 case CallEnd():
-                    pass
-        return cls("".join(reasoning) or None, "".join(content) or None, list(calls.values()))
+                    calls[event.index].complete = True
+        return cls("".join(reasoning) or None, "".join(content) or None, list(calls.values()), last)

@@ -41,6 +41,11 @@ class TextMachine:
         self._events: list[Event] = []
         self._state: State
 
+    @property
+    def num_held(self) -> int:
+        """Characters that have come and of which nothing was told yet."""
+        return len(self._text)
+
     def push(self, text: str) -> list[Event]:
         """Adds text; returns what this has made certain."""
         self._text += text
@@ -81,6 +86,10 @@ class CallMachine(TextMachine):
         self._begun = False
         self._raw: list[str] = []
         self._state = self._content
+
+    @property
+    def num_held(self) -> int:
+        return len(self._text) + sum(map(len, self._raw))
 
     def _content(self) -> bool:
         """Passes content on, up to what may be a call."""

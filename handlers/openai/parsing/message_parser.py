@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from paged_backend.handlers.openai.parsing.events import CallEnd, Content, Event, Reasoning
+from paged_backend.handlers.openai.parsing.events import (
+    CallBegin,
+    CallBroken,
+    CallEnd,
+    Content,
+    Event,
+    Reasoning,
+)
 from paged_backend.handlers.openai.parsing.machine import CallMachine
 from paged_backend.handlers.openai.parsing.reasoning import ReasoningSplitter
 
@@ -14,7 +21,7 @@ class MessageParser:
 
     Args:
         include_reasoning: False leaves the reasoning out.
-        single_call: leave out all calls but the first.
+        single_call: leave out all calls after the first that is complete. What looked like one and is none is text.
         names_call: the request has named the function, so that a call is no reason to stop.
 
     Attributes:
@@ -38,6 +45,7 @@ class MessageParser:
         self._include_reasoning = include_reasoning
         self._single_call = single_call
         self._names_call = names_call
+        self._leaves_out = False  # the call that is being read
 
     def push(self, text: str) -> list[Event]:
         """Adds text; returns what this has made certain."""
@@ -53,6 +61,11 @@ class MessageParser:
         if self._calls is not None:
             events += self._told(self._calls.finish())
         return events
+
+    @property
+    def num_held(self) -> int:
+        """Characters after the content that was told last, while nothing is told of them."""
+        return sum(machine.num_held for machine in (self._splitter, self._calls) if machine is not None)
 
     def finish_reason(self, reason: str | None) -> str | None:
         """The protocol's word for why a sample has ended: "tool_calls" where the model stopped for calls."""
@@ -72,8 +85,14 @@ class MessageParser:
                 found.append(event)
         return found
 
-    def _told(self, events: list[Event]) -> list[Event]:
-        if self._single_call:
-            events = [event for event in events if getattr(event, "index", 0) == 0]
-        self.num_calls += sum(isinstance(event, CallEnd) for event in events)
-        return events
+    def _told(self, events: Iterable[Event]) -> list[Event]:
+        told: list[Event] = []
+        for event in events:
+            if isinstance(event, CallBegin):
+                self._leaves_out = self._single_call and self.num_calls > 0
+            if not self._leaves_out or isinstance(event, Content):
+                told.append(event)
+                self.num_calls += isinstance(event, CallEnd)
+            elif isinstance(event, CallBroken):
+                told.append(Content(event.raw))
+        return told

@@ -6,60 +6,25 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, WithJsonSchema
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from paged_backend.handlers.openai.protocol.base import ListOf, Refusal, RequestBody
+from paged_backend.handlers.openai.protocol.blocks import MESSAGES_SCHEMA, SYSTEM_SCHEMA, TOOLS_SCHEMA
 from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
-
-
-def _block(kind: str, **fields: str) -> dict[str, Any]:
-    """The schema of a block: its fields with their JSON types."""
-    properties = {name: {"type": json_type} for name, json_type in fields.items()}
-    return {"type": "object", "required": ["type", *fields], "properties": {"type": {"const": kind}, **properties}}
-
-
-def _message(role: str, *blocks: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a message, of text or of such blocks."""
-    content = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": list(blocks)}}]}
-    properties = {"role": {"const": role}, "content": content}
-    return {"type": "object", "required": ["role", "content"], "properties": properties}
-
-
-_TEXT = _block("text", text="string")
-_MESSAGES_SCHEMA = {
-    "type": "array",
-    "minItems": 1,
-    "items": {
-        "anyOf": [
-            _message("user", _TEXT, _block("tool_result", tool_use_id="string")),
-            _message(
-                "assistant",
-                _TEXT,
-                _block("thinking", thinking="string"),
-                _block("redacted_thinking"),
-                _block("tool_use", id="string", name="string", input="object"),
-            ),
-            _message("system", _TEXT),
-        ]
-    },
-}
-_SYSTEM_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT}, {"type": "null"}]}
-_TOOLS_SCHEMA = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["name", "input_schema"],
-        "properties": {"name": {"type": "string"}, "input_schema": {"type": "object"}},
-    },
-}
+from paged_backend.handlers.openai.protocol.replies import Receipt
 
 
 class Thinking(RequestBody):
-    """Whether the model is to think first; how long is its own affair: the other fields change nothing."""
+    """Whether the model is to think first, how many tokens at most, and whether the thoughts are told.
 
-    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    Attributes:
+        budget_tokens: for type "enabled".
+        display: "omitted" leaves the thoughts out; nobody summarises them, so "summarized" has all of them.
+    """
+
+    type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = None
-    display: str | None = None
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class ToolChoice(RequestBody):
@@ -89,9 +54,9 @@ class OutputConfig(RequestBody):
 class PromptRequest(ConversationRequest):
     """What makes a prompt. `messages`, `system` and `tools` are checked where they are turned into the chat's."""
 
-    messages: Annotated[Any, WithJsonSchema(_MESSAGES_SCHEMA)]
-    system: Annotated[Any, WithJsonSchema(_SYSTEM_SCHEMA)] = None
-    tools: Annotated[Any, WithJsonSchema(_TOOLS_SCHEMA)] = None
+    messages: Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)]
+    system: Annotated[Any, WithJsonSchema(SYSTEM_SCHEMA)] = None
+    tools: Annotated[Any, WithJsonSchema(TOOLS_SCHEMA)] = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -101,10 +66,15 @@ class PromptRequest(ConversationRequest):
         {
             "container": Refusal("leave it out"),
             "context_management": Refusal("leave it out"),
+            "diagnostics": Refusal("usage tells what the prefix cache had", ({},)),
+            "inference_geo": Refusal("there is one server, and it is where it is"),
             "max_completion_tokens": Refusal("use max_tokens"),
             "mcp_servers": Refusal("calls are the client's to make", ([],)),
             "response_format": Refusal("use output_config"),
+            "speed": Refusal("there is one speed", ("standard",)),
             "stop": Refusal("use stop_sequences"),
+            "user_profile_id": Refusal("no profiles are kept here"),
+            "workspace_id": Refusal("there are no workspaces here, a key is a tenant"),
         }
     )
 
@@ -155,6 +125,7 @@ class MessageUsage(TypedDict):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
+    receipts: NotRequired[list[Receipt]]
 
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "pause_turn"]

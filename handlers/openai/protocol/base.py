@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args
@@ -72,6 +72,7 @@ HARMLESS = frozenset(
         "metadata",
         "prediction",
         "prompt_cache_key",
+        "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
@@ -127,6 +128,28 @@ def check_text(value: str | None, param: str) -> None:
         ) from None
 
 
+def check_supported(name: str, value: Any, refusal: Refusal, prefix: str = "") -> None:
+    """Refuses a published field that we do not have, unless it asks for nothing.
+
+    Args:
+        prefix: where its object lies in the body, such as "stream_options.".
+
+    Raises:
+        InvalidRequestError: it asks for something.
+    """
+    if not any(_same(value, nothing) for nothing in refusal.nothing):
+        raise InvalidRequestError(
+            f"{prefix}{name} is not supported by this server: {refusal.why}.", param=f"{prefix}{name}"
+        )
+
+
+def unknown_field(name: str, known: Sequence[str], prefix: str = "") -> InvalidRequestError:
+    """What a field that nobody knows is answered with; the arguments are those of `check_supported`."""
+    place = f"{prefix}{name}"
+    message = unknown_name_message("request field", name, known)
+    return InvalidRequestError(f"{place}: {message}" if prefix else message, param=place)
+
+
 def _same(value: Any, nothing: Any) -> bool:
     """Equality in which true is not 1: JSON's types matter."""
     return value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
@@ -146,18 +169,14 @@ def _given(kind: type[RequestBody], body: Mapping[str, Any], prefix: str = "") -
         if value is None or name in harmless:
             continue
         if name in kind.unsupported:
-            refusal = kind.unsupported[name]
-            if not any(_same(value, nothing) for nothing in refusal.nothing):
-                raise InvalidRequestError(
-                    f"{prefix}{name} is not supported by this server: {refusal.why}.", param=prefix + name
-                )
+            check_supported(name, value, kind.unsupported[name], prefix)
             continue
         inner = isinstance(value, dict) and name in nested
         given[name] = _given(nested[name], value, f"{prefix}{name}.") if inner else value
     known = (*fields, *harmless, *kind.unsupported)
     for name in body:
         if name not in known:
-            raise InvalidRequestError(unknown_name_message("request field", str(name), known), param=f"{prefix}{name}")
+            raise unknown_field(str(name), known, prefix)
     return given
 
 

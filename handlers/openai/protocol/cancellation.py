@@ -10,10 +10,15 @@ from paged_backend.handlers.openai.protocol.base import RequestBody
 
 
 class CancelRequest(RequestBody):
-    """Body of /v1/cancel: which response to end, by one of its two names."""
+    """Body of /v1/cancel: which response to end, by one of its two names.
+
+    Attributes:
+        model: whose response; it may be left out where only one of the models has it.
+    """
 
     id: str | None = None
     request_id: str | None = None
+    model: str | None = None
 
 
 class CancelReply(TypedDict):

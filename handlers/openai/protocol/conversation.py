@@ -41,6 +41,7 @@ class ConversationRequest(RequestBody):
     request_id: str | None = None
     cache_salt: str | None = None
     timeout_s: float | None = None
+    return_receipt: bool = False
 
     def as_chat(self, fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
         """The chat request that this is.

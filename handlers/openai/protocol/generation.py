@@ -1,12 +1,14 @@
-"""What completions and chat have in common: the fields, and what the engine is asked for by them."""
+"""What all generating routes have in common: the fields, and what the engine is asked for by them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
+from dataclasses import fields
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator
+from pydantic import field_validator
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.engine_port import EnginePort
@@ -22,12 +24,21 @@ from paged_backend.handlers.openai.protocol.structured_outputs import structured
 from paged_backend.sampling_params import SamplingParams
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+class SamplingRequest(RequestBody):
+    """What to sample, and when: the fields of every generating route, OpenAI's or a host's own. None means that the
+    client did not say. What the engine's `SamplingParams` has under the same name, that explains.
 
-
-class GenerationRequest(RequestBody):
-    """The fields that completions and chat have in common. None means that the client did not say."""
+    Attributes:
+        model: one of the served models' names; None means the first.
+        response_format: what the output must look like, in OpenAI's form.
+        add_special_tokens: let the tokenizer add its own tokens (BOS) to a text.
+        truncate_prompt_tokens: keep so many tokens of the prompt; -1 keeps what fits.
+        truncation_side: "left" cuts the prompt's beginning off, "right" its end.
+        priority: lower goes first, under scheduling_policy: priority.
+        request_id: the client's name for the request, to end it by; None makes one.
+        cache_salt: prefixes are shared only among requests of the same API key and the same salt.
+        timeout_s: seconds in which it must be over; then it ends with what it has. None: the server's default.
+    """
 
     model: str | None = None
     n: int | None = None
@@ -43,7 +54,7 @@ class GenerationRequest(RequestBody):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop: Annotated[ListOf[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])] | None = None
+    stop: ListOf[str] | None = None
     stop_token_ids: ListOf[int] | None = None
     include_stop_str_in_output: bool | None = None
     repetition_detection: ObjectOf[int] | None = None
@@ -63,13 +74,23 @@ class GenerationRequest(RequestBody):
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
     truncation_side: str | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
     stream_interval: int | None = None
     priority: int = 0
     request_id: str | None = None
     cache_salt: str | None = None
     timeout_s: float | None = None
+
+    @field_validator("stop", mode="before", json_schema_input_type=str | list[str] | None)
+    @classmethod
+    def _lone_stop(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class GenerationRequest(SamplingRequest):
+    """The fields that completions and chat have in common."""
+
+    stream: bool = False
+    stream_options: StreamOptions | None = None
     return_receipt: bool = False
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
@@ -90,13 +111,15 @@ class GenerationRequest(RequestBody):
 
 
 def sampling_params(
-    request: GenerationRequest,
+    request: SamplingRequest,
     engine: EnginePort,
     *,
     max_tokens: int,
     logprobs: int | None,
+    streams: bool,
     logprobs_field: str = "logprobs",
     echoed: bool = False,
+    detokenize: bool = True,
 ) -> SamplingParams:
     """What the engine is asked for. What the request leaves out is as the model's generation_config.json says.
 
@@ -104,21 +127,23 @@ def sampling_params(
         max_tokens: most new tokens; the caller knows the room that the prompt leaves. 0 only where something of the
             prompt is asked for.
         logprobs: candidates per token, or None.
+        streams: whether the answer is to come piece by piece.
         logprobs_field: the request's field that says so.
         echoed: whether the response repeats the prompt, with log-probabilities if the output has them.
+        detokenize: whether text is wanted, where the engine has a tokenizer.
 
     Raises:
         InvalidRequestError: a value is out of range; `param` is the request's field.
     """
     defaults = {} if request.use_beam_search else dict(engine.default_sampling_params)
     defaults.pop("max_tokens", None)  # the caller has looked at it
-    given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
+    given = {name: value for name in _sampling_fields(type(request)) if (value := getattr(request, name)) is not None}
     if request.logit_bias is not None:
         given["logit_bias"] = _token_biases(request.logit_bias)
     most = engine.config.model.max_logprobs
     check_count(logprobs_field, logprobs, most)
     check_count("prompt_logprobs", request.prompt_logprobs, most)
-    if request.prompt_logprobs is not None and request.stream:
+    if request.prompt_logprobs is not None and streams:
         raise InvalidRequestError(
             "prompt_logprobs are not there in streams: leave stream out, or use echo with logprobs.",
             param="prompt_logprobs",
@@ -139,9 +164,9 @@ def sampling_params(
         logprobs=None if request.logprob_token_ids else logprobs,
         prompt_logprobs=None if not scored else -1 if -1 in scored else max(scored),
         structured_outputs=structured_outputs(request.response_format, request.structured_outputs),
-        detokenize=engine.tokenizer is not None,
+        detokenize=detokenize and engine.tokenizer is not None,
     )
-    if request.stream:
+    if streams:
         check_streamable(params)
     return params
 
@@ -151,34 +176,14 @@ def bounded_max_tokens(engine: EnginePort, max_tokens: int) -> int:
     return min(max_tokens, int(engine.default_sampling_params.get("max_tokens", max_tokens)))
 
 
-_SAMPLING_FIELDS = (
-    "n",
-    "best_of",
-    "use_beam_search",
-    "length_penalty",
-    "early_stopping",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "stop",
-    "stop_token_ids",
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "min_tokens",
-    "repetition_detection",
-    "logprob_token_ids",
-    "allowed_token_ids",
-    "bad_words",
-    "logits_processors",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-    "stream_interval",
-)
+_CHECKED = frozenset({"max_tokens", "logprobs", "prompt_logprobs", "logit_bias", "structured_outputs", "detokenize"})
+
+
+@functools.cache
+def _sampling_fields(kind: type[SamplingRequest]) -> tuple[str, ...]:
+    """A body's fields that are parameters of the engine's, under their names and as they are."""
+    names = kind.model_fields.keys() - _CHECKED
+    return tuple(field.name for field in fields(SamplingParams) if field.name in names)
 
 
 def check_generation(request: GenerationRequest, scheduling_policy: str) -> None:
@@ -189,33 +194,16 @@ def check_generation(request: GenerationRequest, scheduling_policy: str) -> None
     """
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("stream_options needs stream: true.", param="stream_options")
-    check_scheduling(
-        scheduling_policy,
-        priority=request.priority,
-        request_id=request.request_id,
-        cache_salt=request.cache_salt,
-        stop=request.stop,
-    )
-    if request.truncation_side not in (None, "left", "right"):
-        raise InvalidRequestError(
-            f"truncation_side must be left or right, got {request.truncation_side!r}.",
-            param="truncation_side",
-        )
+    check_scheduling(request, scheduling_policy)
 
 
-def check_scheduling(
-    scheduling_policy: str,
-    *,
-    priority: int,
-    request_id: str | None,
-    cache_salt: str | None,
-    stop: Sequence[str] | None,
-) -> None:
-    """Checks the fields that every generating route has, OpenAI's or a host's own.
+def check_scheduling(request: SamplingRequest, scheduling_policy: str) -> None:
+    """Checks the fields of every generating route that no sampling parameter stands for, OpenAI's or a host's own.
 
     Raises:
         InvalidRequestError: one is out of range, or contradicts the server's configuration.
     """
+    priority, request_id = request.priority, request.request_id
     if priority != 0 and scheduling_policy != "priority":
         raise InvalidRequestError(
             f"priority needs a server with scheduling_policy: priority; here it is {scheduling_policy}.",
@@ -223,14 +211,18 @@ def check_scheduling(
         )
     if not -(2**63) <= priority < 2**63:
         raise InvalidRequestError("priority must be a signed 64-bit integer.", param="priority")
-    for name, value, longest in (("request_id", request_id, 256), ("cache_salt", cache_salt, 1024)):
+    for name, value, longest in (("request_id", request_id, 256), ("cache_salt", request.cache_salt, 1024)):
         if value is not None and not 1 <= len(value) <= longest:
             raise InvalidRequestError(f"{name} must have 1 to {longest} characters.", param=name)
         check_text(value, name)
     if request_id is not None and not request_id.isprintable():
         raise InvalidRequestError("request_id must be printable.", param="request_id")
-    for text in stop or ():
+    for text in request.stop or ():
         check_text(text, "stop")
+    if request.truncation_side not in (None, "left", "right"):
+        raise InvalidRequestError(
+            f"truncation_side must be left or right, got {request.truncation_side!r}.", param="truncation_side"
+        )
 
 
 def check_streamable(params: SamplingParams) -> None:

@@ -10,7 +10,8 @@ from typing_extensions import NotRequired, TypedDict
 
 from paged_backend.handlers.openai.protocol.base import ListOf, ObjectOf, Refusal, RequestBody
 from paged_backend.handlers.openai.protocol.conversation import ConversationRequest
-from paged_backend.handlers.openai.protocol.replies import TokenLogprob
+from paged_backend.handlers.openai.protocol.input_items import INPUT_SCHEMA, TOOLS_SCHEMA
+from paged_backend.handlers.openai.protocol.replies import Receipt, TokenLogprob
 
 INCLUDABLE = (
     "code_interpreter_call.outputs",
@@ -24,17 +25,6 @@ INCLUDABLE = (
 )
 """What `include` may name. The log probabilities alone are something that we have."""
 
-_INPUT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "minItems": 1, "items": {"type": "object"}},
-    ]
-}
-_TOOL_SCHEMA = {
-    "type": "object",
-    "required": ["type", "name"],
-    "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
-}
 _TOOL_CHOICE_SCHEMA = {
     "anyOf": [
         {"enum": ["none", "auto", "required"]},
@@ -62,18 +52,26 @@ class TextFormat(RequestBody):
 
 
 class TextConfig(RequestBody):
-    """The text's form; `verbosity` is a hint that models here do not know."""
+    """The text's form."""
 
     format: TextFormat | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+
+    unsupported = MappingProxyType({"verbosity": Refusal("no model here knows of it", ("medium",))})
 
 
 class ReasoningConfig(RequestBody):
     """How much the model should reason. Summaries are not made: the reasoning itself is returned."""
 
     effort: str | None = None
-    summary: str | None = None
-    generate_summary: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+    unsupported = MappingProxyType(
+        {
+            "context": Refusal("the chat template says which turns' reasoning the model sees", ("auto",)),
+            "mode": Refusal("there is one mode", ("standard",)),
+        }
+    )
 
 
 class ResponsesStreamOptions(RequestBody):
@@ -85,10 +83,10 @@ class ResponsesStreamOptions(RequestBody):
 class ResponsesRequest(ConversationRequest):
     """Body of /v1/responses. `input` and `tools` are checked where they are turned into the chat's."""
 
-    input: Annotated[Any, WithJsonSchema(_INPUT_SCHEMA)]
+    input: Annotated[Any, WithJsonSchema(INPUT_SCHEMA)]
     instructions: str | None = None
     max_output_tokens: int | None = None
-    tools: Annotated[Any, WithJsonSchema({"type": "array", "items": _TOOL_SCHEMA})] = None
+    tools: Annotated[Any, WithJsonSchema(TOOLS_SCHEMA)] = None
     tool_choice: Annotated[Any, WithJsonSchema(_TOOL_CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
@@ -103,9 +101,12 @@ class ResponsesRequest(ConversationRequest):
 
     unsupported = MappingProxyType(
         {
+            "access_programs": Refusal("leave it out"),
             "background": Refusal("responses are not kept", (False,)),
+            "background_options": Refusal("responses are not kept"),
             "context_management": Refusal("leave it out", ([],)),
             "conversation": Refusal("use input"),
+            "image": Refusal("this model reads and writes text only"),
             "max_completion_tokens": Refusal("use max_output_tokens"),
             "max_tokens": Refusal("use max_output_tokens"),
             "max_tool_calls": Refusal("calls are the client's to make"),
@@ -138,6 +139,7 @@ class ResponseUsage(TypedDict):
     output_tokens: int
     output_tokens_details: OutputTokensDetails
     total_tokens: int
+    receipts: NotRequired[list[Receipt]]
 
 
 class OutputText(TypedDict):

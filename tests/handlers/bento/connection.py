@@ -13,6 +13,9 @@ from starlette.types import ASGIApp, Message, Scope
 class Connection:
     """A client's side.
 
+    Args:
+        unfinished: after the chunks, the client is silent, though its body is not whole.
+
     Attributes:
         sent: what the application sent so far.
         waited_for_body: how many body messages the application asked for.
@@ -25,10 +28,12 @@ class Connection:
         *,
         method: str = "POST",
         headers: dict[str, str] | None = None,
+        unfinished: bool = False,
     ) -> None:
         self.sent: list[Message] = []
         self.waited_for_body = 0
         self._chunks = list(chunks)
+        self._unfinished = unfinished
         self._left = asyncio.Event()
         self._first_byte = asyncio.Event()
         self.scope: Scope = {
@@ -53,7 +58,7 @@ class Connection:
             return {
                 "type": "http.request",
                 "body": chunk,
-                "more_body": self.waited_for_body < len(self._chunks),
+                "more_body": self._unfinished or self.waited_for_body < len(self._chunks),
             }
         await self._left.wait()
         return {"type": "http.disconnect"}

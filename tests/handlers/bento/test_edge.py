@@ -88,12 +88,13 @@ class App:
         raise ValueError("secret")
 
 
-def edge(app: App, *api_keys: str) -> EdgeMiddleware:
+def edge(app: App, *api_keys: str, body_timeout_s: float = 60.0) -> EdgeMiddleware:
     return EdgeMiddleware(
         app,
         owns=lambda path: path in NATIVE or path.startswith("/v1/"),
         native=NATIVE,
         max_body_bytes=LIMIT,
+        body_timeout_s=body_timeout_s,
         gate=lambda: gate_of(*api_keys) if api_keys else Gate(),
     )
 
@@ -149,6 +150,16 @@ class TestBody:
         connection = Connection("/v1/x", [b"x" * 60] * 100)
         run("answer", connection)
         assert connection.status == 413 and connection.waited_for_body == 2
+
+    @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+    @pytest.mark.parametrize("chunks", [[], [b"a", b"b"]])
+    def test_a_client_that_is_silent_before_its_end_is_not_waited_for(self, path: str, chunks: list[bytes]) -> None:
+        connection, app = Connection(path, chunks, unfinished=True), App("answer")
+        asyncio.run(connection.run(edge(app, body_timeout_s=0.05)))
+        assert connection.status == 408 and connection.error["type"] == "RequestTimeoutError"
+        assert "0.05 s (body_timeout_s)" in connection.error["message"]
+        assert (b"connection", b"close") in connection.sent[0]["headers"]
+        assert connection.waited_for_body == len(chunks) and not app.body
 
     def test_other_routes_are_left_alone(self) -> None:
         connection = Connection("/elsewhere", [b"x" * (LIMIT + 1)])
@@ -231,7 +242,16 @@ class TestErrors:
 
 
 class TestKey:
-    @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic key"}])
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "Basic key"},
+            {"x-api-key": "wrong"},
+            {"Authorization": "Bearer wrong", "x-api-key": "key"},
+        ],
+    )
     def test_the_native_api_asks_for_it(self, headers: dict[str, str]) -> None:
         connection = Connection("/generate", headers=headers)
         run("answer", connection, api_key="key")
@@ -243,9 +263,24 @@ class TestKey:
         assert connection.status == 200
 
     def test_the_right_one(self) -> None:
-        connection = Connection("/generate", headers={"Authorization": "bearer key"})
-        run("answer", connection, api_key="key")
-        assert connection.status == 200
+        for headers in ({"Authorization": "bearer key"}, {"X-API-Key": "key"}):
+            connection = Connection("/generate", headers=headers)
+            run("answer", connection, api_key="key")
+            assert connection.status == 200
+
+    def test_a_request_brings_the_trace_that_it_is_part_of(self) -> None:
+        traces = []
+
+        class Traced(App):
+            async def _answer(self, send: Send, status: int = 200, body: bytes = b"done") -> None:
+                exchange = CURRENT_EXCHANGE.get()
+                assert exchange is not None
+                traces.append(exchange.trace_headers)
+                await super()._answer(send, status, body)
+
+        for headers in ({"TraceParent": "00-1-2-01", "tracestate": "a=b", "Cookie": "c"}, {}):
+            asyncio.run(Connection("/generate", headers=headers).run(edge(Traced("answer"))))
+        assert traces == [{"traceparent": "00-1-2-01", "tracestate": "a=b"}, None]
 
     def test_the_openai_service_asks_by_itself(self) -> None:
         connection = Connection("/v1/x")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 
 import pytest
 
-from paged_backend.handlers.openai.served_models import ServedModels
+from paged_backend.handlers.openai.served_models import ServedModel, ServedModels
 from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
 
-from .conftest import gate_of, read
+from .conftest import FakeClient, gate_of, read
 
 COMPLETIONS, CHAT, CANCEL = "/v1/completions", "/v1/chat/completions", "/v1/cancel"
 CHAT_BODY = {"messages": [{"role": "user", "content": "x"}]}
@@ -120,6 +119,78 @@ def test_refusals(call, body, param):
 def test_responses_that_are_over_are_forgotten(call, service, client):
     for index in range(3):
         call(COMPLETIONS, {"prompt": ["x", "y"], "request_id": str(index), "stream": index == 1})
-    client.streams.clear()
-    gc.collect()
-    assert not service._context.live._responses
+    assert len(client.streams) == 6 and not len(service._context.live)
+
+
+def test_an_id_is_free_again_when_all_of_its_requests_are_over(service, client):
+    client.hang_after = 1
+
+    async def scenario():
+        body = {"prompt": ["x", "y"], "request_id": "mine", "stream": True}
+        first = await service.handle(HttpRequest(COMPLETIONS, body=body))
+        # The engine, whose requests are cmpl-mine-0 and cmpl-mine-1, would take it.
+        single = {"prompt": "x", "request_id": "mine"}
+        refused = await post(service, COMPLETIONS, single)
+        assert refused.status == 400 and refused.error["param"] == "request_id"
+        assert "already in use" in refused.error["message"] and len(client.streams) == 2
+        assert (await post(service, CANCEL, {"id": "cmpl-mine"})).json["cancelled"], "the first is still known"
+        await read(first)
+        client.hang_after = None
+        assert (await post(service, COMPLETIONS, single)).status == 200
+
+    asyncio.run(scenario())
+
+
+class TestSeveralModels:
+    """The same id on two of them is two responses."""
+
+    @pytest.fixture
+    def clients(self):
+        return FakeClient(hang_after=1), FakeClient(hang_after=1)
+
+    @pytest.fixture
+    def both(self, clients):
+        return OpenAIService(ServedModels([ServedModel(clients[0], ("a", "alias")), ServedModel(clients[1], ("b",))]))
+
+    def ended(self, both, clients, asked, *on):
+        """The answer to /v1/cancel while responses of the same request_id run, and on which models they ended."""
+
+        async def scenario():
+            for model in on:
+                body = {"model": model, "prompt": "x", "request_id": "mine"}
+                tasks.append(asyncio.create_task(post(both, COMPLETIONS, body)))
+            await asyncio.sleep(0.01)
+            answer = await post(both, CANCEL, asked)
+            await asyncio.sleep(0.01)
+            ended = [model for model, task in zip(on, tasks, strict=True) if task.done()]
+            for client in clients:
+                for stream in client.streams:
+                    stream.abort()
+            assert {reply.status for reply in await asyncio.gather(*tasks)} <= {200}
+            return answer, ended
+
+        tasks = []
+        return asyncio.run(scenario())
+
+    @pytest.mark.parametrize("name", [{"id": "cmpl-mine"}, {"request_id": "mine"}])
+    @pytest.mark.parametrize(("model", "ended"), [("alias", "a"), ("b", "b")])
+    def test_the_one_that_is_named_ends(self, both, clients, name, model, ended):
+        answer, found = self.ended(both, clients, {**name, "model": model}, "a", "b")
+        assert answer.json["ids"] == ["cmpl-mine"] and found == [ended]
+
+    @pytest.mark.parametrize("name", [{"id": "cmpl-mine"}, {"request_id": "mine"}])
+    def test_without_a_name_nothing_ends_by_chance(self, both, clients, name):
+        answer, found = self.ended(both, clients, name, "a", "b")
+        assert answer.status == 400 and answer.error["param"] == "model" and "`a`, `b`" in answer.error["message"]
+        assert not found
+
+    @pytest.mark.parametrize("model", ["a", "b"])
+    def test_where_one_has_it_no_name_is_needed(self, both, clients, model):
+        answer, found = self.ended(both, clients, {"id": "cmpl-mine"}, model)
+        assert answer.json["cancelled"] and found == [model]
+
+    def test_a_model_that_has_none_of_it(self, both, clients):
+        answer, found = self.ended(both, clients, {"id": "cmpl-mine", "model": "b"}, "a")
+        assert not answer.json["cancelled"] and not found
+        answer, _ = self.ended(both, clients, {"id": "cmpl-mine", "model": "c"})
+        assert answer.status == 404 and answer.error["param"] == "model"

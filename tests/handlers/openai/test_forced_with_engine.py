@@ -16,7 +16,7 @@ from paged_backend.models.folder import resolve_folder
 from .test_tools import PATH, TIME, WEATHER, accumulated
 
 TEMPLATE = (
-    "{% for tool in tools %}<tool_call> {{ tool | tojson }}{% endfor %}"
+    "{% for tool in tools or [] %}<tool_call> {{ tool | tojson }}{% endfor %}"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

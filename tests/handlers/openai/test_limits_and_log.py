@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shlex
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
-from paged_backend.errors import QueueFullError
+from paged_backend.errors import EngineUnavailableError, QueueFullError
 from paged_backend.handlers.access.api_key import keys_from_config
 from paged_backend.handlers.access.gate import Gate
 from paged_backend.handlers.access.key_ring import KeyRing
 from paged_backend.handlers.access.limits import KeyLimits, RequestLimits
-from paged_backend.handlers.openai.access_log import AccessLog
+from paged_backend.handlers.openai.access_log import AccessLog, beginning_of_json
 from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
 from tests.handlers.openai.conftest import read
 
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
 COMPLETIONS = "/v1/completions"
 ANN, BOB = ({"authorization": f"Bearer {secret}"} for secret in ("hunter2", "other"))
 
@@ -82,6 +91,32 @@ class TestLimits:
             assert call(COMPLETIONS, {"prompt": "x"}, headers=ANN, service=service).headers["Retry-After"] == "3"
         client.submit_errors = {}
         assert call(COMPLETIONS, {"prompt": "x"}, headers=ANN, service=service).status == 200
+
+    def test_what_they_refuse_is_counted_by_key_and_limit(self, call, client):
+        client.submit_errors = {1: QueueFullError("full", retry_after_s=3, reason="max_num_queued_reqs")}
+        service = serve(client, requests_per_minute=1, tokens_per_minute=10_000, max_concurrent_requests=1)
+
+        def counts():
+            text = call("/metrics", service=service).body.decode()
+            families = text_string_to_metric_families(text.partition("\n")[2])
+            return {
+                (sample.labels["key"], sample.labels["reason"]): sample.value
+                for family in families
+                for sample in family.samples
+                if sample.name == "vllm:key_limit_rejections_total"
+            }
+
+        assert counts() == {}
+        call(COMPLETIONS, {"prompt": "x"}, headers=BOB, service=service)  # who has no limits
+        statuses = [call(COMPLETIONS, {"prompt": "x"}, headers=ANN, service=service).status for _ in range(2)]
+        assert statuses == [429, 429], "the engine's own, which cost nothing"
+        client.submit_errors = {}
+        statuses = [call(COMPLETIONS, {"prompt": "x"}, headers=ANN, service=service).status for _ in range(4)]
+        assert statuses == [200, 429, 429, 429]
+        refused = {("ann", "requests_per_minute"): 3.0, ("ann", "tokens_per_minute"): 0.0}
+        assert counts() == {**refused, ("ann", "max_concurrent_requests"): 0.0}
+        assert call(COMPLETIONS, {"prompt": ["x", "y"]}, headers=ANN, service=service).status == 400
+        assert counts()["ann", "max_concurrent_requests"] == 0.0, "more than ever is no 429"
 
     @pytest.mark.parametrize(
         ("path", "body", "param"),
@@ -164,3 +199,86 @@ class TestAccessLog:
         asyncio.run(scenario())
         (fields,) = map(fields_of, lines)
         assert fields["status"] == "499" and fields["prompt_tokens"] == "2"
+
+    @pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions", "/v1/responses", "/v1/messages"])
+    @pytest.mark.parametrize(
+        ("failure", "error"), [(EngineUnavailableError("lost"), "503"), (RuntimeError("x"), "500")]
+    )
+    def test_a_stream_that_ends_with_an_error_says_so(self, call, client, path, failure, error):
+        lines = []
+        service = serve(client, lines=lines)
+        client.fail_after, client.failure = 1, failure
+        content = {
+            COMPLETIONS: {"prompt": "x"},
+            "/v1/responses": {"input": "x"},
+        }.get(path, {"messages": [{"role": "user", "content": "x"}]})
+        body = {**content, "max_tokens": 9} if path != "/v1/responses" else content
+        reply = call(path, {**body, "stream": True}, headers=ANN, service=service)
+        assert reply.status == 200 and b"error" in reply.body
+        (fields,) = map(fields_of, lines)
+        assert (fields["status"], fields["error"], fields["output_tokens"]) == ("200", error, "1")
+
+    def test_one_that_ends_well_has_no_error(self, call, client):
+        lines = []
+        call(COMPLETIONS, {"prompt": "x", "stream": True}, headers=ANN, service=serve(client, lines=lines))
+        assert "error" not in fields_of(lines[0])
+
+    def test_a_fault_of_the_writers_own(self, client, monkeypatch):
+        lines = []
+        service = serve(client, lines=lines)
+
+        async def scenario():
+            response = await service.handle(HttpRequest(COMPLETIONS, headers=ANN, body={"prompt": "x", "stream": True}))
+            monkeypatch.setattr("paged_backend.handlers.openai.streaming.ChunkFrames.frames", lambda *_: 1 / 0)
+            monkeypatch.setattr("paged_backend.handlers.openai.streaming.ChunkFrames.failure", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await response.stream.__anext__()
+
+        asyncio.run(scenario())
+        (fields,) = map(fields_of, lines)
+        assert (fields["status"], fields["error"]) == ("200", "500")
+
+    @pytest.mark.parametrize("loop_is_open", [True, False])
+    def test_a_stream_that_nobody_reads_or_closes(self, client, loop_is_open):
+        lines = []
+        service = serve(client, lines=lines)
+
+        async def scenario():
+            request = HttpRequest(COMPLETIONS, headers=ANN, body={"prompt": "x", "stream": True})
+            left = [await service.handle(request)]
+            if not loop_is_open:
+                return left
+            del left[0]
+            gc.collect()
+            await asyncio.sleep(0)
+            return None
+
+        left = asyncio.run(scenario())
+        assert len(lines) == loop_is_open
+        del left
+        gc.collect()
+        (fields,) = map(fields_of, lines)
+        assert fields["status"] == "499" and client.streams[0].num_aborts == 1
+
+    def test_a_long_prompt_is_cut_before_it_is_written(self, call, client):
+        lines = []
+        service = serve(client, lines=lines, prompts=True)
+        call(COMPLETIONS, {"prompt": "x" * 50_000}, headers=ANN, service=service)
+        assert fields_of(lines[0])["prompt"].count("x") == 9_999
+
+    @given(JSON_VALUES, st.integers(0, 80))
+    def test_the_beginning_of_a_prompts_json(self, value, most):
+        assert beginning_of_json(value, most) == json.dumps(value)[:most]
+
+    def test_no_more_of_a_prompt_is_looked_at_than_is_kept(self):
+        class Watched(list):
+            num_read = 0
+
+            def __iter__(self):
+                for item in super().__iter__():
+                    self.num_read += 1
+                    yield item
+
+        watched = Watched(range(1000))
+        assert beginning_of_json({"a": [watched, "y" * 10**6]}, 30) == '{"a": [[0, 1, 2, 3, 4, 5, 6, 7'
+        assert watched.num_read <= 9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import anthropic.types
+import numpy as np
 import pytest
 from anthropic.lib.streaming._messages import accumulate_event
 from pydantic import TypeAdapter
@@ -23,7 +24,7 @@ HELLO = [{"role": "user", "content": "yo"}]
 BODY = {"messages": HELLO, "max_tokens": 400}
 WEATHER = {"name": "weather", "description": "Says it.", "input_schema": {"type": "object", "properties": {}}}
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Bonn"}}</tool_call>'
-THINKING = {"type": "enabled", "budget_tokens": 1024}
+THINKING = {"type": "adaptive"}
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +110,35 @@ def test_a_tool_that_was_named_is_the_reason_to_stop_too(call, client):
     assert whole(call, **fields, max_tokens=3)["stop_reason"] == "max_tokens"
 
 
+def one_token_markers(client):
+    """A model whose markers of reasoning are one token each."""
+    encode, names = client.tokenizer.encode, {"<think>": "T", "</think>": "E"}
+    client.tokenizer.encode = lambda text, special=True: encode(names.get(text, text), special)
+
+
+def test_thinking_has_a_budget(call, client):
+    one_token_markers(client)
+    client.text = "<think>hm</think>So."
+    whole(call, thinking={"type": "enabled", "budget_tokens": 2})
+    (processor,) = client.submissions[-1]["params"].logits_processors
+    begin, end = ord("T"), ord("E")
+    logits = np.zeros(client.tokenizer.vocab_size)
+    assert not processor([], [begin, 5], logits.copy()).any(), "one token of two"
+    assert processor([], [begin, 5, 6], logits.copy()).argmax() == end
+    assert np.isneginf(processor([], [begin, 5, 6], logits.copy())).sum() == len(logits) - 1
+    whole(call, thinking={"type": "enabled"})
+    assert not client.submissions[-1]["params"].logits_processors
+
+
+def test_thinking_may_be_left_out_of_the_answer(call, client):
+    client.text = "<think>hm</think>So."
+    for display, kinds in (("omitted", ["text"]), ("summarized", ["thinking", "text"])):
+        thinking = {"type": "adaptive", "display": display}
+        for message in (whole(call, thinking=thinking), streamed(call, thinking=thinking)[0]):
+            assert [block["type"] for block in message["content"]] == kinds
+        assert "enable_thinking" not in client.tokenizer.template_arguments
+
+
 @pytest.mark.parametrize("thinking", [None, {"type": "disabled"}])
 def test_thinking_that_was_not_asked_for_is_left_out(call, client, thinking):
     client.text = "<think>hm</think>So."
@@ -138,7 +168,7 @@ def test_the_reply_goes_back(call, client):
     assert assistant["tool_calls"][0]["id"] == use_id
     assert assistant["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Bonn"}}
     assert tool == {"role": "tool", "tool_call_id": use_id, "content": "sunny"}
-    assert again == {"role": "tool", "tool_call_id": use_id, "content": ""}
+    assert again == {"role": "tool", "tool_call_id": use_id, "content": "Error"}
     assert silent == {"role": "assistant", "content": ""}
 
 
@@ -223,6 +253,12 @@ def test_count_tokens_shows_the_tools_that_the_message_would(call, client):
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"max_completion_tokens": 3}, "max_completion_tokens"),
         ({"thinking": {"type": "perhaps"}}, "thinking.type"),
+        ({"thinking": {"type": "between_tools"}}, "thinking.type"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.budget_tokens needs a model that marks"),
+        ({"thinking": {"type": "enabled", "budget_tokens": -2}}, "thinking.budget_tokens must be at least 0"),
+        ({"thinking": {"type": "adaptive", "budget_tokens": 1024}}, 'is for type "enabled"'),
+        ({"thinking": {"type": "enabled", "display": "updates"}}, "thinking.display"),
+        ({"thinking": {"type": "enabled", "effort": "high"}}, "thinking.effort"),
     ],
 )
 def test_refusals(call, client, fields, says):

@@ -13,6 +13,8 @@ from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import OpenAIService
 from tests.otlp_receiver import OtlpReceiver, attributes, otlp_receiver
 
+from .events import events_of
+
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 LONG = "The keys and values of a sequence lie in blocks, and a block table says in which. " * 2
 ASKED = {"max_tokens": 12, "ignore_eos": True, "temperature": 0, "return_receipt": True}
@@ -80,6 +82,31 @@ def test_a_stream_ends_with_it(call, path, prompt, options):
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] == 12
     assert chunks[-1]["usage"]["receipts"][0]["steps"] == 12
     assert not any(chunk.get("usage") for chunk in chunks[:-1])
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt"),
+    [
+        ("/v1/responses", {"input": "Hi", "max_output_tokens": 12}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12}),
+    ],
+)
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_other_conversations_have_it_too(call, path, prompt, asked):
+    body = {**prompt, "ignore_eos": True, "temperature": 0, "return_receipt": asked}
+    usages = [call(path, body).json["usage"]]
+    *events, last = events_of(call(path, {**body, "stream": True}))
+    if path == "/v1/responses":
+        usages.append(last["response"]["usage"])
+    else:
+        usages.append(events[-1]["usage"])
+        events = events[:-1]
+    assert "receipts" not in str(events)
+    for usage in usages:
+        assert ("receipts" in usage) == asked
+        for receipt in usage.get("receipts", ()):
+            assert set(receipt) == NAMES and receipt["steps"] == 12
+    assert call(path, {**body, "return_receipt": "yes"}).status == 400
 
 
 def test_in_continuous_usage_it_comes_when_it_is_known(call):

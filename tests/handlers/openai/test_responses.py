@@ -190,6 +190,34 @@ def test_output_that_is_cut_short(call, client):
     assert (item["type"], item["name"], item["status"]) == ("function_call", "weather", "incomplete")
 
 
+@pytest.mark.parametrize(
+    ("text", "num_more", "statuses"),
+    [
+        (f"So.{CALL}{CALL}", -len(CALL), {"message": "completed", "function_call": "completed"}),
+        (f"{CALL} And then", -2, {"message": "incomplete", "function_call": "completed"}),
+        ("<think>hm hm</think>", -len("m</think>"), {"reasoning": "incomplete"}),
+        ("<think>hm</think>So be it", -2, {"reasoning": "completed", "message": "incomplete"}),
+    ],
+    ids=["after a call", "in a text after a call", "in a thought", "in a text after a thought"],
+)
+def test_only_what_was_cut_is_incomplete(call, client, text, num_more, statuses):
+    client.text = text
+    body = {"input": "yo", "tools": [WEATHER], "max_output_tokens": len(text) + num_more}
+    for response in (whole(call, body), streamed(call, body)[-1]["response"]):
+        assert response["status"] == "incomplete"
+        assert {item["type"]: item["status"] for item in response["output"]} == statuses
+
+
+def test_a_forced_call_that_is_cut_is_incomplete(call, client):
+    client.text, client.numbers_samples = '{"city": "Bonn"}', False
+    body = {"input": "yo", "tools": [WEATHER], "tool_choice": {"type": "function", "name": "weather"}}
+    for num_tokens, status in ((5, "incomplete"), (len(client.text), "completed")):
+        asked = {**body, "max_output_tokens": num_tokens}
+        for response in (whole(call, asked), streamed(call, asked)[-1]["response"]):
+            (item,) = response["output"]
+            assert (item["type"], item["status"]) == ("function_call", status)
+
+
 def test_nothing_said_is_an_empty_message(call, client):
     client.text = "<think>"
     for response in (
@@ -225,7 +253,7 @@ def test_what_is_asked_of_the_chat(call, client):
             "cache_salt": "salt",
             "store": True,
             "include": ["reasoning.encrypted_content"],
-            "text": {"format": {"type": "text"}, "verbosity": "low"},
+            "text": {"format": {"type": "text"}, "verbosity": "medium"},
         },
     )
     (submission,) = client.submissions

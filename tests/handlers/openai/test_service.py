@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 
 import pytest
@@ -17,7 +16,6 @@ from paged_backend.errors import (
     QueueFullError,
     RequestFailedError,
 )
-from paged_backend.handlers.openai.errors import unavailable_response
 from paged_backend.handlers.openai.served_models import ServedModels
 from paged_backend.handlers.openai.service import HttpRequest, OpenAIService
 from tests.handlers.openai.conftest import gate_of
@@ -309,12 +307,21 @@ def test_a_refused_request_is_never_called_accepted(service, client):
     assert not seen
 
 
-def test_unavailable_response():
-    response = unavailable_response("The model is loading.")
-    assert response.status == 503
-    assert json.loads(response.body)["error"]["message"] == "The model is loading."
-
-
 def test_surrogates_in_names_do_not_break_the_answer(call):
     reply = call(COMPLETIONS, {"prompt": "x", "model": "\ud800"})
     assert reply.status == 404 and reply.error["message"] == "The model `?` does not exist."
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "-1.5E+309"])
+@pytest.mark.parametrize("place", ['"temperature": {}', '"user": [{{"a": {}}}]', '"no_such_field": {}'])
+def test_what_is_no_number_in_json_is_refused(call, client, number, place):
+    for form in (str, str.encode):
+        reply = call(COMPLETIONS, form(f'{{"prompt": "x", {place.format(number)}}}'))
+        assert (reply.status, reply.error["param"]) == (400, "body")
+        assert "not valid JSON" in reply.error["message"]
+    assert not client.submissions
+
+
+def test_numbers_that_a_float_holds_are_taken(call):
+    body = b'{"prompt": "x", "user": [1.7976931348623157e308, -0.0, 1e-400, 123456789012345678901234567890]}'
+    assert call(COMPLETIONS, body).status == 200

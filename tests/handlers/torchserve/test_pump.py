@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,16 +22,16 @@ class Host:
 
     def __init__(self, pump: Pump) -> None:
         self.pump = pump
-        self.live: dict[str, Mapping[str, Any]] = {}
+        self.live: dict[str, HttpRequest] = {}
         self.replies: dict[str, list[Reply]] = {}
 
-    def send(self, request_id: str, **body: Any) -> None:
-        self.live[request_id] = body
+    def send(self, request_id: str, *, path: str = PATH, **body: Any) -> None:
+        self.live[request_id] = HttpRequest(path, body=body)
         self.replies[request_id] = []
 
     def call(self) -> list[Reply | None]:
         ids = list(self.live)
-        answers = self.pump.exchange(ids, lambda index: HttpRequest(PATH, body=dict(self.live[ids[index]])))
+        answers = self.pump.exchange(ids, lambda index: self.live[ids[index]])
         for request_id, reply in zip(ids, answers, strict=True):
             if reply is not None:
                 self.replies[request_id].append(reply)
@@ -129,6 +130,49 @@ def test_error_after_a_stream_was_committed_comes_as_its_last_frame(make_host: C
     assert host.replies["stream"][0].headers["Content-Type"].startswith("text/event-stream")
     assert host.body("stream") == b'data: {"error":{"code":503}}\n\ndata: [DONE]\n\n'
     assert host.body("plain") == b'{"error":{"code":503}}'
+
+
+def _anthropic_error(body: bytes) -> dict[str, Any]:
+    """What Anthropic's clients read of a stream that is nothing but an error."""
+    kind, data = body.decode().removesuffix("\n\n").split("\n")
+    assert kind == "event: error"
+    told = json.loads(data.removeprefix("data: "))
+    assert told["type"] == "error"
+    return told["error"]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", PATH])
+def test_an_error_after_the_commitment_has_its_routes_own_form(make_host: Callable[..., Host], path: str) -> None:
+    host = make_host(commit_after_s=0.0)
+    host.send("refused", path=path, accept=True, delay=0.2, status=503, stream=True)
+    host.send("fault", path=path, accept=True, delay=0.2, stream=True, **{"raise": True})
+    host.run()
+    assert all(host.replies[name][0].status == 200 for name in ("refused", "fault"))
+    if path == PATH:
+        assert b'"type":"InternalServerError"' in host.body("fault")
+        assert all(host.body(name).endswith(b"}\n\ndata: [DONE]\n\n") for name in ("refused", "fault"))
+        return
+    assert host.body("refused") == b'event: error\ndata: {"error":{"code":503}}\n\n', "the service's own body"
+    error = _anthropic_error(host.body("fault"))
+    assert error["type"] == "api_error" and "script" not in error["message"]
+
+
+def test_an_error_before_the_commitment_has_its_routes_own_form(host: Host) -> None:
+    host.send("fault", path="/v1/messages", **{"raise": True})
+    host.run()
+    assert host.replies["fault"][0].status == 500
+    assert json.loads(host.body("fault"))["error"]["type"] == "api_error"
+
+
+def test_what_an_orphan_is_told_has_its_routes_own_form(
+    make_host: Callable[..., Host], service: ScriptedService
+) -> None:
+    host = make_host(quiet_s=0.2, commit_after_s=0.0)
+    host.send("a", path="/v1/messages", accept=True, delay=30.0, stream=True)
+    host.call_until(lambda: bool(host.replies["a"]))
+    wait_until(lambda: service.num_running == 0, timeout_s=3, what="the watchdog")
+    host.run()
+    assert _anthropic_error(host.body("a"))["type"] == "overloaded_error"
 
 
 def test_unanswered_request_is_committed_in_time_to_see_its_client_go(make_host: Callable[..., Host]) -> None:

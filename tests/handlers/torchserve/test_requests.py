@@ -38,6 +38,7 @@ def test_path_comes_from_the_header(url_path: str, path: str) -> None:
         ({"prompt": "a"}, "application/json", "/v1/completions", {"model": "m", "prompt": "a"}),
         (b"{bad", "application/json", "/v1/completions", b"{bad"),
         (b"[1, 2]", "application/json", "/v1/completions", b"[1, 2]"),
+        (b'{"prompt": "a", "seed": NaN}', "application/json", "/v1/completions", b'{"prompt": "a", "seed": NaN}'),
         (b"[" * 100_000, "application/json", "/v1/completions", b"[" * 100_000),
     ],
 )

@@ -13,7 +13,9 @@ from paged_backend.handlers.openai.parsing.reasoning import ReasoningSplitter
 from paged_backend.handlers.openai.parsing.styles import REASONING_PARSERS, TOOL_CALL_PARSERS
 
 
-def parser(calls: str | None = None, reasoning: str | None = None, *, is_open: bool | None = None) -> MessageParser:
+def parser(
+    calls: str | None = None, reasoning: str | None = None, *, is_open: bool | None = None, single_call: bool = False
+) -> MessageParser:
     """A parser whose calls are named call-0, call-1, ...; "required" and "named" (of `f`) are styles too."""
     numbers = itertools.count()
 
@@ -28,7 +30,7 @@ def parser(calls: str | None = None, reasoning: str | None = None, *, is_open: b
     elif calls is not None:
         machine = TOOL_CALL_PARSERS[calls](new_call_id)
     splitter = None if reasoning is None else ReasoningSplitter(REASONING_PARSERS[reasoning], is_open)
-    return MessageParser(splitter, machine)
+    return MessageParser(splitter, machine, single_call=single_call)
 
 
 def events_of(pieces: Iterable[str], *styles: Any, **options: Any) -> list[Event]:

@@ -56,14 +56,16 @@ def cut(text: str, places: list[int]) -> list[str]:
 
 
 @settings(max_examples=100)
-@given(st.sampled_from(STYLES), st.lists(st.sampled_from(MARKERS), max_size=14), st.lists(st.integers(0)))
+@given(
+    st.sampled_from(STYLES), st.lists(st.sampled_from(MARKERS), max_size=14), st.lists(st.integers(0)), st.booleans()
+)
 @pytest.mark.parametrize("reasoning", [None, "qwen3", "deepseek_r1"])
-def test_cuts_change_nothing(reasoning, style, parts, places):
+def test_cuts_change_nothing(reasoning, style, parts, places, single):
     text = "".join(parts)
-    is_open = True if reasoning == "deepseek_r1" else None
-    whole = events_of([text], style, reasoning, is_open=is_open)
-    assert events_of(cut(text, places), style, reasoning, is_open=is_open) == whole
-    assert events_of(text, style, reasoning, is_open=is_open) == whole
+    options = {"is_open": True if reasoning == "deepseek_r1" else None, "single_call": single}
+    whole = events_of([text], style, reasoning, **options)
+    assert events_of(cut(text, places), style, reasoning, **options) == whole
+    assert events_of(text, style, reasoning, **options) == whole
 
 
 @settings(max_examples=60)

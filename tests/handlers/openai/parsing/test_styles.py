@@ -147,3 +147,31 @@ def test_calls_are_looked_for_after_the_reasoning_only():
     message = message_of(f"<think>{HERMES}</think>\n{HERMES}", "hermes", "qwen3")
     assert message.reasoning == HERMES and message.content is None
     assert calls_of(message) == [("f", ARGUMENTS)]
+
+
+BROKEN = '<tool_call>{"name": "f", "arguments": {a: 1}}</tool_call>'
+CUT = '<tool_call>{"name": "f", "arguments": {"a": 1'
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "names"),
+    [
+        (f"a{HERMES}{HERMES}b", "ab", ["f"]),
+        (f"{HERMES}\n{BROKEN}", f"\n{BROKEN}", ["f"]),
+        (f"{HERMES}{CUT}", CUT, ["f"]),
+        (f"{HERMES}{BROKEN}{HERMES}{BROKEN}", BROKEN * 2, ["f"]),
+        (f"{BROKEN}{HERMES}{HERMES}", BROKEN, ["f"]),
+        (BROKEN, BROKEN, []),
+    ],
+)
+def test_a_single_call(text, content, names):
+    """Of several calls the first that is one stays; what is none is text, wherever it stands."""
+    message = message_of(text, "hermes", single_call=True)
+    assert (message.content, [call.name for call in message.tool_calls]) == (content, names)
+    told = events_of(text, "hermes", single_call=True)
+    assert sum(isinstance(event, CallEnd) for event in told) == len(names)
+
+
+def test_a_call_knows_whether_it_is_complete():
+    message = message_of('[{"name": "f", "parameters": {}}, {"name": "g", "parameters": {"a"', "required")
+    assert [(call.name, call.complete) for call in message.tool_calls] == [("f", True), ("g", False)]

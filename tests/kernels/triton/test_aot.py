@@ -1,0 +1,72 @@
+"""Every Triton kernel compiles for the cards, in the configurations that it is launched with, and spills nothing.
+
+No GPU is needed: Triton brings the assembler. The two cards are compiled for beside each other, each in a process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernels.triton.aot_cases import all_cases
+
+CASES = all_cases()
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+"""What a program may take of a multiprocessor's shared memory, by compute capability: A100 and H100."""
+
+capabilities = pytest.mark.parametrize("capability", sorted(SHARED_BYTES))
+Resources = Mapping[str, Mapping[str, Any]]
+
+
+def compile_all(names: list[str], cache: Path) -> dict[int, Resources]:
+    """The resources of some cases by card and name."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
+    command = [sys.executable, "-m", "tests.kernels.triton.aot_cases"]
+    processes = {
+        capability: subprocess.Popen([*command, str(capability), *names], env=environment, stdout=subprocess.PIPE)
+        for capability in SHARED_BYTES
+    }
+    outputs = {capability: process.communicate()[0] for capability, process in processes.items()}
+    assert all(process.returncode == 0 for process in processes.values())
+    return {
+        capability: {result.pop("name"): result for result in map(json.loads, output.splitlines())}
+        for capability, output in outputs.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def resources(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Resources]:
+    names = [name for name, case in CASES.items() if not case.wide]
+    return compile_all(names, tmp_path_factory.mktemp("triton"))
+
+
+def check(name: str, resources: Resources, capability: int) -> None:
+    if CASES[name].min_capability > capability:
+        assert name not in resources
+        return
+    result = resources[name]
+    assert "error" not in result, result["error"]
+    assert result["stack"] == 0, f"spills: {result}"
+    assert result["shared"] <= SHARED_BYTES[capability]
+
+
+@capabilities
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.wide])
+def test_compiles_without_spilling(name: str, capability: int, resources: dict[int, Resources]) -> None:
+    check(name, resources[capability], capability)
+
+
+@pytest.mark.slow
+def test_the_wide_sweep_compiles_without_spilling(tmp_path: Path) -> None:
+    names = [name for name, case in CASES.items() if case.wide]
+    for capability, resources in compile_all(names, tmp_path).items() if names else ():
+        for name in names:
+            check(name, resources, capability)
