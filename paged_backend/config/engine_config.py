@@ -190,6 +190,8 @@ class SchedulerConfig:
             are over, it ends with what it has. None means as long as it takes.
         max_timeout_s: most that a request's timeout_s may be, and what one without gets where default_timeout_s is
             not set. None means no bound.
+        async_scheduling: plan and launch a step before the one before it has been read, so that the device has work
+            while the host makes text; None means on a GPU, and not on the CPU. Nobody's tokens change.
         stream_interval: tokens of a sample that a stream gathers before it gives them out; the first, and those that
             are left at the end, come at once.
     """
@@ -203,6 +205,7 @@ class SchedulerConfig:
     default_timeout_s: float | None = None
     max_timeout_s: float | None = None
     stream_interval: int = 1
+    async_scheduling: bool | None = None
 
     @property
     def max_num_held_reqs(self) -> int | None:
@@ -213,6 +216,8 @@ class SchedulerConfig:
         check_range("max_num_seqs", self.max_num_seqs, low=1)
         check_range("max_num_batched_tokens", self.max_num_batched_tokens, low=1)
         check_range("stream_interval", self.stream_interval, low=1)
+        if self.async_scheduling is not None:
+            check_bool("async_scheduling", self.async_scheduling)
         check_range("max_num_queued_reqs", self.max_num_queued_reqs, low=0, optional=True)
         check_range("max_num_queued_tokens", self.max_num_queued_tokens, low=0, optional=True)
         check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority", "fair"))

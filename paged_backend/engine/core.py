@@ -147,7 +147,8 @@ class EngineCore:
             return self._fail_step()
         if step.num_tokens:  # else nobody who was in it is left
             self._num_steps += 1
-            self.pace.note_step(step.num_tokens, step.seconds, time.monotonic())
+            now_s = time.monotonic()
+            self.pace.note_step(step.num_tokens, now_s - step.began_s, now_s)
             self._metrics.iteration_tokens.observe(step.num_tokens)
         owners = self._scheduler.commit(step.result)
         failed = self._take_scores(step.plan, step.result) if step.plan.scoring else []

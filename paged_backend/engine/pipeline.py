@@ -22,13 +22,13 @@ class ComputedStep:
     Attributes:
         result: what it drew for those who are still there; None where it failed.
         num_tokens: computed for them.
-        seconds: since it began, or the one before it ended.
+        began_s: `time.monotonic` when it began, or the one before it ended.
     """
 
     plan: StepPlan
     result: StepResult | None
     num_tokens: int
-    seconds: float
+    began_s: float
 
 
 class StepPipeline:
@@ -63,7 +63,7 @@ class StepPipeline:
         if not self._overlaps:
             plan = self._plan()
             result = _result_of(lambda: self._executor.run(plan))
-            return ComputedStep(plan, result, plan.num_tokens, time.monotonic() - started_s)
+            return ComputedStep(plan, result, plan.num_tokens, started_s)
         plan, pending = self._ahead or self._launch(self._plan())
         ahead = self._scheduler.plan_ahead()
         self._ahead = None
@@ -71,12 +71,11 @@ class StepPipeline:
             self._on_plan(ahead)
             self._ahead = self._launch(ahead)
         result = _result_of(pending.result)
-        now_s = time.monotonic()
-        seconds, self._ended_s = now_s - max(pending.began_s, self._ended_s), now_s
+        began_s, self._ended_s = max(pending.began_s, self._ended_s), time.monotonic()
         if result is None:
-            return ComputedStep(plan, None, 0, seconds)
+            return ComputedStep(plan, None, 0, began_s)
         result, num_tokens = self._scheduler.strike(result)
-        return ComputedStep(plan, result, num_tokens, seconds)
+        return ComputedStep(plan, result, num_tokens, began_s)
 
     def close(self) -> None:
         """Waits for what is in flight; nobody wants it any more."""

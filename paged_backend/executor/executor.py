@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 
 from paged_backend.config import EngineConfig
+from paged_backend.executor.device import CpuDevice, Device
 from paged_backend.executor.kv_layout import plan_layout
 from paged_backend.executor.kv_storage import KVStorage, cache_dtype, num_cache_blocks
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.executor.offload import open_transfer
+from paged_backend.executor.pending import PendingStep
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.cores import usable_cores
 from paged_backend.kernels.devices import select_device
@@ -40,6 +42,7 @@ class Executor:
         kernel_report: for each operation, what computes it and why.
         num_threads: CPU threads that a step is computed on.
         transfer: the tiers below the pool; None without any.
+        async_scheduling: whether a step may be launched before the last one's result is read.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -83,6 +86,9 @@ class Executor:
             layout,
             token_major_keys=kernels.token_major_keys,
         )
+        overlaps = config.scheduler.async_scheduling
+        self.async_scheduling: bool = device.type != "cpu" if overlaps is None else overlaps
+        self._device: Device = CpuDevice(overlaps=self.async_scheduling)
         self.transfer: KVTransfer | None = open_transfer(config, model, storage, layout, kernels.report)
         self._runner: Runner | None = Runner(
             model.decoder,
@@ -92,10 +98,12 @@ class Executor:
             len(layout.groups),
             self.transfer,
             masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs, num_threads),
+            device=self._device,
         )
 
     def close(self) -> None:
         """Gives up the model and the cache. `run` must not be called any more."""
+        self._device.close()
         if self.transfer is not None:
             self.transfer.close()
             self.transfer = None
@@ -103,5 +111,12 @@ class Executor:
 
     def run(self, plan: StepPlan) -> StepResult:
         """Computes one step. What could not be drawn is NOT_DRAWN."""
-        assert self._runner is not None, "run after close"
-        return self._runner.run(plan)
+        return self.launch(plan).result()
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Begins a step, behind those that were launched before; where `async_scheduling` is off, computes it.
+
+        A plan is looked at before this returns, but for a step with a draw that needs the host: see `Runner`.
+        """
+        assert self._runner is not None, "launch after close"
+        return self._runner.launch(plan)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass, field, replace
 
-from paged_backend.scheduler.plan import NOT_YET_DRAWN, StepPlan, StepResult
+from paged_backend.kv.manager import KVCacheManager
+from paged_backend.scheduler.plan import NOT_DRAWN, NOT_YET_DRAWN, StepPlan, StepResult
+from paged_backend.scheduler.roster import Roster
 from paged_backend.scheduler.sequence import Sequence
 
 
@@ -66,3 +69,48 @@ class StepInFlight:
             else:
                 task = sequence.line.sampling
                 yield sequence, 0 if task is None else task.num_results
+
+
+def commit_followed(
+    step: StepInFlight,
+    in_flight: list[Sequence],
+    following: StepInFlight,
+    token_ids: TokenIds[int],
+    roster: Roster,
+    kv: KVCacheManager,
+) -> list[Sequence]:
+    """Books a step that is over while the next one is in flight; see `Scheduler.commit`.
+
+    Lines are the next step's: a token is drawn by who expects one, or leaves.
+
+    Args:
+        in_flight: the step's sequences that have not ended.
+    """
+    owners: list[Sequence] = []
+    ended = False
+    for sequence in in_flight:
+        known, line, table = sequence.token_ids, sequence.line, sequence.table
+        leaves = bool(step.leaving) and sequence in step.leaving
+        end = line.num_computed_tokens + len(line.token_ids) if leaves else line.num_computed_tokens
+        if not leaves and known[-1] != NOT_YET_DRAWN:
+            kv.commit(table, end)
+            continue
+        token_id = token_ids[len(owners)]
+        owners.append(sequence)
+        is_over = False
+        if token_id == NOT_DRAWN:
+            sequence.forget_expected()
+        else:
+            is_over = sequence.append(token_id) if leaves else sequence.learn(token_id)
+        if end < (table.num_indexed + 1) * kv.block_size:
+            table.num_computed = end  # no block is filled
+        else:
+            kv.commit(table, end)
+        if is_over:
+            roster.end(sequence)
+            following.has_ended = ended = True
+    assert len(owners) == len(token_ids), "the result is another plan's"
+    if ended:
+        roster.sweep()
+    roster.waiting.follow([sequence for sequence in following.changing if not sequence.finished])
+    return owners

@@ -45,8 +45,8 @@ class SamplingTask:
         stands_apart: whether its row is looked at by itself: functions of the user's change its logits, or more is to
             be told of it than the token drawn and the most likely ones.
         num_logprobs: candidates that the draw describes beside its token, of any size; -1 for no description at all.
-        needs_tokens: whether the draw looks at the tokens before it, or at Python functions, so that all of those must
-            be known here; else it can be made where the logits are, before anybody has seen the last token.
+        needs_host: whether the draw looks at the tokens before it, at Python functions, or (where they may leave
+            nothing to draw) at logits again. Else it can be made where the logits are, unseen.
     """
 
     params: SamplingParams
@@ -59,7 +59,7 @@ class SamplingTask:
     changes_logits: bool = field(init=False)
     stands_apart: bool = field(init=False)
     num_logprobs: int = field(init=False)
-    needs_tokens: bool = field(init=False)
+    needs_host: bool = field(init=False)
 
     def __post_init__(self) -> None:
         params = self.params
@@ -74,8 +74,9 @@ class SamplingTask:
         )
         self.stands_apart = bool(params.logits_processors or params.logprob_token_ids)
         self.num_logprobs = -1 if params.logprobs is None or self.stands_apart else num_described(params.logprobs)
-        self.needs_tokens = bool(
+        self.needs_host = bool(
             self.stands_apart
+            or params.allowed_token_ids is not None
             or params.use_beam_search
             or params.repetition_penalty != 1.0
             or params.presence_penalty != 0.0

@@ -12,10 +12,10 @@ from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.beam_group import BeamGroup, slots_for_each
 from paged_backend.scheduler.beam_search import BeamText
-from paged_backend.scheduler.in_flight import StepInFlight
+from paged_backend.scheduler.in_flight import StepInFlight, commit_followed
 from paged_backend.scheduler.limits import resolve_max_tokens
 from paged_backend.scheduler.next_shares import next_shares, start_shares
-from paged_backend.scheduler.plan import NOT_DRAWN, NOT_YET_DRAWN, StepPlan, StepResult
+from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
 from paged_backend.scheduler.preemption import Preemption
 from paged_backend.scheduler.prompt_scoring import PromptScoring
 from paged_backend.scheduler.roster import Roster
@@ -270,7 +270,7 @@ class Scheduler:
         if step.has_ended:
             in_flight = [sequence for sequence in in_flight if not sequence.finished]
         if self._steps:
-            return self._commit_followed(step, in_flight, result.token_ids)
+            return commit_followed(step, in_flight, self._steps[0], result.token_ids, self._roster, self.kv)
         token_ids = result.token_ids
         owners: list[Sequence] = []
         groups: dict[BeamGroup, dict[Sequence, int]] = {}
@@ -372,40 +372,6 @@ class Scheduler:
         plan = StepPlan(lines, self.kv.take_copies(), num_tokens, self.kv.take_transfers(), scoring)
         self._steps.append(StepInFlight(plan, in_flight))
         return plan
-
-    def _commit_followed(self, step: StepInFlight, in_flight: list[Sequence], token_ids: TokenIds[int]) -> list[Sequence]:
-        """`commit` where the next step is in flight, too: lines are that one's, and a token is drawn by who expects
-        one, or leaves."""
-        owners: list[Sequence] = []
-        following, ended = self._steps[0], False
-        block_size = self.kv.block_size
-        for sequence in in_flight:
-            known, line, table = sequence.token_ids, sequence.line, sequence.table
-            leaves = bool(step.leaving) and sequence in step.leaving
-            draws = leaves or known[-1] == NOT_YET_DRAWN
-            end = line.num_computed_tokens + len(line.token_ids) if leaves else line.num_computed_tokens
-            if not draws:
-                self.kv.commit(table, end)
-                continue
-            token_id = token_ids[len(owners)]
-            owners.append(sequence)
-            if token_id == NOT_DRAWN:
-                sequence.forget_expected()
-                is_over = False
-            else:
-                is_over = sequence.append(token_id) if leaves else sequence.learn(token_id)
-            if end < (table.num_indexed + 1) * block_size:
-                table.num_computed = end
-            else:
-                self.kv.commit(table, end)
-            if is_over:
-                self._roster.end(sequence)
-                following.has_ended = ended = True
-        assert len(owners) == len(token_ids), "the result is another plan's"
-        if ended:
-            self._roster.sweep()
-        self._roster.waiting.follow([s for s in following.changing if s.status is SequenceStatus.RUNNING])
-        return owners
 
     def _admit(self, budget: int, in_flight: list[Sequence], changing: list[Sequence]) -> tuple[list[Sequence], int]:
         """Starts waiting sequences, in order, until one does not fit, or has more to compute than this step's tokens.
