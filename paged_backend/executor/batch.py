@@ -54,8 +54,8 @@ class BuiltInputs:
         """The step's inputs.
 
         Args:
-            drawn: int64 [N], what the step before drew; None where it failed: then nobody is left who needs it. So it is
-                with what could not be drawn.
+            drawn: int64 [N], what the step before drew; None where it failed: then nobody is left who needs it, nor
+                what could not be drawn.
         """
         inputs, sources = self.inputs, self.sources
         if sources is None:

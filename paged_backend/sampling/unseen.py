@@ -23,7 +23,7 @@ _COLUMNS = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "nu
 def can_be_unseen(plan: StepPlan) -> bool:
     """Whether all that a plan draws can be drawn so: no task needs the host, and each gives one token."""
     tasks = [line.sampling for line in plan.sequences]
-    return not plan.scoring and all([task is None or not (task.needs_host or len(task.seeds) != 1) for task in tasks])
+    return not plan.scoring and all(task is None or not (task.needs_host or len(task.seeds) != 1) for task in tasks)
 
 
 def launch_draws(kernels: Kernels, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
@@ -57,7 +57,8 @@ class _Apart:
             if describes:
                 whole.logprobs += one.logprobs or [0.0]
                 whole.ranks += one.ranks or [0]
-                whole.top.update({row: top for top in one.top.values()})
+                if one.top:
+                    whole.top[row] = one.top[0]
         return whole
 
 

@@ -1,4 +1,4 @@
-"""Steps between their plan and their commit: what is kept of them, and what comes of sequences that have ended since."""
+"""Steps between plan and commit: what is kept of them, and what becomes of sequences that have ended since."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def next_shares(running: list[Sequence], budget: int, kv: KVCacheManager) -> Nex
         running: in order.
         budget: tokens of the step.
     """
-    if any([sequence.task.needs_host and sequence.line.sampling is not None for sequence in running]):
+    if any(sequence.task.needs_host and sequence.line.sampling is not None for sequence in running):
         return None
     candidates = [sequence for sequence in running if len(sequence.token_ids) >= sequence.quiet_below]
     changing: list[Sequence] = []
