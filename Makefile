@@ -95,8 +95,9 @@ STORE = $(if $(filter torchserve,$(HOST)),--model-store model_store)
 
 # --- prove -----------------------------------------------------------------------------------------------------------
 
+# Two processes, each of which takes whole files: what a file sets up is set up once.
 test: install ## the tests, under 15 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 # A copy of the package of its own, whose C++ looks at each read, write and whole number: with the tests beside it, so
 # that they import this copy. -S leaves out the hooks of the installed package. CPython itself never frees some of its

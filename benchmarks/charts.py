@@ -143,6 +143,30 @@ def draw_sharing(reports: Reports) -> Figure | None:
     return figure
 
 
+def draw_structured(reports: Reports) -> Figure | None:
+    """A step with schemas beside the same without, and what a mask and a grammar cost by themselves."""
+    report = reports.get("engine/structured", {})
+    if not report:
+        return None
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    steps = report["step_ms"]
+    more = {kind: f"\n{ratio - 1:+.1%}" for kind, ratio in report["of_plain"].items()}
+    left.bar([kind + more.get(kind, "") for kind in steps], list(steps.values()), color=_COLOURS[: len(steps)])
+    left.axhline(steps["plain"] * 1.1, color="#444444", linewidth=0.8, linestyle="--", label="goal: under + 10 %")
+    left.set_ylabel("a step, ms")
+    left.set_title(f"{report['model']}, {report['streams']} streams", fontsize=8)
+    left.margins(y=0.25)
+    left.legend(loc="upper right")
+    masks = {f"a mask,\n{name.removesuffix('_us')}": value / 1e3 for name, value in report["masks"].items()}
+    grammars = {f"a grammar,\n{name}": value * 1e3 for name, value in report["compile_s"].items()}
+    right.bar(list(masks), list(masks.values()), color=_COLOURS[3])
+    right.bar(list(grammars), list(grammars.values()), color=_COLOURS[4])
+    right.set_yscale("log")
+    right.set_ylabel("ms")
+    right.tick_params(axis="x", labelsize=7)
+    return figure
+
+
 def draw_hosts(reports: Reports) -> Figure | None:
     """What each host leaves of the bare engine's tokens a second."""
     bars = [
@@ -204,6 +228,7 @@ CHARTS: Final[dict[str, Callable[[Reports], Figure | None]]] = {
     "throughput": draw_throughput,
     "kv-waste": draw_kv_waste,
     "sharing": draw_sharing,
+    "structured": draw_structured,
     "hosts": draw_hosts,
     "serving": draw_serving,
 }

@@ -164,10 +164,8 @@ def check_soft_cap(cap: float) -> None:
 
 def check_copy_blocks(storage: Tensor, pairs: Tensor) -> None:
     """Raises KernelError for arguments that `Kernels.copy_blocks` does not take."""
-    check_tensor("storage", storage)
+    check_storage(storage)
     check_tensor("pairs", pairs)
-    if storage.dtype != torch.uint8 or storage.dim() != 4 or storage.shape[1] != 2 or not storage.is_contiguous():
-        raise KernelError(f"storage must be contiguous uint8 [L, 2, B, block_bytes], got {describe(storage)}.")
     if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.shape[1] != 2:
         raise KernelError(f"pairs must be int64 [N, 2], got {describe(pairs)}.")
     check_devices(("storage", storage), ("pairs", pairs))
@@ -175,6 +173,13 @@ def check_copy_blocks(storage: Tensor, pairs: Tensor) -> None:
     destinations = pairs[:, 1]
     if pairs.device.type == "cpu" and destinations.unique().numel() != destinations.numel():
         raise KernelError(f"pairs must have different destinations, got {destinations.tolist()}.")
+
+
+def check_storage(storage: Tensor) -> None:
+    """Raises KernelError for what does not hold all blocks of a cache."""
+    check_tensor("storage", storage)
+    if storage.dtype != torch.uint8 or storage.dim() != 4 or storage.shape[1] != 2 or not storage.is_contiguous():
+        raise KernelError(f"storage must be contiguous uint8 [L, 2, B, block_bytes], got {describe(storage)}.")
 
 
 def check_vector(name: str, vector: Tensor | None, size: int) -> None:

@@ -43,7 +43,8 @@ async def submit(
         streams: whether the answer is to come piece by piece.
 
     Raises:
-        InvalidRequestError, AdmissionError, EngineUnavailableError: it is not accepted.
+        InvalidRequestError, AdmissionError, EngineUnavailableError: it is not accepted; of a stream, also what refuses
+            it before there is anything to stream.
     """
     engine, limit = model.engine, model.engine.max_model_len
     if exchange.record is not None:
@@ -96,7 +97,14 @@ async def submit(
     except InvalidRequestError as error:
         raise InvalidRequestError(str(error), param=field if error.param == "prompt" else error.param) from error
     model.live.add(tenant, request_id, accepted)
-    return accepted[0]
+    (stream,) = accepted
+    if streams:
+        try:
+            await stream.begun()
+        except BaseException:
+            stream.abort()
+            raise
+    return stream
 
 
 async def _encode(engine: EnginePort, request: GenerateRequest) -> tuple[str, list[int]]:

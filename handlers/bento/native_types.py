@@ -84,7 +84,7 @@ class GenerateRequest(NativeRequest, SamplingRequest):
     """What to generate from, and how. Give exactly one of `prompt`, `prompt_token_ids` and `messages`. What is left
     out, or null, is as the model's generation_config.json says, and then as in vLLM."""
 
-    model_config = ConfigDict(json_schema_extra=_describe)  # type: ignore[misc]  # of two bases, one without types
+    model_config = ConfigDict(json_schema_extra=_describe)
 
     prompt: str | None = Field(None, description="Text to continue.")
     prompt_token_ids: ListOf[int] | None = Field(None, description="Token ids to continue.")

@@ -64,7 +64,9 @@ def quantized_heads(heads: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
         (numbers, float32 [..., D], those of int8 whole already; scales, float32 [...]).
     """
     largest = heads.abs().amax(dim=-1)
-    scales = torch.where(largest < smallest_head(dtype), 0.0, largest / LARGEST_NUMBERS[dtype])
+    # A tensor, because a GPU multiplies with the reciprocal of a number.
+    scales = largest / largest.new_tensor(LARGEST_NUMBERS[dtype])
+    scales = torch.where(largest < smallest_head(dtype), 0.0, scales)
     scales = torch.where(largest.isfinite(), scales, torch.nan)
     usable = (scales > 0).unsqueeze(-1)
     numbers = torch.where(usable, heads / scales.unsqueeze(-1), 0.0)

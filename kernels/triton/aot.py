@@ -39,6 +39,7 @@ class AotCase:
         constexprs: the others' values.
         num_warps: of 32 threads, in a program.
         num_stages: of the software pipeline.
+        fp_fusion: products and sums are rounded once, as Triton does by itself until 3.10; launches say it too.
         min_capability: what the card must have, as 10 * major + minor: 89 for fp8.
         wide: belongs to the sweep over everything, and is compiled in slow tests only.
     """
@@ -49,5 +50,6 @@ class AotCase:
     constexprs: Mapping[str, Any]
     num_warps: int
     num_stages: int = 1
+    fp_fusion: bool = True
     min_capability: int = 80
     wide: bool = False

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from paged_backend.kernels.cache_layout import CACHE_DTYPES
 from paged_backend.kernels.interface import OPERATIONS, OperationChoice
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
+from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
+from paged_backend.kernels.triton.blocks import copy_blocks
+from paged_backend.kernels.triton.linear import linear
+from paged_backend.kernels.triton.linear_weight import TritonLinear, pack_linear
+from paged_backend.kernels.triton.norms import layer_norm, rms_norm
+from paged_backend.kernels.triton.qkv_to_cache import qkv_to_cache
+from paged_backend.kernels.triton.rows import embedding, select_rows
+from paged_backend.kernels.triton.sampling.device_samples import DeviceSamples
+from paged_backend.kernels.triton.sampling.launch import launch, sample
+from paged_backend.kernels.triton.sampling.resident import ResidentSampler
+from paged_backend.kernels.triton.soft_cap import soft_cap
 from paged_backend.kernels.triton.target import check_target
 
 
@@ -30,8 +43,12 @@ class TritonKernels(TensorKernels):
 
     token_major_keys = True
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, batch_invariant: bool = False) -> None:
         """
+        Args:
+            batch_invariant: float weights are multiplied by our own kernel too, with which a row's bits do not depend
+                on how many rows come with it; else by the library's (cuBLAS), which is faster.
+
         Raises:
             ConfigError: the device cannot run the kernels.
         """
@@ -39,14 +56,50 @@ class TritonKernels(TensorKernels):
         own = str(dtype).removeprefix("torch.")
         self.device = device
         self.cache_dtypes = (own, *(name for name in CACHE_DTYPES if name != own))
-        super().__init__(TRITON_OPERATIONS, dtype, _report(TRITON_OPERATIONS, how))
+        pack = partial(pack_linear, device=device, dtype=dtype, batch_invariant=batch_invariant)
+        operations = dataclasses.replace(TRITON_OPERATIONS, pack_linear=pack)
+        super().__init__(operations, dtype, _report(operations, how, batch_invariant))
+
+    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
+        """`sample` whose results are read later, and are on the device before: waits for nothing.
+
+        Args:
+            logits: see `Kernels.sample`; read when the device gets there.
+            batch: not looked at any more once this returns.
+        """
+        return launch(logits, batch)
+
+    def resident_sampler(self, max_rows: int, vocab_size: int) -> ResidentSampler:
+        """Memory on the device for the plain rows of one step at a time, to be drawn within a CUDA graph.
+
+        Raises:
+            KernelError: the kernels do not sample so large a vocabulary.
+        """
+        return ResidentSampler(max_rows, vocab_size, self.device)
 
 
-TRITON_OPERATIONS = dataclasses.replace(REFERENCE_OPERATIONS)
+TRITON_OPERATIONS = dataclasses.replace(
+    REFERENCE_OPERATIONS,
+    linear_type=TritonLinear,
+    linear=linear,
+    embedding=embedding,
+    rms_norm=rms_norm,
+    layer_norm=layer_norm,
+    qkv_to_cache=qkv_to_cache,
+    select_rows=select_rows,
+    soft_cap=soft_cap,
+    copy_blocks=copy_blocks,
+    sample=sample,
+)
 """One line for each operation that has a kernel."""
 
 
-def _report(operations: TensorOperations, how: str) -> Mapping[str, OperationChoice]:
+def _report(operations: TensorOperations, how: str, batch_invariant: bool) -> Mapping[str, OperationChoice]:
+    products = (
+        "with batch_invariant for weights of every format."
+        if batch_invariant
+        else "for quantized weights; float ones by the library's product, which is faster."
+    )
     ours = OperationChoice("triton", f"Triton kernel ({how}).")
     torchs = OperationChoice("reference", "It has no Triton kernel: plain torch on the same device.")
     return MappingProxyType(
@@ -54,4 +107,5 @@ def _report(operations: TensorOperations, how: str) -> Mapping[str, OperationCho
             name: torchs if getattr(operations, name) is getattr(REFERENCE_OPERATIONS, name) else ours
             for name in OPERATIONS
         }
+        | {"linear": OperationChoice("triton", f"Triton kernel ({how}) {products}")}
     )

@@ -56,7 +56,12 @@ class Executor:
         """
         num_threads = config.executor.num_threads or usable_cores()
         device = select_device(config.executor.device)
-        kernels = select_kernels(config.executor.kernel_backend, device, num_threads=num_threads)
+        kernels = select_kernels(
+            config.executor.kernel_backend,
+            device,
+            num_threads=num_threads,
+            batch_invariant=config.executor.batch_invariant,
+        )
         # torch's threads wait actively for each other: beside the kernels' own they would only be in the way.
         torch.set_num_threads(num_threads if isinstance(kernels, ReferenceKernels) else 1)
         dtype = self.kv_cache_dtype = cache_dtype(config, kernels)
@@ -97,8 +102,12 @@ class Executor:
             self.block_size,
             len(layout.groups),
             self.transfer,
+<<<<<<< HEAD
             masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs, num_threads),
             device=self._device,
+=======
+            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs),
+>>>>>>> bf1d4a525a6aae9948e97789394020aea9bad1c7
         )
 
     def close(self) -> None:

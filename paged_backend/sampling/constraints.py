@@ -17,17 +17,14 @@ def constrain(batch: SamplingBatch, tasks: Sequence[SamplingTask], rows: Sequenc
     What must not be drawn before min_tokens may be drawn where a grammar, and the bad words, leave nothing else: it
     would never end. The bad words stay forbidden.
     """
-    samples = []
-    for row in rows:
-        task = tasks[row]
-        assert task.matcher is not None
-        samples.append((task.matcher, task.token_ids, len(task.prompt_token_ids)))
-    masks.fill(samples)
     changes = dict(batch.changes)
     for place, row in enumerate(rows):
+        task = tasks[row]
+        assert task.matcher is not None
+        masks.fill(place, task.matcher, task.token_ids, len(task.prompt_token_ids))
         change = changes[row]._replace(token_mask=place)
         suppressed = change.suppressed_token_ids  # the task's, and behind them those of the bad words
-        num_early = len(tasks[row].suppressed_token_ids)
+        num_early = len(task.suppressed_token_ids)
         if num_early and not masks.allows_others(place, suppressed):
             change = change._replace(suppressed_token_ids=suppressed[num_early:])
         changes[row] = change

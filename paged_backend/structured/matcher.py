@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import time
 from collections.abc import Collection, Sequence
-from typing import Any
 
-import numpy as np
 from llguidance import LLMatcher
 
 from paged_backend.sampling_params import ReasoningTokens
 
-Words = np.ndarray[Any, np.dtype[np.int32]]
+SLOW_MASK_S = 0.5
+"""Seconds of CPU in which a mask must be there. llguidance's limits leave room for grammars that need minutes."""
 
 
 class Matcher:
@@ -21,23 +22,21 @@ class Matcher:
 
     Attributes:
         is_slow: whether a mask took too long: then none is made any more.
-        is_timed: whether a mask may have taken too long: then it is made where it can be timed.
 
     Args:
         automata: one for each sample of a request, at the grammar's beginning. Forks take theirs out of the list.
     """
 
-    __slots__ = ("_automata", "_automaton", "_num_taken", "is_slow", "is_timed")
+    __slots__ = ("_automata", "_automaton", "_num_taken", "is_slow")
 
     def __init__(self, automata: list[LLMatcher]) -> None:
         self._automata = automata
         self._automaton = automata.pop()
         self._num_taken = 0
         self.is_slow = False
-        self.is_timed = False
 
     def after(self, reasoning: ReasoningTokens | None, eos_token_ids: Collection[int]) -> Matcher:
-        """What takes this one's place for a request whose samples reason first.
+        """What takes this one's place in a request whose samples reason first.
 
         Args:
             reasoning: None where they do not.
@@ -63,26 +62,27 @@ class Matcher:
             self._automaton.consume_token(token_id)
             self._num_taken += 1
 
-    @property
-    def automaton(self) -> LLMatcher | None:
-        """Who knows what may come next, for `finish_mask`; None where nobody has to be asked."""
-        return None if self.is_slow or self._automaton.is_error() else self._automaton
-
-    def finish_mask(self, words: Words) -> bool:
-        """Makes the mask of what the automaton has written.
+    def write_mask(self, address: int, num_bytes: int) -> bool:
+        """Writes a bit for each token of the vocabulary, 1 where it may come next; EOS may where the grammar is
+        complete.
 
         Args:
-            words: int32, a bit for each token of the vocabulary, the lowest first: 1 where it may come next. EOS may
-                where the grammar is complete.
+            address: of int32 words of 32 tokens each, the lowest bit first.
+            num_bytes: of the words.
 
         Returns:
             False where no token may come, and what is written means nothing: `error` says why, if it is known.
         """
         automaton = self._automaton
-        if self.is_slow:
+        if automaton.is_error() or self.is_slow:
             return False
+        start_s = time.thread_time()
+        automaton.unsafe_compute_mask_ptr(address, num_bytes)
+        self.is_slow = time.thread_time() - start_s > SLOW_MASK_S
         # Where nothing but EOS is left, that is for one of three reasons.
-        return not automaton.is_stopped() or (automaton.is_accepting() and not automaton.is_error())
+        return not self.is_slow and (
+            not automaton.is_stopped() or (automaton.is_accepting() and not automaton.is_error())
+        )
 
     @property
     def is_complete(self) -> bool:
@@ -130,22 +130,17 @@ class ReasoningMatcher(Matcher):
                 self._is_over = True  # it does not reason: this is the grammar's first token
         super().follow(token_ids, num_before)
 
-    @property
-    def automaton(self) -> LLMatcher | None:
-        """As `Matcher.automaton`."""
-        return None if self._is_open and not self._is_over else super().automaton
-
-    def finish_mask(self, words: Words) -> bool:
-        """As `Matcher.finish_mask`. While the sample reasons, all but EOS may come; at first, also what opens it."""
-        bits = words.view(np.uint32)
+    def write_mask(self, address: int, num_bytes: int) -> bool:
+        """As `Matcher.write_mask`. While the sample reasons, all but EOS may come; at first, also what opens it."""
+        words = (ctypes.c_uint32 * (num_bytes // 4)).from_address(address)
         if self._is_open and not self._is_over:
-            bits[:] = 0xFFFFFFFF
+            ctypes.memset(address, 0xFF, num_bytes)
             for token_id in self._eos_token_ids:
-                bits[token_id // 32] &= ~np.uint32(1 << token_id % 32)
+                words[token_id // 32] &= ~(1 << token_id % 32) & 0xFFFFFFFF
             return True
-        is_possible = super().finish_mask(words)
+        is_possible = super().write_mask(address, num_bytes)
         if is_possible and not self._is_over:
-            bits[self._reasoning.begin_id // 32] |= np.uint32(1 << self._reasoning.begin_id % 32)
+            words[self._reasoning.begin_id // 32] |= 1 << self._reasoning.begin_id % 32
         return is_possible
 
     @property

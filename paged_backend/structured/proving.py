@@ -15,11 +15,15 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
 _STACK_BYTES = 16 << 20
+"""To compile on; smaller than what a grammar that has passed is compiled on."""
+_MASK_STACK_BYTES = 1 << 20
+"""To make masks on; a small part of what the engine's thread has, which makes them afterwards."""
 _MEMORY_BYTES = 2 << 30
 _NUM_MASKS = 32
 
@@ -29,9 +33,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides when it ends
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A thread for its stack: smaller than what a grammar that has passed is compiled on.
-    threading.stack_size(_STACK_BYTES)
-    thread = threading.Thread(target=_answer_all)
+    _run_on_stack(_answer_all, _STACK_BYTES)
+
+
+def _run_on_stack(work: Callable[[], None], num_bytes: int) -> None:
+    threading.stack_size(num_bytes)
+    thread = threading.Thread(target=work)
     thread.start()
     thread.join()
 
@@ -55,16 +62,23 @@ def prove(request: dict[str, Any], tokenizer: LLTokenizer) -> dict[str, str]:
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**request["limits"]))
     if matcher.is_error():
         return {"error": matcher.get_error()}
+    answer = {"grammar": grammar}
+    _run_on_stack(lambda: answer.update(_follow(matcher, request["mask_time_limit_s"])), _MASK_STACK_BYTES)
+    return answer
+
+
+def _follow(matcher: LLMatcher, mask_time_limit_s: float) -> dict[str, str]:
+    """An error, if there is one, for having gone through a grammar for a while."""
     draw = random.Random(0)
     for _ in range(_NUM_MASKS):
         start_s = time.thread_time()
         allowed = [token for token, bias in enumerate(matcher.compute_logit_bias()) if bias]
-        if time.thread_time() - start_s > request["mask_time_limit_s"]:
+        if time.thread_time() - start_s > mask_time_limit_s:
             return {"error": "it takes too long to tell which tokens may come next"}
         if matcher.is_stopped() or not allowed:
             break  # at its end, or at one of its limits, which stops a request and not the engine
         matcher.consume_token(draw.choice(allowed))
-    return {"grammar": grammar}
+    return {}
 
 
 if __name__ == "__main__":

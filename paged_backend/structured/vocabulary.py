@@ -24,7 +24,7 @@ LIMITS: Mapping[str, int | bool] = MappingProxyType(
     }
 )
 """What a grammar may cost, under llguidance's names: several times what large schemas need. They bound a token's mask
-to milliseconds as a rule, but not always: hence Prover, and TokenMasks' clock. Each sample has its own, so where one
+to milliseconds as a rule, but not always: hence Prover, and Matcher's own clock. Each sample has its own, so where one
 ends depends on nobody else."""
 
 
@@ -59,8 +59,7 @@ class Vocabulary:
             raise source.refused(f"cannot be used: {one_line(automaton.get_error())}.")
         start = Matcher([automaton])
         words = np.zeros(self._num_words, np.int32)
-        automaton.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        if not start.finish_mask(words):
+        if not start.write_mask(words.ctypes.data, words.nbytes):
             reason = f"is too complex: {start.error}" if start.error else "cannot be satisfied by any output"
             raise source.refused(f"{reason}.")
         return grammar

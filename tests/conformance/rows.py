@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.conformance import (
     conversation_rows,
     limit_rows,
+    object_rows,
     prompt_rows,
     route_rows,
     sampling_rows,
@@ -23,6 +24,7 @@ _TABLES = (
     tool_rows,
     structured_rows,
     conversation_rows,
+    object_rows,
     limit_rows,
     route_rows,
 )

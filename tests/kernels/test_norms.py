@@ -7,45 +7,19 @@ import torch
 
 from paged_backend.kernels.interface import Kernels
 from tests.kernels.implementations import implementations
-from tests.kernels.rounding import assert_within, unit
+from tests.kernels.norm_case import check_layer_norm, check_rms_norm
 
 shapes = pytest.mark.parametrize("shape", [(1, 1), (3, 8), (5, 64), (2, 576), (0, 16), (70, 33)], ids=str)
-EPS = 1e-5
 
 
 @shapes
 @implementations
 def test_rms_norm(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, int]) -> None:
-    x = torch.randn(shape).to(dtype)
-    weight = torch.randn(shape[1])
-    out = kernels.rms_norm(x.clone(), weight, EPS)
-    wide = x.double()
-    exact = wide / (wide.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
-    # A sum of H positive numbers errs by H roundings at most, halved by the root; then some single
-    # operations.
-    assert out.dtype == dtype
-    assert_within(out, exact, exact.abs() * (shape[1] / 2 + 8) * unit(torch.float32))
+    check_rms_norm(kernels, dtype, shape, "cpu")
 
 
 @shapes
 @implementations
 @pytest.mark.parametrize("affine", ["both", "weight", "none"])
 def test_layer_norm(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, int], affine: str) -> None:
-    x = torch.randn(shape).to(dtype) + 3
-    size = shape[1]
-    weight = None if affine == "none" else torch.randn(size)
-    bias = torch.randn(size) if affine == "both" else None
-    out = kernels.layer_norm(x.clone(), weight, bias, EPS)
-    wide = x.double()
-    centred = wide - wide.mean(-1, keepdim=True)
-    deviation = (centred.square().mean(-1, keepdim=True) + EPS).sqrt()
-    scaled = centred / deviation
-    wide_weight = torch.ones(size).double() if weight is None else weight.double()
-    wide_bias = torch.zeros(size).double() if bias is None else bias.double()
-    exact = scaled * wide_weight + wide_bias
-    # The mean errs relative to the mean magnitude, which the deviation may be small against.
-    roundings = (size + 8) * unit(torch.float32)
-    mean_error = wide.abs().mean(-1, keepdim=True) * roundings / deviation
-    error = (scaled.abs() * roundings + mean_error * (1 + scaled.abs())) * wide_weight.abs()
-    assert out.dtype == dtype
-    assert_within(out, exact, error + 2 * unit(torch.float32) * exact.abs())
+    check_layer_norm(kernels, dtype, shape, affine, "cpu")

@@ -72,7 +72,7 @@ def test_each_request_has_its_own_matchers(counting: CountingVocabulary) -> None
     compiler = GrammarCompiler(counting)
     matchers = [compiler.compile(source("a"), num_samples).matcher.result(30) for num_samples in (1, 3)]
     matchers += [matchers[1].fork(), matchers[1].fork()]
-    assert len({id(matcher.automaton) for matcher in matchers}) == 4 and counting.made == [1, 3]
+    assert len({id(matcher._automaton) for matcher in matchers}) == 4 and counting.made == [1, 3]
     compiler.close()
 
 

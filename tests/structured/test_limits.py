@@ -37,12 +37,12 @@ class Sample:
         self.token_ids.append(self.draw.choice(allowed or [EOS]))
 
 
-def go(samples: list[Sample], num_threads: int = 1) -> None:
+def go(*samples: Sample) -> None:
     """All of them together, to their ends."""
-    masks = TokenMasks(VOCAB_SIZE, len(samples), num_threads)
+    masks = TokenMasks(VOCAB_SIZE, len(samples))
     while live := [sample for sample in samples if not sample.is_over]:
-        masks.fill([(sample.matcher, sample.token_ids, 0) for sample in live])
         for row, sample in enumerate(live):
+            masks.fill(row, sample.matcher, sample.token_ids, 0)
             sample.take(masks.words[row].copy())
 
 
@@ -58,19 +58,18 @@ def outcome(sample: Sample) -> tuple[list[bytes], list[int], str]:
     ],
 )
 def test_company_changes_nothing(pattern: str, limits: dict[str, int], reason: str, tokenizer: Any) -> None:
-    """As the first of all, as one of many, on one thread or several, after many, as the third sample of a request."""
+    """As the first of all, as one of many, after many, and as the third sample of a request: the same."""
     vocabulary = Vocabulary(tokenizer.backend_tokenizer.to_str(), VOCAB_SIZE, [EOS])
     vocabulary._limits = LLParserLimits(**{**LIMITS, **limits})  # type: ignore[arg-type]
     grammar = LLMatcher.grammar_from_regex(pattern)
     alone = Sample(vocabulary.matcher(grammar, 1), seed=0)
-    go([alone])
+    go(alone)
     assert reason in alone.matcher.error and 1 < len(alone.token_ids) < LENGTH  # or this is no test
-    for num_threads in (1, 2):
-        crowd = [Sample(vocabulary.matcher(grammar, 1), seed) for seed in range(8)]
-        go(crowd, num_threads)
-        assert outcome(crowd[0]) == outcome(alone)
-        assert len({len(sample.token_ids) for sample in crowd}) > 1  # each ends where it does
+    crowd = [Sample(vocabulary.matcher(grammar, 1), seed) for seed in range(8)]
+    go(*crowd)
+    assert outcome(crowd[0]) == outcome(alone)
+    assert len({len(sample.token_ids) for sample in crowd}) > 1  # each ends where it does
     first = vocabulary.matcher(grammar, 3)
     siblings = [Sample(matcher, seed) for seed, matcher in ((5, first), (6, first.fork()), (0, first.fork()))]
-    go(siblings, 2)
+    go(*siblings)
     assert outcome(siblings[2]) == outcome(alone)

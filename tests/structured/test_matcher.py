@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paged_backend.structured import token_masks
+from paged_backend.structured import matcher as matcher_module
 from paged_backend.structured.token_masks import TokenMasks
 from tests.structured.conftest import EOS, VOCAB_SIZE, Compile
 
@@ -56,15 +56,15 @@ def check_next(allowed: set[int], choices: tuple[str, ...], said: bytes, spelled
 @settings(max_examples=60, deadline=None)
 @given(choices=st.lists(st.sampled_from(CHOICES), min_size=1, max_size=4, unique=True), seed=st.integers(0, 99))
 def test_choices(choices: list[str], seed: int, compile_grammar: Compile, spelled: dict[int, bytes]) -> None:
-    draw, masks = random.Random(seed), TokenMasks(VOCAB_SIZE, 3, num_threads=1 + seed % 2)
-    other, matcher = compile_grammar(json_object=True), compile_grammar(choice=choices)
+    draw, masks = random.Random(seed), TokenMasks(VOCAB_SIZE, 3)
+    matcher = compile_grammar(choice=choices)
     tokens: list[int] = [7, 8]  # a prompt, which does not count
     said = b""
     while True:
-        masks.fill([(other, [], 0), (matcher, tokens, 2)])
+        masks.fill(1, matcher, tokens, 2)
         allowed = allowed_tokens(masks, 1)
         check_next(allowed, tuple(choices), said, spelled)
-        assert masks.words[0].any() and not masks.words[2].any()
+        assert not masks.words[0].any() and not masks.words[2].any()
         token = draw.choice(sorted(allowed))
         if token == EOS:
             assert said.decode() in choices and matcher.is_complete
@@ -81,7 +81,8 @@ def test_a_fork_goes_its_own_way(compile_grammar: Compile, tokenizer: Any, spell
     masks, choices = TokenMasks(VOCAB_SIZE, 2), ("the dog", "the fox")
     first = compile_grammar(choice=list(choices), num_samples=2)
     second = first.fork()
-    masks.fill([(first, ids("the ") + ids("dog"), 0), (second, ids("the ") + ids("f"), 0)])
+    for row, (matcher, rest) in enumerate(((first, "dog"), (second, "f"))):
+        masks.fill(row, matcher, ids("the ") + ids(rest), 0)
     assert allowed_tokens(masks, 0) == {EOS}
     check_next(allowed_tokens(masks, 1), choices, b"the f", spelled)
     assert first.is_complete and not second.is_complete
@@ -93,8 +94,10 @@ def test_following_is_the_same_one_by_one_and_at_once(compile_grammar: Compile) 
     schema = {"type": "array", "items": {"type": "string", "maxLength": 4}, "minItems": 2, "maxItems": 5}
     steady, tokens = compile_grammar(json=schema), [5]
     for _ in range(30):
-        masks.fill([(steady, tokens, 1)])
-        masks.fill([(steady, tokens, 1), (compile_grammar(json=schema), tokens, 1)])
+        masks.fill(0, steady, tokens, 1)
+        masks.fill(0, steady, tokens, 1)
+        late = compile_grammar(json=schema)
+        masks.fill(1, late, tokens, 1)
         allowed = allowed_tokens(masks, 0)
         assert allowed and allowed == allowed_tokens(masks, 1)
         tokens.append(draw.choice(sorted(allowed)))
@@ -104,7 +107,7 @@ def test_following_is_the_same_one_by_one_and_at_once(compile_grammar: Compile) 
 
 def test_ids_that_the_tokenizer_lacks_are_never_allowed(compile_grammar: Compile, tokenizer: Any) -> None:
     masks = TokenMasks(VOCAB_SIZE, 1)
-    masks.fill([(compile_grammar(regex="(.|\n)*"), [], 0)])
+    masks.fill(0, compile_grammar(regex="(.|\n)*"), [], 0)
     allowed = allowed_tokens(masks, 0)
     assert EOS in allowed and max(allowed) < len(tokenizer) and 0 not in allowed
     assert len(allowed) > 200
@@ -112,7 +115,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_allowed(compile_grammar: Compile
 
 def test_what_else_is_allowed(compile_grammar: Compile) -> None:
     masks = TokenMasks(VOCAB_SIZE, 1)
-    masks.fill([(compile_grammar(regex="x*"), [], 0)])
+    masks.fill(0, compile_grammar(regex="x*"), [], 0)
     others = allowed_tokens(masks, 0) - {EOS}
     assert masks.allows_others(0, [EOS]) and not masks.allows_others(0, [EOS, *others])
     assert EOS in allowed_tokens(masks, 0)  # a question
@@ -121,31 +124,15 @@ def test_what_else_is_allowed(compile_grammar: Compile) -> None:
 def test_a_matcher_at_a_limit_allows_nothing(compile_grammar: Compile, monkeypatch: pytest.MonkeyPatch) -> None:
     masks, matcher = TokenMasks(VOCAB_SIZE, 1), compile_grammar(json_object=True)
     matcher.follow([300], 0)  # no JSON object begins so
-    masks.fill([(matcher, [300], 0)])
+    masks.fill(0, matcher, [300], 0)
     assert not masks.words.any() and matcher.error
-
-
-@pytest.mark.parametrize("num_threads", [1, 2])
-def test_a_mask_that_takes_too_long_ends_it(
-    num_threads: int, compile_grammar: Compile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where masks are made together, nobody knows whose it was: then each is timed alone from there on."""
-    masks = TokenMasks(VOCAB_SIZE, 2, num_threads)
-    matchers = [compile_grammar(json_object=True) for _ in range(2)]
-    samples = [(matcher, [], 0) for matcher in matchers]
-    with monkeypatch.context() as patch:
-        patch.setattr(token_masks, "SLOW_MASK_S", -1.0)
-        masks.fill(samples)
-        if num_threads == 2:
-            assert masks.words.any(axis=1).all()
-            assert all(matcher.is_timed and not matcher.is_slow for matcher in matchers)
-            patch.setattr(masks, "_ask", lambda automaton, row: 0.1 if row else -2.0)
-            masks.fill(samples)
-            assert [matcher.is_slow for matcher in matchers] == [False, True]
-        else:
-            assert all(matcher.is_slow for matcher in matchers)
-    masks.fill(samples)  # it stays so
-    assert not masks.words[1].any() and "too long" in matchers[1].error
+    slow = compile_grammar(json_object=True)
+    monkeypatch.setattr(matcher_module, "SLOW_MASK_S", -1.0)
+    masks.fill(0, slow, [], 0)
+    assert not masks.words.any() and slow.is_slow and "too long" in slow.error
+    monkeypatch.undo()
+    masks.fill(0, slow, [], 0)
+    assert not masks.words.any()  # it stays so
 
 
 def test_free_text_with_constrained_parts(compile_grammar: Compile, tokenizer: Any) -> None:

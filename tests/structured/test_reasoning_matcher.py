@@ -28,7 +28,7 @@ def grammar(tokenizer):
 def allowed(matcher, tokenizer, token_ids=()):
     """What may come after these tokens, the first of which is the prompt."""
     masks = TokenMasks(tokenizer.vocab_size, 1)
-    masks.fill([(matcher, [9, *token_ids], 1)])
+    masks.fill(0, matcher, [9, *token_ids], 1)
     bits = np.unpackbits(masks.words[0].view(np.uint8), bitorder="little")[: tokenizer.vocab_size]
     return set(np.flatnonzero(bits).tolist())
 

@@ -6,32 +6,36 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from paged_backend.handlers.openai.protocol.base import Refusal
-from paged_backend.handlers.openai.protocol.objects import ObjectKind, Schema, list_of, text_or
+from paged_backend.handlers.openai.protocol.objects import (
+    ALL_AT_ONCE,
+    DIRECT_CALLER,
+    DIRECT_CALLERS,
+    STRING,
+    ObjectKind,
+    Schema,
+    list_of,
+    of_type,
+    text_or,
+)
 
-_STRING: Schema = {"type": "string"}
 _OBJECT: Schema = {"type": "object"}
 _TOOLSET = Refusal("there are no toolsets here, give each tool by itself")
-_CALLER = Refusal('all calls are the model\'s own, {"type": "direct"}', ({"type": "direct"},))
-
-
-def _type(name: str) -> dict[str, Schema]:
-    return {"type": {"const": name}}
 
 
 TEXT = ObjectKind(
-    {**_type("text"), "text": _STRING},
+    {**of_type("text"), "text": STRING},
     # The SDK's own: what its parse() made of the text.
     harmless=("cache_control", "citations", "parsed_output"),
 )
-THINKING = ObjectKind({**_type("thinking"), "thinking": _STRING}, harmless=("signature",))
-REDACTED_THINKING = ObjectKind(_type("redacted_thinking"), harmless=("data",))
+THINKING = ObjectKind({**of_type("thinking"), "thinking": STRING}, harmless=("signature",))
+REDACTED_THINKING = ObjectKind(of_type("redacted_thinking"), harmless=("data",))
 TOOL_USE = ObjectKind(
-    {**_type("tool_use"), "id": _STRING, "name": _STRING, "input": _OBJECT},
+    {**of_type("tool_use"), "id": STRING, "name": STRING, "input": _OBJECT},
     harmless=("cache_control",),
-    unsupported=MappingProxyType({"caller": _CALLER, "toolset_name": _TOOLSET}),
+    unsupported=MappingProxyType({"caller": DIRECT_CALLER, "toolset_name": _TOOLSET}),
 )
 TOOL_RESULT = ObjectKind(
-    {**_type("tool_result"), "tool_use_id": _STRING},
+    {**of_type("tool_result"), "tool_use_id": STRING},
     {"content": text_or(TEXT), "is_error": {"type": "boolean"}},
     harmless=("cache_control",),
     unsupported=MappingProxyType({"toolset_name": _TOOLSET}),
@@ -60,10 +64,10 @@ MESSAGES = MappingProxyType(
 """Messages by role."""
 
 TOOL = ObjectKind(
-    {"name": _STRING, "input_schema": _OBJECT},
+    {"name": STRING, "input_schema": _OBJECT},
     {
         "type": {"const": "custom"},
-        "description": _STRING,
+        "description": STRING,
         "strict": {"type": "boolean"},
         "input_examples": {"type": "array", "items": _OBJECT},
     },
@@ -71,8 +75,8 @@ TOOL = ObjectKind(
     harmless=("cache_control", "eager_input_streaming"),
     unsupported=MappingProxyType(
         {
-            "allowed_callers": Refusal('all calls are the model\'s own, ["direct"]', (["direct"],)),
-            "defer_loading": Refusal("all tools are shown to the model from the beginning", (False,)),
+            "allowed_callers": DIRECT_CALLERS,
+            "defer_loading": ALL_AT_ONCE,
         }
     ),
 )

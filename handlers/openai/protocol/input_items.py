@@ -5,20 +5,24 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from paged_backend.handlers.openai.protocol.base import Refusal
-from paged_backend.handlers.openai.protocol.objects import ObjectKind, Schema, list_of, text_or
+from paged_backend.handlers.openai.protocol.objects import (
+    ALL_AT_ONCE,
+    DIRECT_CALLER,
+    DIRECT_CALLERS,
+    STRING,
+    ObjectKind,
+    Schema,
+    list_of,
+    of_type,
+    text_or,
+)
 
-_STRING: Schema = {"type": "string"}
-_CALLER = Refusal('all calls are the model\'s own, {"type": "direct"}', ({"type": "direct"},))
 _NAMESPACE = Refusal("there are no namespaces here, give each function by its name")
 _ASYNC = Refusal("all calls are waited for", (False,))
 
 
-def _type(name: str) -> dict[str, Schema]:
-    return {"type": {"const": name}}
-
-
 def _text(name: str, *harmless: str) -> ObjectKind:
-    return ObjectKind({**_type(name), "text": _STRING}, harmless=harmless)
+    return ObjectKind({**of_type(name), "text": STRING}, harmless=harmless)
 
 
 # `parsed` and `parsed_arguments` are the SDK's own: what its parse() made of a text.
@@ -27,7 +31,7 @@ PARTS = MappingProxyType(
         "input_text": _text("input_text", "prompt_cache_breakpoint"),
         "output_text": _text("output_text", "annotations", "logprobs", "parsed"),
         "text": _text("text"),
-        "refusal": ObjectKind({**_type("refusal"), "refusal": _STRING}, text_field="refusal"),
+        "refusal": ObjectKind({**of_type("refusal"), "refusal": STRING}, text_field="refusal"),
     }
 )
 """Parts of contents by their type: all are text."""
@@ -36,24 +40,24 @@ REASONING_PARTS = MappingProxyType({name: _text(name) for name in ("reasoning_te
 
 MESSAGE = ObjectKind(
     {"role": {"enum": ["user", "assistant", "system", "developer"]}, "content": text_or(*PARTS.values())},
-    _type("message"),
+    of_type("message"),
     harmless=("id", "status", "phase"),
 )
 REASONING = ObjectKind(
-    _type("reasoning"),
+    of_type("reasoning"),
     {name: list_of(*REASONING_PARTS.values()) for name in ("content", "summary")},
     harmless=("id", "status", "encrypted_content"),
 )
 FUNCTION_CALL = ObjectKind(
-    {**_type("function_call"), "call_id": _STRING, "name": _STRING, "arguments": _STRING},
+    {**of_type("function_call"), "call_id": STRING, "name": STRING, "arguments": STRING},
     harmless=("id", "status", "created_by", "parsed_arguments"),
-    unsupported=MappingProxyType({"async": _ASYNC, "caller": _CALLER, "namespace": _NAMESPACE}),
+    unsupported=MappingProxyType({"async": _ASYNC, "caller": DIRECT_CALLER, "namespace": _NAMESPACE}),
 )
 FUNCTION_CALL_OUTPUT = ObjectKind(
-    {**_type("function_call_output"), "call_id": _STRING, "output": text_or(*PARTS.values())},
-    {"name": _STRING},
+    {**of_type("function_call_output"), "call_id": STRING, "output": text_or(*PARTS.values())},
+    {"name": STRING},
     harmless=("id", "status", "created_by"),
-    unsupported=MappingProxyType({"caller": _CALLER, "namespace": _NAMESPACE}),
+    unsupported=MappingProxyType({"caller": DIRECT_CALLER, "namespace": _NAMESPACE}),
 )
 ITEMS = MappingProxyType(
     {
@@ -66,13 +70,13 @@ ITEMS = MappingProxyType(
 """Items by their type."""
 
 TOOL = ObjectKind(
-    {**_type("function"), "name": _STRING},
-    {"description": _STRING, "parameters": {"type": "object"}, "strict": {"type": "boolean"}},
+    {**of_type("function"), "name": STRING},
+    {"description": STRING, "parameters": {"type": "object"}, "strict": {"type": "boolean"}},
     unsupported=MappingProxyType(
         {
-            "allowed_callers": Refusal('all calls are the model\'s own, ["direct"]', (["direct"],)),
+            "allowed_callers": DIRECT_CALLERS,
             "async": _ASYNC,
-            "defer_loading": Refusal("all tools are shown to the model from the beginning", (False,)),
+            "defer_loading": ALL_AT_ONCE,
             "output_schema": Refusal("say in the description what the function returns", ({},)),
         }
     ),

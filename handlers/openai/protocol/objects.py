@@ -10,6 +10,12 @@ from paged_backend.handlers.openai.protocol.base import Refusal, check_supported
 
 Schema = dict[str, Any]
 
+STRING: Schema = {"type": "string"}
+DIRECT_CALLER = Refusal('all calls are the model\'s own, {"type": "direct"}', ({"type": "direct"},))
+DIRECT_CALLERS = Refusal('all calls are the model\'s own, ["direct"]', (["direct"],))
+ALL_AT_ONCE = Refusal("all tools are shown to the model from the beginning", (False,))
+"""What both vendors publish for tools that run beside the model, of which there are none here."""
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectKind:
@@ -62,6 +68,11 @@ class ObjectKind:
             "properties": properties,
             "additionalProperties": {"type": "null"},
         }
+
+
+def of_type(name: str) -> dict[str, Schema]:
+    """The field that says of which kind an object is."""
+    return {"type": {"const": name}}
 
 
 def list_of(*kinds: ObjectKind) -> Schema:

@@ -53,7 +53,7 @@ def compiled(case: AotCase, capability: int) -> dict[str, Any]:
         if case.signature.get(name, "").endswith(":16") or case.signature.get(name, "").startswith("*")
     }
     source = ASTSource(case.kernel, signature, dict(case.constexprs), attrs)
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": case.fp_fusion}
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])

@@ -17,6 +17,8 @@ import pytest
 
 from tests.kernels.triton.aot_cases import all_cases
 
+pytestmark = pytest.mark.timeout(1200)  # the first test compiles for all
+
 CASES = all_cases()
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """What a program may take of a multiprocessor's shared memory, by compute capability: A100 and H100."""
