@@ -102,12 +102,8 @@ class Executor:
             self.block_size,
             len(layout.groups),
             self.transfer,
-<<<<<<< HEAD
-            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs, num_threads),
-            device=self._device,
-=======
             masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs),
->>>>>>> bf1d4a525a6aae9948e97789394020aea9bad1c7
+            device=self._device,
         )
 
     def close(self) -> None:
