@@ -18,6 +18,7 @@ from paged_backend.config.checks import (
     dtype_named,
     json_object,
     overrides,
+    sizes,
     texts,
     unknown_name_message,
 )
@@ -250,6 +251,10 @@ class ExecutorConfig:
         batch_invariant: on a GPU, multiply float weights by our own kernel too, so that a request's tokens and
             logprobs are the same to the bit whatever is computed beside it; cuBLAS, which is used otherwise, is faster.
             On a CPU, and with quantized weights, that is so anyway.
+        enforce_eager: on a GPU, launch every kernel of a decode step by itself, in place of one recording (CUDA graph):
+            slower steps, a faster start and a little more free memory. On the CPU nothing is recorded.
+        cudagraph_capture_sizes: numbers of sequences for which decode steps are recorded; a step with fewer is computed
+            as the next larger one. Empty: 1, 2, 4, then by 8 up to 256 and by 16 up to 512, as far as max_num_seqs.
         num_threads: CPU threads for kernels; None means the physical cores that the process may use.
     """
 
@@ -257,6 +262,8 @@ class ExecutorConfig:
     kernel_backend: str = "auto"
     batch_invariant: bool = False
     num_threads: int | None = None
+    enforce_eager: bool = False
+    cudagraph_capture_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
@@ -265,6 +272,9 @@ class ExecutorConfig:
         if self.device == "cuda" and self.kernel_backend == "cpu":
             raise ConfigError("kernel_backend cpu cannot compute on device cuda: choose kernel_backend auto or triton.")
         check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
+        check_bool("enforce_eager", self.enforce_eager)
+        sized = sizes("cudagraph_capture_sizes", self.cudagraph_capture_sizes)
+        object.__setattr__(self, "cudagraph_capture_sizes", sized)
         if self.batch_invariant and self.kernel_backend == "reference":
             raise ConfigError("batch_invariant is not for kernel_backend reference: choose auto, cpu or triton.")
 

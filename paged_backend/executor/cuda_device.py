@@ -19,6 +19,8 @@ _WARM_UPS = 2
 class CudaDevice:
     """See `Device`. All work is queued on the current stream; what it gives are tensors that may still be computed."""
 
+    records = True
+
     def __init__(self, torch_device: torch.device, *, overlaps: bool) -> None:
         self.torch_device = torch_device
         self.overlaps = overlaps
@@ -52,6 +54,18 @@ class CudaDevice:
             return result
 
         return replay
+
+    def free_bytes_after(self, work: Callable[[], object]) -> int:
+        """See `Device`."""
+        with torch.cuda.device(self.torch_device):
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            work()
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated() - before
+            torch.cuda.empty_cache()
+            free, _ = torch.cuda.mem_get_info()
+            return max(free - peak, 0)
 
     def mark(self) -> torch.cuda.Event:
         """See `Device`."""

@@ -32,10 +32,12 @@ class Device(Protocol):
     Attributes:
         torch_device: where tensors are.
         overlaps: whether work is done while the host goes on.
+        records: whether `capture` is worth its while.
     """
 
     torch_device: torch.device
     overlaps: bool
+    records: bool
 
     def order(self, work: Callable[[], T]) -> Ordered[T]:
         """Has work done after all that was ordered before; what it raises is raised by `result`."""
@@ -47,6 +49,11 @@ class Device(Protocol):
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Work on fixed tensors, to be done again and again with what is in them then, into the same result."""
+        ...
+
+    def free_bytes_after(self, work: Callable[[], object]) -> int | None:
+        """Bytes of memory that are free beside what some work takes while it is done; None where that is the host's, of
+        which a step takes next to nothing: then the work is not done."""
         ...
 
     def mark(self) -> Any:
@@ -69,6 +76,7 @@ class CpuDevice:
     """
 
     torch_device = torch.device("cpu")
+    records = False
 
     def __init__(self, *, overlaps: bool = False) -> None:
         self.overlaps = overlaps
@@ -90,12 +98,16 @@ class CpuDevice:
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """See `Device`. The work is done each time."""
-        result = work().clone()
+        result = _without_gradients(work).clone()
 
         def replay() -> Tensor:
             return result.copy_(work())
 
         return replay
+
+    def free_bytes_after(self, work: Callable[[], object]) -> int | None:
+        """See `Device`."""
+        return None
 
     def mark(self) -> float:
         """See `Device`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,9 +13,8 @@ from paged_backend.executor.device import Device
 from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.executor.pending import LaunchedStep, StepOutput
-from paged_backend.kernels.interface import Kernels
+from paged_backend.kernels.interface import Kernels, StepInputs
 from paged_backend.kernels.sampling_batch import SamplingBatch
-from paged_backend.models.decoder import Decoder
 from paged_backend.sampling.description import score
 from paged_backend.sampling.sampler import build_batch, sample
 from paged_backend.sampling.unseen import can_be_unseen, launch_draws
@@ -32,7 +32,7 @@ class Runner:
 
     def __init__(
         self,
-        decoder: Decoder,
+        step: Callable[[StepInputs], Tensor],
         storage: KVStorage,
         kernels: Kernels,
         block_size: int,
@@ -42,7 +42,11 @@ class Runner:
         masks: TokenMasks,
         device: Device,
     ) -> None:
-        self._step = kernels.compile(lambda kernels, inputs: decoder(kernels, inputs, storage.layers))
+        """
+        Args:
+            step: from inputs to logits, on the storage; see `Kernels.compile`.
+        """
+        self._step = step
         self._storage = storage
         self._kernels = kernels
         self._inputs = BatchInputs(block_size, num_groups)
@@ -76,12 +80,15 @@ class Runner:
         self, plan: StepPlan, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
     ) -> StepOutput:
         """What the device does: of the plan it looks at nothing that changes."""
-        mark = self._device.mark
+        mark = _no_time if self._transfer is None else self._device.mark
         drawn, self._drawn = self._drawn, None
+        transfers = plan.transfers
+        if self._transfer is not None:
+            self._transfer.save(transfers.saves)
         begin = mark()
-        if plan.transfers:
+        if transfers:
             assert self._transfer is not None
-            self._transfer.run(plan.transfers)
+            self._transfer.swap(transfers)
         moved = mark()
         if copies is not None:
             self._kernels.copy_blocks(self._storage.blocks, copies)
@@ -93,3 +100,7 @@ class Runner:
         samples = launch_draws(self._kernels, logits, batch)
         self._drawn = samples.token_ids
         return StepOutput(logits, samples, (begin, moved, mark()))
+
+
+def _no_time() -> None:
+    """In place of a mark, where nobody asks for seconds."""
