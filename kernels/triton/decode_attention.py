@@ -26,7 +26,7 @@ MERGE_UNROLLED = 8
 MERGE_WARPS = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_programs", "max_splits"])
 def decode_splits_kernel(
     query,
     out,
@@ -119,7 +119,7 @@ def decode_splits_kernel(
             tl.store(split_outs + kept, sums, mask=there[:, None] & (d >= 0)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_splits"])
 def merge_splits_kernel(
     out,
     states,

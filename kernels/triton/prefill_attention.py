@@ -25,7 +25,7 @@ def sequence_of_tile(query_start, num_sequences, tile, BLOCK_Q: tl.constexpr, CH
     return count - 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "table_stride"])
 def prefill_kernel(
     query,
     out,

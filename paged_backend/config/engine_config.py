@@ -248,9 +248,9 @@ class ExecutorConfig:
         device: "cpu", "cuda" (an NVIDIA GPU), or "auto": a GPU where there is one.
         kernel_backend: "auto" (the fastest that serves the device), "reference" (plain torch), "cpu" (C++) or "triton"
             (NVIDIA GPUs).
-        batch_invariant: on a GPU, multiply float weights by our own kernel too, so that a request's tokens and
+        batch_invariant: on a GPU, multiply float and fp8 weights by our own kernel too, so that a request's tokens and
             logprobs are the same to the bit whatever is computed beside it; cuBLAS, which is used otherwise, is faster.
-            On a CPU, and with quantized weights, that is so anyway.
+            On a CPU, and with int8 and int4 weights, that is so anyway.
         enforce_eager: on a GPU, launch every kernel of a decode step by itself, in place of one recording (CUDA graph):
             slower steps, a faster start and a little more free memory. On the CPU nothing is recorded.
         cudagraph_capture_sizes: numbers of sequences for which decode steps are recorded; a step with fewer is computed

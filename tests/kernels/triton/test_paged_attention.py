@@ -61,25 +61,32 @@ def check(case: PagedCase, kernels: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "options"),
+    ("dtype", "batch_invariant", "options"),
     [
-        (torch.float16, {"head_size": 64, "num_heads": 6}),
-        (torch.float16, {"head_size": 128, "block_size": 32, "num_heads": 14, "cache_dtype": "int8"}),
-        (torch.float16, {"head_size": 96, "block_size": 128, "cache_dtype": "fp8_e4m3", "sliding_window": 70}),
-        (torch.float16, {"head_size": 256, "block_size": 64, "num_heads": 2, "soft_cap": 3.0}),
-        (torch.float32, {"head_size": 80, "sliding_window": 50, "soft_cap": 20.0}),
-        (torch.float32, {"head_size": 128, "block_size": 48, "num_kv_heads": 1, "num_heads": 20}),
-        (torch.float32, {"head_size": 20, "block_size": 3, "cache_dtype": "int8", "num_kv_heads": 1}),
-        (torch.float32, {"head_size": 64, "cache_dtype": "fp8_e4m3", "sliding_window": 1}),
-        (torch.float32, {"head_size": 64, "cache_dtype": "float16", "sliding_window": 300, "num_heads": 2}),
+        (torch.float16, False, {"head_size": 64, "num_heads": 6}),
+        (torch.float16, True, {"head_size": 64, "num_heads": 6, "sliding_window": 200}),
+        (torch.float16, False, {"head_size": 128, "block_size": 32, "num_heads": 14, "cache_dtype": "int8"}),
+        (torch.float16, True, {"head_size": 96, "block_size": 128, "cache_dtype": "fp8_e4m3", "sliding_window": 70}),
+        (torch.float16, False, {"head_size": 256, "block_size": 64, "num_heads": 2, "soft_cap": 3.0}),
+        (torch.float32, True, {"head_size": 80, "sliding_window": 50, "soft_cap": 20.0}),
+        (torch.float32, False, {"head_size": 128, "block_size": 48, "num_kv_heads": 1, "num_heads": 20}),
+        (torch.float32, True, {"head_size": 20, "block_size": 3, "cache_dtype": "int8", "num_kv_heads": 1}),
+        (torch.float32, False, {"head_size": 64, "cache_dtype": "fp8_e4m3", "sliding_window": 1}),
+        (torch.float32, False, {"head_size": 64, "cache_dtype": "float16", "sliding_window": 300, "num_heads": 2}),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("batch_invariant", [False, True], ids=["one pass", "batch invariant"])
 def test_against_float64(
-    device: torch.device, dtype: torch.dtype, options: dict[str, Any], batch_invariant: bool
+    device: torch.device, dtype: torch.dtype, batch_invariant: bool, options: dict[str, Any]
 ) -> None:
     check(new_case(dtype, **options), Attention(device, batch_invariant=batch_invariant))
+
+
+def test_splits_of_every_length(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context that goes into the third size of splits, and a prompt that does."""
+    monkeypatch.setattr(launches, "SPLIT_UNIT", 16)
+    case = new_case(torch.float32, [1, 5], [900, 333], num_heads=2, num_kv_heads=1)
+    check(case, Attention(device, batch_invariant=True))
 
 
 @pytest.mark.parametrize("sliding_window", [0, 37])
@@ -99,30 +106,31 @@ def test_a_row_does_not_depend_on_its_batch(device: torch.device, sliding_window
 
 
 @pytest.mark.parametrize(
-    ("dtype", "options"),
+    ("dtype", "unit", "options"),
     [
-        (torch.float16, {"head_size": 64, "num_heads": 6}),
-        (torch.float32, {"head_size": 32, "sliding_window": 70}),
-        (torch.float16, {"head_size": 32, "cache_dtype": "int8", "soft_cap": 5.0}),
+        (torch.float16, 64, {"head_size": 64, "num_heads": 6}),
+        (torch.float32, 16, {"head_size": 32, "sliding_window": 70, "num_kv_heads": 1}),
+        (torch.float16, 64, {"head_size": 32, "cache_dtype": "int8", "soft_cap": 5.0, "num_kv_heads": 1}),
     ],
     ids=str,
 )
 def test_decodes_chunks_and_whole_prompts_are_equal_where_batch_invariant(
-    device: torch.device, dtype: torch.dtype, options: dict[str, Any]
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, unit: int, options: dict[str, Any]
 ) -> None:
     """A position's bits, however the steps that compute its sequence are cut."""
-    case = new_case(dtype, [150], [150], **options)
+    monkeypatch.setattr(launches, "SPLIT_UNIT", unit)
+    case = new_case(dtype, [140], [140], **options)
     attention = Attention(device, batch_invariant=True)
     whole = case.run(attention)
-    for first, count in [(0, 1), (1, 2), (63, 1), (64, 1), (127, 1), (128, 1), (149, 1), (40, 61), (101, 49)]:
+    for first, count in [(0, 1), (63, 1), (64, 2), (127, 1), (128, 1), (139, 1), (40, 61)]:
         assert torch.equal(case.part(0, first, count).run(attention), whole[first : first + count]), (first, count)
 
 
 def test_chunks_are_equal_to_whole_prompts(device: torch.device) -> None:
-    case = new_case(torch.float16, [150], [150])
+    case = new_case(torch.float16, [150], [150], num_kv_heads=1)
     attention = Attention(device)
     whole = case.run(attention)
-    for first, count in [(0, 40), (40, 61), (101, 49), (148, 2)]:
+    for first, count in [(40, 61), (148, 2)]:
         assert torch.equal(case.part(0, first, count).run(attention), whole[first : first + count]), (first, count)
 
 
