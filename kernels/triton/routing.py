@@ -173,6 +173,6 @@ def aot_cases() -> Iterable[AotCase]:
     signature = {"experts": "*i32", "counts": "*i32", "num_pairs": "i32"}
     constants = {"BLOCK": BLOCK_PAIRS}
     yield AotCase(name="count", kernel=count_kernel, signature=signature, constexprs=constants, num_warps=NUM_WARPS)
-    signature |= {"order": "*i32", "block_experts": "*i32", "num_experts": "i32:16", "num_blocks": "i32"}
-    constants |= {"WIDTH": 128, "BLOCK_SIZE": 16}
+    signature = signature | {"order": "*i32", "block_experts": "*i32", "num_experts": "i32:16", "num_blocks": "i32"}
+    constants = constants | {"WIDTH": 128, "BLOCK_SIZE": 16}
     yield AotCase(name="place", kernel=place_kernel, signature=signature, constexprs=constants, num_warps=NUM_WARPS)
