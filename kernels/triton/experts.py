@@ -257,5 +257,6 @@ def _aot_case(
         constexprs=constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        fp_fusion=False,
         wide=not often,
     )

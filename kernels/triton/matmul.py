@@ -286,6 +286,7 @@ def _aot_case(
         constexprs=constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        fp_fusion=False,
         min_capability=89 if format == "fp8" else 80,
         wide=not often,
     )
