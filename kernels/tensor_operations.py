@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paged_backend.kernels.cache_layout import LayerCache
-from paged_backend.kernels.interface import ExpertWeights, LinearWeight, StepInputs
+from paged_backend.kernels.interface import ExpertWeights, LinearWeight, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 
@@ -83,7 +83,7 @@ class TensorOperations:
 
     linear_type: type[TensorLinear]
     pack_linear: Callable[[Tensor | QuantizedWeight, Tensor | None, bool], TensorLinear]
-    linear: Callable[[Tensor, Any, str | None, Tensor | None], Tensor]
+    linear: Callable[[Tensor, Any, str | None, Tensor | None], Rows]
     experts_type: type[TensorExperts]
     pack_experts: Callable[[Sequence[Tensor | QuantizedWeight], Sequence[Tensor | QuantizedWeight]], TensorExperts]
     experts: Callable[[Tensor, Tensor, Any, int, bool, str, Tensor | None], Tensor]
