@@ -36,7 +36,7 @@ from paged_backend.kernels.triton.target import check_target
 class TritonKernels(TensorKernels):
     """Operations in Triton; those that have no kernel there are computed in plain torch on the same device.
 
-    A row's bits do not depend on the rows beside it.
+    With batch_invariant a row's bits do not depend on the rows beside it; without, those of the library's products may.
 
     Attributes:
         device: where all tensors are.
