@@ -27,9 +27,10 @@ class TritonLinear:
     """A linear layer on a device. The rows of a gated one's weight take turns: a gate, its up, the next gate.
 
     Attributes:
-        numbers: what is multiplied. "float": in the dtype of the activations [N, K]. "int8": [N, K filled up to a
-            multiple of block_k]. "int4": int8 [N, half of that]; of each block_k inputs the first half are in the low
-            4 bits, the others in the high ones. "fp8": float8_e4m3fn, N and K filled up to multiples of FLOAT8_UNIT.
+        numbers: what is multiplied. "float": in the dtype of the activations [N, K]. "int8": uint8 [N, K filled up to
+            a multiple of block_k], 128 more than meant. "int4": uint8 [N, half of that]; of each block_k inputs the
+            first half are in the low 4 bits, the others in the high ones, 8 more than meant. "fp8": float8_e4m3fn, N
+            and K filled up to multiples of FLOAT8_UNIT.
         scales: float32 [N], one for each row; [groups, N], where group_size is positive; None for "float".
         bias: [N], in the activations' dtype where the library's product adds it, else float32; or None.
         format: what the numbers are.
@@ -119,10 +120,10 @@ def _pack_quantized(weight: QuantizedWeight, bias: Tensor | None, gated: bool, d
             f"Triton kernels, got {group_size}: quantize it with other groups, or choose kernel_backend reference."
         )
     values = _taking_turns(weight.values.to(device), gated)
-    values = functional.pad(values, (0, -num_inputs % block_k))
+    values = (functional.pad(values, (0, -num_inputs % block_k)) + (8 if format == "int4" else -128)).view(torch.uint8)
     if format == "int4":
         low, high = values.view(len(values), -1, 2, block_k // 2).unbind(2)
-        values = (high << 4 | low & 15).view(len(values), -1)
+        values = (high << 4 | low).view(len(values), -1)
     scales = _taking_turns(weight.scales.to(device), gated)
     if group_size:  # the zeros that values were filled up with have scales too
         num_groups = -(-(num_inputs + -num_inputs % block_k) // group_size)

@@ -13,14 +13,13 @@ from paged_backend.kernels.triton.activations import activate
 
 
 @triton.jit
-def _widened(values, dtype: tl.constexpr):
-    """int8 numbers in a dtype that holds them exactly."""
-    if dtype == tl.float16:
-        # 0x6400 is 1024 in float16, its last bits count ones. Quicker than the conversion, which runs at an eighth.
-        shifted = (values.to(tl.int16) + 128) | 0x6400
-        return shifted.to(tl.float16, bitcast=True) - 1152.0
-    else:
-        return values.to(dtype)
+def _widened(values, OFFSET: tl.constexpr, dtype: tl.constexpr):
+    """uint8 values - OFFSET, in a dtype that holds these numbers exactly.
+
+    0x4B000000 is 2 ** 23 in float32, whose last bits count ones: so two quick steps make a float of an integer, where a
+    conversion would be a slow one.
+    """
+    return ((values.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + OFFSET)).to(dtype)
 
 
 @triton.jit
@@ -86,19 +85,19 @@ def sum_products(
             values = tl.load(weight_rows[:, None] + (first + tl.arange(0, BLOCK_K))[None, :])
             x = _inputs(x_rows, first, num_inputs, EVEN, BLOCK_K)
             sums = _with_scale(
-                _widened(values, dtype), x, sums, scale_rows, scale_stride, first, GROUP_SIZE, BLOCK_N, BLOCK_T
+                _widened(values, 128, dtype), x, sums, scale_rows, scale_stride, first, GROUP_SIZE, BLOCK_N, BLOCK_T
             )
         else:
             HALF: tl.constexpr = BLOCK_K // 2
             pairs = tl.load(weight_rows[:, None] + (first // 2 + tl.arange(0, HALF))[None, :])
-            low = ((pairs << 4).to(tl.int8)) >> 4
+            pairs = pairs.to(tl.int32)
             x = _inputs(x_rows, first, num_inputs, EVEN, HALF)
             sums = _with_scale(
-                _widened(low, dtype), x, sums, scale_rows, scale_stride, first, GROUP_SIZE, BLOCK_N, BLOCK_T
+                _widened(pairs & 15, 8, dtype), x, sums, scale_rows, scale_stride, first, GROUP_SIZE, BLOCK_N, BLOCK_T
             )
             x = _inputs(x_rows, first + HALF, num_inputs, EVEN, HALF)
             sums = _with_scale(
-                _widened(pairs >> 4, dtype),
+                _widened(pairs >> 4, 8, dtype),
                 x,
                 sums,
                 scale_rows,
@@ -129,7 +128,7 @@ def _with_scale(
         sums = _dot(weight, x, sums)
     else:
         scales = tl.load(scale_rows + (first // GROUP_SIZE) * scale_stride)
-        sums += _dot(weight, x, tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)) * scales[:, None]
+        sums = tl.fma(_dot(weight, x, tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)), scales[:, None], sums)
     return sums
 
 
