@@ -21,10 +21,11 @@ from paged_backend.kernels.reference.random_bits import uniform
 from paged_backend.kernels.reference.sampling import sample as sample_reference
 from paged_backend.kernels.sampling_batch import LogitChanges, SampledBatch, SamplingBatch
 from paged_backend.kernels.triton.sampling.aot import aot_cases
-from paged_backend.kernels.triton.sampling.arithmetic import random_word, share_of
+from paged_backend.kernels.triton.sampling.arithmetic import LOG2_UNITS, random_word, share_of
 from paged_backend.kernels.triton.sampling.blocks import blocks_kernel
 from paged_backend.kernels.triton.sampling.launch import launch
 from paged_backend.kernels.triton.sampling.likely import COUNTS
+from paged_backend.kernels.triton.sampling.passes import MAX_VOCAB_SIZE
 from paged_backend.kernels.triton.sampling.resident import ResidentSampler, is_plain
 from paged_backend.kernels.triton.sampling.tables import Filters
 from paged_backend.kernels.triton.sampling.warm_up import warm_up
@@ -300,5 +301,7 @@ def test_what_is_compiled_ahead_is_what_is_launched(device: torch.device, monkey
 
 
 def test_vocabularies_that_are_too_large() -> None:
+    """The largest one's weights add up to an int64 even where each is the peak's."""
+    assert MAX_VOCAB_SIZE << LOG2_UNITS.value < 2**63
     with pytest.raises(KernelError, match="524288"):
         sample(torch.zeros(1, 2**19 + 1), make_batch(1))
