@@ -13,7 +13,7 @@ from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.interface import ExpertWeights, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
-from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+from paged_backend.kernels.sampling_batch import LaunchedSamples, ReadSamples, SampledBatch, SamplingBatch
 from paged_backend.kernels.tensor_operations import TensorExperts, TensorLinear, TensorOperations
 from paged_backend.kernels.tensors import check_tensor, describe
 
@@ -77,15 +77,15 @@ class TensorKernels:
         norm_topk_prob: bool,
         activation: str,
         residual: Rows | None = None,
-    ) -> Tensor:
+    ) -> Rows:
         """See `Kernels.experts`."""
         if not isinstance(weights, self._operations.experts_type):
             raise KernelError(f"weights must be of these kernels' pack_experts, got {type(weights).__name__}.")
-        self._check_rows("x", x, None, weights.num_inputs)
-        self._check_rows("router_logits", router_logits, x.shape[0], weights.num_experts)
+        x = self._rows("x", x, None, weights.num_inputs)
+        router_logits = self._rows("router_logits", router_logits, x.shape[0], weights.num_experts)
         checks.check_experts(weights, num_experts_per_tok, activation)
         if residual is not None:
-            self._check_rows("residual", residual, x.shape[0], weights.num_inputs)
+            residual = self._rows("residual", residual, x.shape[0], weights.num_inputs)
         if weights.device != x.device:
             raise KernelError(f"weights must be on the device of x, {x.device}, got {weights.device}.")
         checks.check_devices(("x", x), ("router_logits", router_logits), ("residual", residual))
@@ -203,6 +203,10 @@ class TensorKernels:
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         """See `Kernels.sample`."""
         return self._operations.sample(logits, batch)
+
+    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
+        """See `Kernels.launch_sample`. Draws at once."""
+        return ReadSamples(self.sample(logits, batch))
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time."""
