@@ -244,7 +244,9 @@ def test_resident_rows(device: torch.device) -> None:
         assert filters == Filters(*asked)
         expected = launch(logits[:num_rows], batch).read()
         sampler.run(logits)  # of more rows than the batch, with all filters
-        assert sampler.samples(num_rows).read() == expected
+        samples = sampler.samples(num_rows)
+        sampler.token_ids.zero_()
+        assert samples.read() == expected
         sampler.run(logits[:num_rows], filters)
         assert sampler.token_ids[:num_rows].tolist() == expected.token_ids
     assert is_plain(plain) and not is_plain(make_batch(2, seeds=[(1,), (2, 3)]))
