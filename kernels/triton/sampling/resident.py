@@ -103,8 +103,7 @@ class ResidentSampler:
         return [*jobs.lines(), *draws.lines()], jobs.filters
 
     def samples(self, num_rows: int) -> DeviceSamples:
-        """What the last `run` has drawn for the first rows, to be read whenever: the copy is ordered here. Its token_ids
-        are what the next `run` writes to."""
+        """What the last `run` has drawn for the first rows, to be read whenever. Its token_ids are the next `run`'s too."""
         return DeviceSamples(ResultShape(num_rows), self.token_ids[:num_rows])
 
 
