@@ -21,7 +21,7 @@ from paged_backend.models.folder import read_json, resolve_folder
 from paged_backend.models.generation_config import read_generation_config
 from paged_backend.models.layers import Attention, DecoderLayer, FeedForward, LayerNorm, Norm, RMSNorm
 from paged_backend.models.registry import WeightNames, read_architecture
-from paged_backend.models.rotary import RotarySpec, rotary_tables
+from paged_backend.models.rotary import rotary_tables
 from paged_backend.quantization.quantizers import QUANTIZERS, Quantizer
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class _Builder:
         return Decoder(
             embedding=embedding,
             positions=self._positions(),
-            rotary=None if arch.rotary is None else self._rotary(arch.rotary, num_positions),
+            rotary=None if arch.rotary is None else self._rotary(num_positions),
             project_in=self._linear((names.project_in,), (arch.hidden_size,), arch.embedding_size, False)
             if projected
             else None,
@@ -163,8 +163,9 @@ class _Builder:
             logit_soft_cap=arch.logit_soft_cap,
         )
 
-    def _rotary(self, spec: RotarySpec, num_positions: int) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary_tables(spec, num_positions)
+    def _rotary(self, num_positions: int) -> tuple[Tensor, Tensor]:
+        assert self.architecture.rotary is not None
+        cos, sin = rotary_tables(self.architecture.rotary, num_positions)
         return cos.to(self.device), sin.to(self.device)
 
     def _take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
