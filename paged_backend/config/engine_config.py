@@ -242,11 +242,13 @@ class ExecutorConfig:
         kernel_backend: "auto" (the fastest that serves the device), "reference" (plain torch), "cpu" (C++) or "triton"
             (NVIDIA GPUs).
         num_threads: CPU threads for kernels; None means the physical cores that the process may use.
+        engine_process: step the engine in a process of its own, so that HTTP work does not hold it up.
     """
 
     device: str = "auto"
     kernel_backend: str = "auto"
     num_threads: int | None = None
+    engine_process: bool = False
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
@@ -254,6 +256,7 @@ class ExecutorConfig:
         if self.device == "cuda" and self.kernel_backend == "cpu":
             raise ConfigError("kernel_backend cpu cannot compute on device cuda: choose kernel_backend auto or triton.")
         check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
+        check_bool("engine_process", self.engine_process)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
