@@ -6,9 +6,10 @@ import logging
 import os
 import pickle
 import signal
+import sys
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from paged_backend.config import EngineConfig
 from paged_backend.engine.engine_thread import new_core
@@ -25,8 +26,8 @@ from paged_backend.parent_death import die_with_parent
 logger = logging.getLogger(__name__)
 
 
-def main(descriptor: int, parent_pid: int) -> None:
-    """Serves the process at the other end of a socket; returns when that wants no more of it.
+def main(descriptor: int, parent_pid: int) -> NoReturn:
+    """Serves the process at the other end of a socket, and ends this one when that wants no more of it.
 
     Args:
         descriptor: of the socket.
@@ -46,8 +47,11 @@ def main(descriptor: int, parent_pid: int) -> None:
         child = _Child(start.config, line)
     except Exception as error:
         line.send(Refused(_sendable(error)))
-        return
-    child.serve(connection)
+    else:
+        child.serve(connection)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all that matters is closed, and to take an interpreter with torch apart takes seconds
 
 
 class _Child:
