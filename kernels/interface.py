@@ -78,11 +78,30 @@ class LinearWeight(Protocol):
         ...
 
 
+class ExpertWeights(Protocol):
+    """The experts of a mixture as `Kernels.pack_experts` made them; for the same implementation's `experts` alone."""
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        ...
+
+    @property
+    def num_inputs(self) -> int:
+        """Width of the rows that go in, and of those that come out, H."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it holds, weights and scales."""
+        ...
+
+
 class OperationChoice(NamedTuple):
     """How an operation is computed.
 
     Attributes:
-        implementation: "reference" or "cpu".
+        implementation: "reference", "cpu" or "triton"; "none" where it is refused.
         reason: why this one, and why not another, in one sentence.
     """
 
@@ -115,7 +134,8 @@ class Kernels(Protocol):
         share the weight's memory, or not.
 
         Args:
-            weight: float [N, K] with stride 1 in K, held and used as it is; or a QuantizedWeight.
+            weight: float [N, K] with stride 1 in K, held and used as it is, or in the dtype of the activations; or a
+                QuantizedWeight.
             bias: float32 [N], or None for 0.
             gated: the weight's rows are all gates, then all ups (N = 2 * num_outputs).
         """
@@ -127,7 +147,9 @@ class Kernels(Protocol):
         """activation(x @ weight.T + bias) + residual; a gated layer: activation(gate) * up (arXiv:2002.05202, eq. 5).
 
         With a quantized weight an implementation may round each row of x to whole numbers, of 8 bits with a scale for
-        every 192 inputs or fewer, or of 16 bits for every 256, so as to sum whole products exactly.
+        every 192 inputs or fewer, or of 16 bits for every 256, so as to sum whole products exactly; or, where the
+        weight is float8_e4m3fn, to that, with a scale of its own. Where activations are not float32, sums may be
+        rounded to their dtype before an activation, a gate or a residual.
 
         Args:
             x: [T, K].
@@ -138,6 +160,49 @@ class Kernels(Protocol):
 
         Returns:
             [T, num_outputs]. It may take the memory of residual, which must not be used any more.
+        """
+        ...
+
+    def pack_experts(
+        self, inner: Sequence[Tensor | QuantizedWeight], outer: Sequence[Tensor | QuantizedWeight]
+    ) -> ExpertWeights:
+        """Makes a mixture of E gated experts, as this implementation likes to read them. Once, at load.
+
+        Args:
+            inner: of each expert, a weight [2 * I, H] as for a gated `pack_linear`.
+            outer: of each expert, a weight [H, I]. All weights are of one dtype or one quantized format.
+        """
+        ...
+
+    def experts(
+        self,
+        x: Rows,
+        router_logits: Rows,
+        weights: ExpertWeights,
+        *,
+        num_experts_per_tok: int,
+        norm_topk_prob: bool,
+        activation: str,
+        residual: Rows | None = None,
+    ) -> Rows:
+        """Sum over each row's experts e of p_e * outer_e @ (activation(gate_e @ x) * up_e @ x), plus residual.
+
+        A row goes to the num_experts_per_tok experts with the largest logits, of equal ones the first; p is the softmax
+        over all its logits (arXiv:2101.03961, 2.1) or, with norm_topk_prob, over those of its experts
+        (arXiv:2401.04088, 2.1). Parts are added in the order of their logits, and may be rounded to the activations'
+        dtype before.
+
+        Args:
+            x: [T, H].
+            router_logits: [T, E], none of them NaN.
+            weights: of this implementation's `pack_experts`.
+            num_experts_per_tok: 1 .. E.
+            norm_topk_prob: whether the parts of a row sum to 1.
+            activation: as in `linear`.
+            residual: [T, H], or None for 0.
+
+        Returns:
+            [T, H]. It may take the memory of residual, which must not be used any more.
         """
         ...
 
@@ -293,6 +358,7 @@ class Kernels(Protocol):
 
 OPERATIONS: tuple[str, ...] = (
     "linear",
+    "experts",
     "embedding",
     "rms_norm",
     "layer_norm",

@@ -19,6 +19,7 @@ def select_kernels(
     *,
     num_threads: int | None = None,
     dtype: torch.dtype = torch.float32,
+    batch_invariant: bool = False,
 ) -> Kernels:
     """The kernels of a device.
 
@@ -28,6 +29,7 @@ def select_kernels(
         device: where the tensors will be.
         num_threads: threads of the C++ kernels; None means as many as `usable_cores` counts.
         dtype: what activations are held in. C++ has float32 alone.
+        batch_invariant: of Triton's kernels, see `TritonKernels`. C++'s always are, plain torch never.
 
     Raises:
         ConfigError: the backend is unknown, does not serve the device, or was asked for and cannot be loaded.
@@ -40,7 +42,7 @@ def select_kernels(
     if backend == "reference":
         return ReferenceKernels(dtype, reason="kernel_backend is reference.")
     if backend == "triton" or (backend == "auto" and device.type == "cuda"):
-        return _triton_kernels(device, dtype)
+        return _triton_kernels(device, dtype, batch_invariant)
     if device.type != "cpu":
         if backend == "cpu":
             raise ConfigError(
@@ -50,7 +52,7 @@ def select_kernels(
     return _cpu_kernels(backend, num_threads or usable_cores())
 
 
-def _triton_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
+def _triton_kernels(device: torch.device, dtype: torch.dtype, batch_invariant: bool) -> Kernels:
     try:
         # Lazy: only GPUs need Triton.
         from paged_backend.kernels.triton.kernels import TritonKernels
@@ -59,7 +61,7 @@ def _triton_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
             f"kernel_backend triton needs Triton, and it cannot be loaded ({error}). Install it with pip install "
             "'paged-backend[gpu]' (builds of torch for NVIDIA GPUs bring it), or choose another kernel_backend."
         ) from None
-    return TritonKernels(device, dtype)
+    return TritonKernels(device, dtype, batch_invariant=batch_invariant)
 
 
 def _cpu_kernels(backend: str, num_threads: int) -> Kernels:

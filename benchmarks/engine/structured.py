@@ -2,11 +2,12 @@
 
     python -m benchmarks.engine.structured [--model smollm2-135m] [--precision bf16] [--streams 32] [--quick]
 
-All streams draw as many tokens from the same prompts. `plain`: any. `one schema`: arrays of objects, without an end, by
-one JSON schema. `a schema each`: the same, but every stream has a schema of its own. They take turns, so that other
-load meets all of them; times are of whole runs, so the grammars are compiled before. `masks`: the same tokens once more
-through a matcher alone, on one thread. `compile_s`: from the request's arrival to its first token, less that of a
-request without a grammar: one that is new, and one that is known.
+All streams draw as many tokens from the same prompts. `plain`: any. `one schema`: arrays of objects, without an end,
+by one JSON schema. `a schema each`: the same, but every stream has a schema of its own. They take turns, so that other
+load meets all of them; times are of whole runs. The grammars are known before, but the automaton of each stream is
+made within its run. `masks`: the same tokens once more through matchers of their own alone, on one thread.
+`compile_s`: from the request's arrival to its first token, less that of a request without a grammar: one that is new,
+and one that is known.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
+from paged_backend.kernels.cpu.experts import NoExperts
 from paged_backend.kernels.cpu.linear import CpuLinear
 from paged_backend.kernels.interface import Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
@@ -37,7 +38,7 @@ class Buffer:
     width: int
 
 
-class Recorder:
+class Recorder(NoExperts):
     """`Kernels` whose operations write themselves down. Rows are buffers; inputs are `inputs`, and hold no tokens.
 
     A buffer may be used by any number of operations: memory is used again only when nobody needs what is in it.

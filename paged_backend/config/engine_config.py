@@ -46,8 +46,9 @@ class ModelConfig:
         skip_tokenizer_init: run on token ids alone, without text.
         dtype: what weights are held in: "auto" (as the checkpoint has them), "float32" (or "float"), "bfloat16" or
             "float16" (or "half"). On the CPU everything is computed in float32 all the same.
-        quantization: "int8" or "int4" holds the weights of linear layers in so many bits (the one that makes the logits
-            always in 8); None leaves them as they are.
+        quantization: "int8" or "int4" holds the weights of linear layers in so many bits, "fp8" in 8 of floating point
+            (the one that makes the logits always in int8); None leaves them as they are. fp8 is for GPUs of compute
+            capability 8.9 or more, which multiply it fastest, and for kernel_backend "reference".
         max_model_len: most tokens of prompt plus output; None means what the model's configuration says.
         served_model_name: names that requests may use; empty means the model argument's last part.
         revision: branch, tag or commit on the hub.
@@ -101,7 +102,7 @@ class ModelConfig:
         check_choice("load_format", self.load_format, ("auto", "safetensors", "pt"))
         check_bool("trust_remote_code", self.trust_remote_code)
         if self.quantization is not None:
-            check_choice("quantization", self.quantization, ("int8", "int4"))
+            check_choice("quantization", self.quantization, ("int8", "int4", "fp8"))
         check_range("max_model_len", self.max_model_len, low=1, optional=True)
         check_range("seed", self.seed, low=0)
         check_bool("skip_tokenizer_init", self.skip_tokenizer_init)
@@ -241,22 +242,29 @@ class ExecutorConfig:
         device: "cpu", "cuda" (an NVIDIA GPU), or "auto": a GPU where there is one.
         kernel_backend: "auto" (the fastest that serves the device), "reference" (plain torch), "cpu" (C++) or "triton"
             (NVIDIA GPUs).
+        batch_invariant: on a GPU, multiply float and fp8 weights by our own kernel too, so that a request's tokens and
+            logprobs are the same to the bit whatever is computed beside it; cuBLAS, which is used otherwise, is faster.
+            On a CPU, and with int8 and int4 weights, that is so anyway.
         num_threads: CPU threads for kernels; None means the physical cores that the process may use.
         engine_process: step the engine in a process of its own, so that HTTP work does not hold it up.
     """
 
     device: str = "auto"
     kernel_backend: str = "auto"
+    batch_invariant: bool = False
     num_threads: int | None = None
     engine_process: bool = False
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("kernel_backend", self.kernel_backend, ("auto", "reference", "cpu", "triton"))
+        check_bool("batch_invariant", self.batch_invariant)
         if self.device == "cuda" and self.kernel_backend == "cpu":
             raise ConfigError("kernel_backend cpu cannot compute on device cuda: choose kernel_backend auto or triton.")
         check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
         check_bool("engine_process", self.engine_process)
+        if self.batch_invariant and self.kernel_backend == "reference":
+            raise ConfigError("batch_invariant is not for kernel_backend reference: choose auto, cpu or triton.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,12 @@ class Executor:
         """
         num_threads = config.executor.num_threads or usable_cores()
         device = select_device(config.executor.device)
-        kernels = select_kernels(config.executor.kernel_backend, device, num_threads=num_threads)
+        kernels = select_kernels(
+            config.executor.kernel_backend,
+            device,
+            num_threads=num_threads,
+            batch_invariant=config.executor.batch_invariant,
+        )
         # torch's threads wait actively for each other: beside the kernels' own they would only be in the way.
         torch.set_num_threads(num_threads if isinstance(kernels, ReferenceKernels) else 1)
         dtype = self.kv_cache_dtype = cache_dtype(config, kernels)
