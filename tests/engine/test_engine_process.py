@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import pickle
 import random
 import signal
 from collections.abc import Iterator
@@ -17,8 +16,6 @@ import pytest
 
 from paged_backend import LLM, BeamSearchParams, SamplingParams
 from paged_backend.engine.client import EngineClient
-from paged_backend.engine.metrics import EngineMetrics
-from paged_backend.engine.process.observations import ObservationLog, replay
 from paged_backend.errors import (
     EngineUnavailableError,
     InvalidRequestError,
@@ -300,21 +297,3 @@ def test_it_drains_and_stops(process: LLM) -> None:
         client.submit([5], QUICK)
     with pytest.raises(EngineUnavailableError, match="shutting down"):
         client.stats(kv_map=True)
-
-
-def test_observations_are_made_elsewhere() -> None:
-    here, there, log = EngineMetrics("m", 64), EngineMetrics("m", 64), ObservationLog()
-    for metrics in (here, log):
-        observed: Any = metrics
-        observed.iteration_tokens.observe(5)
-        observed.inter_token_latency.observe(0.25, 3)
-        observed.observe_prompt(7, 4, 1)
-    replay(pickle.loads(pickle.dumps(log.take())), there)
-    assert log.take() == []
-
-    def told(metrics: EngineMetrics) -> list[str]:
-        from paged_backend.engine.stats import EngineStats
-
-        return [line for line in metrics.text(EngineStats).splitlines() if "_created" not in line]
-
-    assert told(here) == told(there)

@@ -1,5 +1,5 @@
-"""Both hosts over an engine in a process of its own: a worker that loses its engine is replaced, and of a worker that is
-lost itself nothing is left."""
+"""Both hosts over an engine in a process of its own: a worker that loses its engine is replaced, and a worker that is
+lost leaves nothing behind."""
 
 from __future__ import annotations
 

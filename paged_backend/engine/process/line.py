@@ -13,7 +13,7 @@ from typing import Any
 from paged_backend.engine.pace import Pace
 from paged_backend.engine.process.messages import Answer, Ended, Gained, Log, Step
 from paged_backend.engine.process.observations import ObservationLog
-from paged_backend.engine.request import Gain, RequestState
+from paged_backend.engine.request import RequestState
 from paged_backend.engine.stats import EngineStats, KVMap
 from paged_backend.errors import PagedBackendError
 
@@ -66,14 +66,20 @@ class DeskLine:
         """Sends what was published, and what requests gained."""
         tokens: list[int | None] = []
         gained: list[Gained] = []
-        begun = self._begun
+        numbers, begun = self._numbers, self._begun
         for state in states:
-            number = self._numbers[state.request.key]
-            if state.over or number not in begun or not _are_plain(state.gains):
+            number = numbers[state.request.key]
+            num_before = len(tokens)
+            is_plain = not state.over and number in begun
+            if is_plain:
+                for index, token, text, described, finish, _ in state.gains:
+                    if text is not None or described is not None or finish is not None:
+                        is_plain = False
+                        break
+                    tokens += (number, index, token)
+            if not is_plain:
+                del tokens[num_before:]
                 gained.append(self._gained(number, state))
-            else:
-                for gain in state.gains:
-                    tokens += number, gain[0], gain[1]
             state.gains = []
         self._send(tokens, gained)
 
@@ -108,14 +114,6 @@ class DeskLine:
         num_generated = state.num_generated if state.over else ()
         plain = [gain[:5] for gain in gains]
         return Gained(number, plain, prompt, state.over, state.error, state.stats, num_generated)
-
-
-def _are_plain(gains: Sequence[Gain]) -> bool:
-    """Whether they are tokens and nothing more, of samples that go on."""
-    for _, _, text, described, finish, _ in gains:
-        if text is not None or described is not None or finish is not None:
-            return False
-    return True
 
 
 class LogLine(logging.Handler):
