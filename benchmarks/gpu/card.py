@@ -82,21 +82,21 @@ class Card:
     def rates(self) -> Rates:
         """What it can do at most, now."""
         num_bytes, size = (_READ_BYTES, _MATMUL_SIZE) if self.is_real else (1 << 16, 64)
-        memory = torch.zeros(num_bytes // 4, dtype=torch.float32, device=self.device)
-        half = memory[: len(memory) // 2]
-        other = torch.empty_like(half)
-        read = num_bytes / self.seconds(memory.sum)
-        copied = num_bytes / self.seconds(lambda: other.copy_(half))  # half is read, half is written
-        del memory, half, other
-        left = torch.randn(size, size, device=self.device).to(torch.bfloat16)
-        right = torch.randn(size, size, device=self.device).to(torch.bfloat16)
-        product = 2 * size**3 / self.seconds(lambda: torch.mm(left, right))
-        return Rates(max(read, copied), product)
+        return Rates(self._bandwidth(num_bytes), self._matmul(size))
 
     def free(self) -> None:
         """Gives cached memory back, so that another process can have it."""
         if self.is_real:
             torch.cuda.empty_cache()
+
+    def _bandwidth(self, num_bytes: int) -> float:
+        memory = torch.zeros(2, num_bytes // 8, dtype=torch.float32, device=self.device)
+        # Copying half of it into the other half reads and writes as many bytes as reading all of it.
+        return num_bytes / min(self.seconds(memory.sum), self.seconds(lambda: memory[0].copy_(memory[1])))
+
+    def _matmul(self, size: int) -> float:
+        left, right = (torch.randn(size, size, device=self.device).to(torch.bfloat16) for _ in range(2))
+        return 2 * size**3 / self.seconds(lambda: torch.mm(left, right))
 
     def _recorded(self, run: Callable[[], object]) -> Callable[[], object]:
         graph = torch.cuda.CUDAGraph()

@@ -67,7 +67,9 @@ def make_cache(heads: Heads, dtype: str, num_blocks: int, device: torch.device) 
         drawn = torch.randn(shape, device=device)
         if cache.has_scales:
             drawn, scales = quantized_heads(drawn, dtype)
-            (cache.value_scales() if numbers.data_ptr() == cache.values.data_ptr() else cache.key_scales()).copy_(scales)
+            (cache.value_scales() if numbers.data_ptr() == cache.values.data_ptr() else cache.key_scales()).copy_(
+                scales
+            )
         numbers.copy_(drawn.to(numbers.dtype))
     return cache
 

@@ -21,7 +21,7 @@ from paged_backend.quantization.fp8 import quantize_fp8
 from paged_backend.quantization.int4 import quantize_int4
 from paged_backend.quantization.int8 import quantize_int8
 
-_FLOAT8_INPUTS = 2.0**-4  # inputs are rounded to float8 as well
+_FLOAT8_INPUTS = 2.0**-3  # inputs are rounded to float8 as well, by 2 ** -4 each; a gate multiplies two sums
 _EPS = 1e-6
 
 
@@ -47,6 +47,7 @@ class CheckSizes:
 
 
 ON_CARD = CheckSizes((torch.bfloat16, torch.float16), (64, 80, 96, 128, 256), (1, 700, 2500, 300), 1024, 80, 151_936)
+FEW = replace(ON_CARD, dtypes=(torch.bfloat16,), head_sizes=(64, 128))
 TRIAL = CheckSizes((torch.float32,), (32,), (1, 40, 21), 64, 3, 100)
 
 Run = Callable[[], Verdict]
@@ -59,16 +60,24 @@ def all_checks(device: torch.device, sizes: CheckSizes) -> Iterator[tuple[str, s
         kernels = select_kernels("triton", device, dtype=dtype)
         fixed = select_kernels("triton", device, dtype=dtype, batch_invariant=True)
         text = str(dtype).removeprefix("torch.")
+        attention = partial(_attention, sizes=sizes)
         for head_size in sizes.head_sizes:
             for cache_dtype in kernels.cache_dtypes if dtype is sizes.dtypes[0] else kernels.cache_dtypes[:1]:
                 case = f"D={head_size}, cache {cache_dtype}, {text}"
                 yield "qkv_to_cache", case, partial(_qkv_to_cache, kernels, device, dtype, head_size, cache_dtype)
-                yield "paged_attention", case, partial(_attention, kernels, device, dtype, head_size, cache_dtype, sizes)
+                yield (
+                    "paged_attention",
+                    case,
+                    partial(attention, kernels, device, dtype, head_size, cache_dtype),
+                )
         head_size = sizes.head_sizes[0]
         options = {"sliding_window": 30, "soft_cap": 20.0}
         case = f"D={head_size}, window and soft cap, batch_invariant, {text}"
-        cache_dtype = fixed.cache_dtypes[0]
-        yield "paged_attention", case, partial(_attention, fixed, device, dtype, head_size, cache_dtype, sizes, **options)
+        yield (
+            "paged_attention",
+            case,
+            partial(attention, fixed, device, dtype, head_size, fixed.cache_dtypes[0], **options),
+        )
         for name in ("rms_norm", "layer_norm"):
             yield name, text, partial(_norm, kernels, device, dtype, name, sizes)
         for form in ("library", "float", "int8", "int4", "fp8"):
@@ -120,6 +129,7 @@ def _attention(
     dtype: torch.dtype,
     head_size: int,
     cache_dtype: str,
+    *,
     sizes: CheckSizes,
     **options: float,
 ) -> Verdict:

@@ -101,7 +101,9 @@ def _lengths(name: str) -> list[tuple[int, int]]:
     file = _FOLDER / f"{name}.json"
     if not file.is_file():
         there = ", ".join(sorted(path.stem for path in _FOLDER.glob("*.json")))
-        raise ValueError(f"no workload {name!r}; there are {there}, sharegpt-REQUESTS, and fixed-REQUESTSxPROMPTxOUTPUT")
+        raise ValueError(
+            f"no workload {name!r}; there are {there}, sharegpt-REQUESTS, and fixed-REQUESTSxPROMPTxOUTPUT"
+        )
     return [(num_prompt, num_output) for num_prompt, num_output in json.loads(file.read_text())["lengths"]]
 
 
