@@ -254,8 +254,8 @@ def _experts(kernels: Kernels, device: torch.device, dtype: torch.dtype, form: s
         options = {"num_experts_per_tok": 2, "norm_topk_prob": True, "activation": "silu"}
         return kernels.experts(x[rows], logits[rows], packed, **options)  # type: ignore[no-any-return, arg-type]
 
-    wide = ([_exact_weight(weight, device) for weight in weights] for weights in (inner, outer))
-    exact = truth.experts(x, logits, *wide, 2)
+    wide_inner, wide_outer = ([_exact_weight(weight, device) for weight in weights] for weights in (inner, outer))
+    exact = truth.experts(x, logits, wide_inner, wide_outer, 2)
     return _verdict(run(slice(None)), exact, run(slice(1, 2)), rows=slice(1, 2))
 
 
