@@ -13,7 +13,7 @@ from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.interface import ExpertWeights, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
-from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+from paged_backend.kernels.sampling_batch import LaunchedSamples, ReadSamples, SampledBatch, SamplingBatch
 from paged_backend.kernels.tensor_operations import TensorExperts, TensorLinear, TensorOperations
 from paged_backend.kernels.tensors import check_tensor, describe
 
@@ -77,7 +77,7 @@ class TensorKernels:
         norm_topk_prob: bool,
         activation: str,
         residual: Rows | None = None,
-    ) -> Tensor:
+    ) -> Rows:
         """See `Kernels.experts`."""
         if not isinstance(weights, self._operations.experts_type):
             raise KernelError(f"weights must be of these kernels' pack_experts, got {type(weights).__name__}.")
@@ -203,6 +203,10 @@ class TensorKernels:
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         """See `Kernels.sample`."""
         return self._operations.sample(logits, batch)
+
+    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
+        """See `Kernels.launch_sample`. Draws at once."""
+        return ReadSamples(self.sample(logits, batch))
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time."""

@@ -76,6 +76,7 @@ class EmptyExecutor:
     layer_groups = (LayerGroup(0, BLOCK_SIZE, max_model_len),)
     eos_token_ids = frozenset({2})
     transfer = None
+    async_scheduling = False
     default_sampling_params: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, num_seqs: int, num_tokens: int, vocab_size: int, clocks: Clocks) -> None:
@@ -171,16 +172,18 @@ def measure_steps(num_seqs: int, num_steps: int, tokenizer: Tokenizer, kind: str
     executor = EmptyExecutor(num_seqs, num_tokens, tokenizer.vocab_size, clocks)
     config = EngineConfig.from_args(max_num_seqs=num_seqs, max_num_batched_tokens=num_seqs * num_tokens)
     client = EngineClient(config, cast(Any, executor), tokenizer)
-    core, loop = client._core, client._loop
+    engine: Any = client._engine
+    core, loop, desk = engine.core, engine.loop, engine.desk
     clocks.wrap(core._scheduler, "plan", "plan")
     clocks.wrap(core._scheduler, "commit", "commit")
     clocks.wrap(core, "_take_tokens", "gains")
     clocks.wrap(executor, "run", "run")
     clocks.wrap(core, "step", "step")
     clocks.wrap(loop, "_take_inbox", "inbox")
-    clocks.wrap(loop, "_publish", "snapshot")
-    clocks.wrap(loop, "_deliver", "streams")
-    clocks.after(loop, "_deliver", clocks.end_step)
+    clocks.wrap(core, "stats", "snapshot")
+    clocks.wrap(desk, "publish", "snapshot")
+    clocks.wrap(desk, "deliver", "streams")
+    clocks.after(desk, "deliver", clocks.end_step)
     draw = random.Random(0)
     for i in range(num_seqs):
         prompt = [draw.randrange(16, tokenizer.vocab_size) for _ in range(MIN_PROMPT_TOKENS + i % BLOCK_SIZE)]

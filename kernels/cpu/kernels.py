@@ -23,7 +23,7 @@ from paged_backend.kernels.cpu.recorder import CPU_CACHE_DTYPES, Buffer, Compile
 from paged_backend.kernels.cpu.sampling import sample
 from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
-from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+from paged_backend.kernels.sampling_batch import LaunchedSamples, ReadSamples, SampledBatch, SamplingBatch
 from paged_backend.kernels.tensors import check_tensor, describe
 
 
@@ -161,6 +161,10 @@ class CpuKernels(NoExperts):
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         """See `Kernels.sample`."""
         return sample(self._runtime, logits, batch)
+
+    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
+        """See `Kernels.launch_sample`. Draws at once."""
+        return ReadSamples(self.sample(logits, batch))
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> CompiledStep:
         """See `Kernels.compile`. Calls the step once, to record it."""

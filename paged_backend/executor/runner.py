@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from paged_backend.executor.batch import BatchInputs
+from paged_backend.executor.batch import BatchInputs, BuiltInputs
+from paged_backend.executor.device import Device
 from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.executor.kv_transfer import KVTransfer
-from paged_backend.kernels.interface import Kernels
-from paged_backend.models.decoder import Decoder
+from paged_backend.executor.pending import LaunchedStep, StepOutput
+from paged_backend.kernels.interface import Kernels, StepInputs
+from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.sampling.description import score
-from paged_backend.sampling.sampler import sample
+from paged_backend.sampling.sampler import build_batch, sample
+from paged_backend.sampling.unseen import can_be_unseen, launch_draws
 from paged_backend.scheduler.plan import StepPlan, StepResult
 from paged_backend.structured.token_masks import TokenMasks
 
 
 class Runner:
-    """Computes plans on the model and its cache. One thread at a time."""
+    """Computes plans on the model and its cache. One thread at a time.
+
+    A plan is read when it is launched: its lines and tasks may be changed afterwards, but for a step that has something
+    to draw that needs the host (`SamplingTask.needs_host`): that is drawn when the result is asked for, and no step
+    may be launched in between that needs its tokens.
+    """
 
     def __init__(
         self,
-        decoder: Decoder,
+        step: Callable[[StepInputs], Tensor],
         storage: KVStorage,
         kernels: Kernels,
         block_size: int,
@@ -31,32 +40,67 @@ class Runner:
         transfer: KVTransfer | None = None,
         *,
         masks: TokenMasks,
+        device: Device,
     ) -> None:
-        self._step = kernels.compile(lambda kernels, inputs: decoder(kernels, inputs, storage.layers))
+        """
+        Args:
+            step: from inputs to logits, on the storage; see `Kernels.compile`.
+        """
+        self._step = step
         self._storage = storage
         self._kernels = kernels
         self._inputs = BatchInputs(block_size, num_groups)
         self._transfer = transfer
         self._masks = masks
+        self._device = device
+        self._drawn: Tensor | None = None  # by the last step that was computed; the device's alone
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """Moves blocks, copies blocks, computes every sequence's tokens, and draws where the plan asks for it."""
-        with torch.inference_mode():
-            if self._transfer is None:
-                return self._compute(plan)
-            transfer_s = self._transfer.run(plan.transfers) if plan.transfers else 0.0
-            start_s = time.perf_counter()
-            result = self._compute(plan)
-            return dataclasses.replace(result, transfer_s=transfer_s, compute_s=time.perf_counter() - start_s)
-
-    def _compute(self, plan: StepPlan) -> StepResult:
-        if plan.block_copies:
-            self._kernels.copy_blocks(self._storage.blocks, torch.tensor(plan.block_copies, dtype=torch.int64))
-        if not plan.sequences:
-            return StepResult(())
-        logits = self._step(self._inputs.build(plan))
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Has blocks moved and copied, every sequence's tokens computed, and drawn where the plan asks for it."""
+        device, kernels = self._device, self._kernels
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
-        if not plan.scoring:
-            return sample(self._kernels, logits, tasks, self._masks)
-        scored = score(self._kernels, logits[len(tasks) :], plan.scoring)
-        return dataclasses.replace(sample(self._kernels, logits[: len(tasks)], tasks, self._masks), scored=scored)
+        batch = build_batch(tasks) if tasks and device.overlaps and can_be_unseen(plan) else None
+        built = self._inputs.build(plan).lent(device.lend) if plan.sequences else None
+        copies = None
+        if plan.block_copies:
+            copies = device.lend(torch.tensor(plan.block_copies, dtype=torch.int64))
+        output = device.order(lambda: self._work(plan, copies, built, batch))
+
+        def draw(logits: Tensor) -> StepResult:
+            with torch.inference_mode():
+                if not plan.scoring:
+                    return sample(kernels, logits, tasks, self._masks)
+                scored = score(kernels, logits[len(tasks) :], plan.scoring)
+                drawn = sample(kernels, logits[: len(tasks)], tasks, self._masks)
+                return dataclasses.replace(drawn, scored=scored)
+
+        return LaunchedStep(output, tasks, draw, device, is_timed=self._transfer is not None)
+
+    def _work(
+        self, plan: StepPlan, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
+    ) -> StepOutput:
+        """What the device does: of the plan it looks at nothing that changes."""
+        mark = _no_time if self._transfer is None else self._device.mark
+        drawn, self._drawn = self._drawn, None
+        transfers = plan.transfers
+        if self._transfer is not None:
+            self._transfer.save(transfers.saves)
+        begin = mark()
+        if transfers:
+            assert self._transfer is not None
+            self._transfer.swap(transfers)
+        moved = mark()
+        if copies is not None:
+            self._kernels.copy_blocks(self._storage.blocks, copies)
+        if built is None:
+            return StepOutput(None, None, (begin, moved, mark()))
+        logits = self._step(built.with_tokens(drawn))
+        if batch is None:
+            return StepOutput(logits, None, (begin, moved, mark()))
+        samples = launch_draws(self._kernels, logits, batch)
+        self._drawn = samples.token_ids
+        return StepOutput(logits, samples, (begin, moved, mark()))
+
+
+def _no_time() -> None:
+    """In place of a mark, where nobody asks for seconds."""

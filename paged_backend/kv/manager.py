@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from paged_backend.kv.block_copies import BlockCopies
 from paged_backend.kv.block_life import BlockWatch
 from paged_backend.kv.block_pool import BlockPool
-from paged_backend.kv.block_table import ALL_TOKENS, BlockTable
+from paged_backend.kv.block_table import BlockTable
 from paged_backend.kv.cache_stats import NO_OFFLOAD, BlockState, CacheStats
 from paged_backend.kv.host_tier import NO_TRANSFERS, Transfers
 from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
 from paged_backend.kv.offload import OffloadManager
+from paged_backend.kv.pool_shape import PoolShape
 from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, new_hash_key
 from paged_backend.kv.prefix_search import PrefixSearch
 from paged_backend.kv.remembered_prefix import RememberedPrefix
@@ -43,7 +44,7 @@ class KVCacheManager:
         clock_ns: what the time that blocks are held is measured with, in nanoseconds.
 
     Attributes:
-        max_sequence_tokens: tokens of a sequence that has the whole pool to itself.
+        shape: what fits into it.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class KVCacheManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.groups = (LayerGroup(0, block_size, 1),) if groups is None else tuple(groups)
-        self.max_sequence_tokens: int = bisect_right(range(ALL_TOKENS), num_blocks, key=self.blocks_for) - 1
+        self.shape = PoolShape(num_blocks, block_size, self.groups)
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
         self._search = PrefixSearch(self.groups, block_size)
@@ -78,7 +79,8 @@ class KVCacheManager:
         self._prefix_hits = 0
         self._watch = watch
         self._clock_ns = clock_ns
-        self._num_steps = 0
+        self._num_planned_steps = 0
+        self._num_steps = 0  # that are over
 
     @property
     def num_free_blocks(self) -> int:
@@ -87,15 +89,7 @@ class KVCacheManager:
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that a sequence of so many tokens holds at most at any time."""
-        return sum([group.most_blocks(num_tokens) for group in self.groups])
-
-    def blocks_for_each(self, num_tokens: int, num_common: int, count: int) -> int:
-        """Blocks that `count` sequences of so many tokens hold at most, if they share those of their first num_common.
-
-        Sure to stay shared are full blocks, of groups that see all.
-        """
-        num_shared = num_common // self.block_size * (len(self.groups) - len(self._windowed))
-        return count * self.blocks_for(num_tokens) - (count - 1) * num_shared
+        return self.shape.blocks_for(num_tokens)
 
     def new_table(self, token_ids: Sequence[int], salt: str | None = None) -> BlockTable:
         """A table for a sequence whose known tokens are `token_ids`, which its owner appends to in place."""
@@ -159,7 +153,7 @@ class KVCacheManager:
         if self.offload is not None:
             self.offload.load(table, self._allocate_block, count)
         table.num_writable = len(table.block_ids) // num_groups * self.block_size
-        table.usage.start(self._num_steps)
+        table.usage.start(self._num_planned_steps)
         table.usage.gain(table.num_held, self._clock_ns())
 
     def allocate(self, table: BlockTable, num_tokens: int) -> bool:
@@ -191,13 +185,19 @@ class KVCacheManager:
         table.num_writable = num_blocks * self.block_size
         return True
 
+    def missing_to_write(self, table: BlockTable, num_tokens: int) -> int:
+        """Blocks that `allocate` takes for a table that shares none of those which it is to write to."""
+        if num_tokens <= table.num_writable:
+            return 0
+        return max(-(-num_tokens // self.block_size) * len(self.groups) - len(table.block_ids), 0)
+
     def take_copies(self) -> tuple[tuple[int, int], ...]:
         """Ends a step's allocations: its (source, destination) pairs, to be copied before it computes.
 
         No destination is twice in it, and none is also a source: until this call a source whose last holder
         goes stays out of the free queue. So the copies may be done in any order, or at once.
         """
-        self._num_steps += 1
+        self._num_planned_steps += 1
         return self._copies.take()
 
     def take_transfers(self) -> Transfers:
@@ -205,7 +205,8 @@ class KVCacheManager:
         return NO_TRANSFERS if self.offload is None else self.offload.host.take()
 
     def settle_transfers(self, done: bool) -> None:
-        """Ends a step. Where it failed, sequences that it was to swap out must be computed again."""
+        """Ends the oldest step. Where it failed, sequences that it was to swap out must be computed again."""
+        self._num_steps += 1
         if self.offload is not None:
             self.offload.settle(done)
 
@@ -246,7 +247,7 @@ class KVCacheManager:
             if block != NO_BLOCK:
                 self.pool.hold(block)
         self._tables[child] = None
-        child.usage.start(self._num_steps)
+        child.usage.start(self._num_planned_steps)
         child.usage.gain(child.num_held, self._clock_ns())
         return child
 
@@ -338,17 +339,21 @@ class KVCacheManager:
                 filled[block] = max(filled.get(block, 0), tokens)
         return sum(self.block_size - tokens for tokens in filled.values())
 
-    def check_invariants(self) -> None:
-        """Asserts, between steps, that no block is lost, leaked or doubly owned. For tests."""
+    def check_invariants(self, planned: Mapping[BlockTable, int] = MappingProxyType({})) -> None:
+        """Asserts, between steps, that no block is lost, leaked or doubly owned. For tests.
+
+        Args:
+            planned: for tables that a step in flight computes, their tokens after it.
+        """
         assert not self._copies and not self._copies.sources, "a step's copies were not taken"
         holders: Counter[int] = Counter()
         for table in self._tables:
             assert table.active
             held = [block for block in table.block_ids if block != NO_BLOCK]
             assert len(set(held)) == len(held), "a block is twice in a table"
-            self._check_groups(table)
+            self._check_groups(table, planned.get(table, table.num_computed))
             holders.update(held)
-            self._check_digests(table)
+            self._check_digests(table, is_planned=table in planned)
         free = self.pool.free_blocks()
         for block, count in enumerate(self.pool.ref_counts):
             assert count == holders[block], f"block {block}: counted {count}, held {holders[block]}"
@@ -361,9 +366,9 @@ class KVCacheManager:
         if self.offload is not None:
             self.offload.check_invariants()
 
-    def _check_groups(self, table: BlockTable) -> None:
+    def _check_groups(self, table: BlockTable, num_planned: int) -> None:
         size, num_groups, num_computed = self.block_size, len(self.groups), table.num_computed
-        num_blocks = -(-num_computed // size)
+        num_blocks = -(-num_planned // size)
         assert len(table.block_ids) == num_blocks * num_groups, "blocks and tokens disagree"
         assert num_computed <= table.num_writable <= num_blocks * size
         for g, group in enumerate(self.groups):
@@ -375,11 +380,12 @@ class KVCacheManager:
             if num_computed < table.num_writable:
                 assert self.pool.ref_counts[blocks[-1]] == 1, "a shared block is taken for writable"
 
-    def _check_digests(self, table: BlockTable) -> None:
+    def _check_digests(self, table: BlockTable, is_planned: bool) -> None:
         if self.index is None:
             return
         num_groups, num_full = len(self.groups), table.num_computed // self.block_size
-        assert table.num_indexed == num_full
+        # What comes back from host memory is indexed when it is there.
+        assert table.num_indexed == num_full or (is_planned and table.num_indexed < num_full)
         for i, block in enumerate(table.block_ids):
             digest, place = self.index.digest_of(block), i // num_groups
             if digest is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from paged_backend.config import ModelConfig
 from paged_backend.errors import ConfigError, ModelLoadError
 from paged_backend.kernels.interface import Kernels, LinearWeight
-from paged_backend.models.architecture import Architecture
+from paged_backend.models.architecture import Architecture, RotarySpec
 from paged_backend.models.checkpoint import Checkpoint
 from paged_backend.models.decoder import Decoder
 from paged_backend.models.folder import read_json, resolve_folder
@@ -26,6 +27,7 @@ from paged_backend.quantization.quantizers import QUANTIZERS, Quantizer
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,36 @@ class LoadedModel:
     default_sampling_params: Mapping[str, float | int]
 
 
-def load_model(config: ModelConfig, kernels: Kernels, *, num_threads: int = 1) -> LoadedModel:
+def activation_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """What activations are held in: float32 on the CPU; on a GPU the model's dtype, by its own files if it is "auto".
+
+    Raises:
+        ModelLoadError: the model's folder or configuration cannot be used.
+    """
+    if device.type == "cpu":
+        return torch.float32
+    name = config.dtype
+    if name == "auto":
+        folder = resolve_folder(config.model, config.revision, load_format=config.load_format)
+        stored = read_json(folder / "config.json")
+        name = str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
+    return _DTYPES.get(name, torch.float32)
+
+
+def load_model(
+    config: ModelConfig,
+    kernels: Kernels,
+    *,
+    num_threads: int = 1,
+    device: torch.device = _CPU,
+) -> LoadedModel:
     """Loads config.model.
 
     Args:
         config: which one, and how it is held.
         kernels: what its layers are packed for.
         num_threads: that quantize weights.
+        device: where weights and tables are put.
 
     Raises:
         ModelLoadError: the folder, its configuration or its weights cannot be used.
@@ -70,7 +95,8 @@ def load_model(config: ModelConfig, kernels: Kernels, *, num_threads: int = 1) -
     generation = read_generation_config(config, folder)
     quantizer = None if config.quantization is None else QUANTIZERS[config.quantization]
     with Checkpoint(folder, names.prefix, config.load_format) as checkpoint:
-        builder = _Builder(architecture, names, checkpoint, kernels, _DTYPES.get(config.dtype), quantizer, num_threads)
+        dtype = _DTYPES.get(config.dtype)
+        builder = _Builder(architecture, names, checkpoint, kernels, dtype, quantizer, num_threads, device)
         decoder = builder.decoder(max_model_len)
         checkpoint.finish(names.ignored)
     return LoadedModel(
@@ -105,6 +131,7 @@ class _Builder:
         dtype: what weights and tables are rounded to; None holds them as they are stored.
         quantizer: makes whole numbers of the linear layers' weights; None for none.
         num_threads: that it works with.
+        device: where everything ends up, each piece before the next is read.
     """
 
     architecture: Architecture
@@ -114,6 +141,7 @@ class _Builder:
     dtype: torch.dtype | None
     quantizer: Quantizer | None
     num_threads: int
+    device: torch.device
 
     def decoder(self, num_positions: int) -> Decoder:
         arch, names = self.architecture, self.names
@@ -122,7 +150,7 @@ class _Builder:
         return Decoder(
             embedding=embedding,
             positions=self._positions(),
-            rotary=None if arch.rotary is None else rotary_tables(arch.rotary, num_positions),
+            rotary=None if arch.rotary is None else self._rotary(num_positions),
             project_in=self._linear((names.project_in,), (arch.hidden_size,), arch.embedding_size, False)
             if projected
             else None,
@@ -135,6 +163,14 @@ class _Builder:
             logit_soft_cap=arch.logit_soft_cap,
         )
 
+    def _rotary(self, num_positions: int) -> tuple[Tensor, Tensor]:
+        assert self.architecture.rotary is not None
+        cos, sin = rotary_tables(self.architecture.rotary, num_positions)
+        return cos.to(self.device), sin.to(self.device)
+
+    def _take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+        return self.checkpoint.take(name, shape, dtype).to(self.device)
+
     def _embedding_and_head(self) -> tuple[Tensor, LinearWeight]:
         """Tied weights are one tensor, unless the checkpoint holds two that differ (as in transformers 5)."""
         shape = (self.architecture.vocab_size, self.architecture.embedding_size)
@@ -144,14 +180,16 @@ class _Builder:
         weights = [self.checkpoint.take(name, shape, self.dtype) for name in stored]
         if self.architecture.tied_embeddings and len(weights) == 2 and torch.equal(*weights):
             del weights[1]
-        return weights[0], self._packed(stored[-1], weights[-1], is_head=True)
+        if self.quantizer is None:
+            weights = [weight.to(self.device) for weight in weights]
+        return weights[0].to(self.device), self._packed(stored[-1], weights[-1], is_head=True)
 
     def _positions(self) -> Tensor | None:
         arch = self.architecture
         if arch.position_offset is None:
             return None
         shape = (arch.max_positions + arch.position_offset, arch.hidden_size)
-        return self.checkpoint.take(f"{self.names.positions}.weight", shape, self.dtype)[arch.position_offset :]
+        return self._take(f"{self.names.positions}.weight", shape, self.dtype)[arch.position_offset :]
 
     def _layer(self, layer: int) -> DecoderLayer:
         arch, names = self.architecture, self.names
@@ -226,28 +264,33 @@ class _Builder:
     def _packed(
         self, name: str, weight: Tensor, bias: Tensor | None = None, *, gated: bool = False, is_head: bool = False
     ) -> LinearWeight:
+        bias = None if bias is None else bias.to(self.device)
         if self.quantizer is None:
-            return self.kernels.pack_linear(weight, bias, gated=gated)
+            return self.kernels.pack_linear(weight.to(self.device), bias, gated=gated)
         if not weight.isfinite().all():
             raise ModelLoadError(f"{name} holds numbers that are not finite, so that it cannot be quantized.")
         quantize = self.quantizer.head if is_head else self.quantizer.layer
-        return self.kernels.pack_linear(quantize(weight, self.num_threads), bias, gated=gated)
+        quantized = quantize(weight, self.num_threads)
+        if self.device.type != "cpu":
+            values, scales = quantized.values.to(self.device), quantized.scales.to(self.device)
+            quantized = dataclasses.replace(quantized, values=values, scales=scales)
+        return self.kernels.pack_linear(quantized, bias, gated=gated)
 
     def _norm(self, template: str, layer: int = 0) -> Norm:
         arch = self.architecture
         name, shape = template.format(layer), (arch.hidden_size,)
-        weight = self.checkpoint.take(f"{name}.weight", shape, torch.float32) if arch.norm_affine else None
+        weight = self._take(f"{name}.weight", shape, torch.float32) if arch.norm_affine else None
         if arch.norm == "rms":
             assert weight is not None
             return RMSNorm(weight=weight, eps=arch.norm_eps)
-        bias = self.checkpoint.take(f"{name}.bias", shape, torch.float32) if arch.norm_affine else None
+        bias = self._take(f"{name}.bias", shape, torch.float32) if arch.norm_affine else None
         return LayerNorm(weight=weight, bias=bias, eps=arch.norm_eps)
 
     def _head_norm(self, template: str, layer: int) -> Tensor | None:
         if not self.architecture.qk_norm:
             return None
         shape = (self.architecture.head_dim,)
-        return self.checkpoint.take(f"{template.format(layer)}.weight", shape, torch.float32)
+        return self._take(f"{template.format(layer)}.weight", shape, torch.float32)
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

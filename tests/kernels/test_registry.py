@@ -81,9 +81,8 @@ def test_triton_on_the_cpu_is_for_tests() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         kernels = select_kernels("triton", "cpu")
         assert tuple(kernels.report) == OPERATIONS
-        assert implementations(kernels) <= {"triton", "reference"}
-        reasons = [choice.reason for choice in kernels.report.values()]
-        assert all("interpreted" in reason or "plain torch" in reason for reason in reasons)
+        assert implementations(kernels) == {"triton"}
+        assert all("interpreted on the CPU" in choice.reason for choice in kernels.report.values())
 
 
 def test_triton_uninterpreted_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
