@@ -15,6 +15,12 @@ def test_other_names_of_dtypes(given: str, meant: str) -> None:
     assert EngineConfig.from_args(config.to_args()) == config
 
 
+def test_cpp_is_not_for_gpus() -> None:
+    with pytest.raises(ConfigError, match="kernel_backend cpu cannot compute on device cuda: choose"):
+        EngineConfig.from_args(device="cuda", kernel_backend="cpu")
+    assert EngineConfig.from_args(device="cuda", kernel_backend="triton").executor.device == "cuda"
+
+
 @pytest.mark.parametrize("given", ["fp8", "fp8_e4m3"])
 def test_names_of_fp8(given: str) -> None:
     config = EngineConfig.from_args(kv_cache_dtype=given)

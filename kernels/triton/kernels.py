@@ -14,7 +14,7 @@ from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
 from paged_backend.kernels.triton.attention_config import device_capability, served_cache_dtypes
-from paged_backend.kernels.triton.blocks import copy_blocks
+from paged_backend.kernels.triton.blocks import copy_blocks, swap_blocks
 from paged_backend.kernels.triton.experts import TritonExperts, experts, pack_experts
 from paged_backend.kernels.triton.linear import linear
 from paged_backend.kernels.triton.linear_weight import TritonLinear, pack_linear
@@ -98,6 +98,7 @@ def _operations(device: torch.device, dtype: torch.dtype, batch_invariant: bool)
         select_rows=select_rows,
         soft_cap=soft_cap,
         copy_blocks=copy_blocks,
+        swap_blocks=swap_blocks,
         sample=sample,
     )
 

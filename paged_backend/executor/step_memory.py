@@ -24,7 +24,7 @@ from paged_backend.structured.token_masks import TokenMasks
 
 logger = logging.getLogger(__name__)
 
-_RECORDED = tuple(name for name in OPERATIONS if name not in ("copy_blocks", "sample"))
+_RECORDED = tuple(name for name in OPERATIONS if name not in ("copy_blocks", "swap_blocks", "sample"))
 """The operations of a decoder's step."""
 
 

@@ -99,6 +99,7 @@ def test_batch_invariant_attention_multiplies_alike(pair: tuple[str, str], resou
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(5400)
 def test_the_wide_sweep_compiles_without_spilling(tmp_path: Path) -> None:
     names = [name for name, case in CASES.items() if case.wide]
     resources = compile_all(names, tmp_path) if names else {}
