@@ -10,6 +10,7 @@ or recorded while time is taken.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -116,6 +117,13 @@ def measure(asked: Asked, start: Callable[[Asked], Started], keep: Callable[[Ans
         keep(answered)
 
 
+def end_children() -> None:
+    """Ends the processes that an engine has started: they hold the card's memory, and this process's output open."""
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+
+
 def main() -> None:
     """The process."""
     from benchmarks.gpu.engines import ENGINES
@@ -131,6 +139,7 @@ def main() -> None:
 
     measure(asked, ENGINES[asked.engine], keep)
     sys.stdout.flush()
+    end_children()
     os._exit(0)  # some engines' threads outlive their owners; the work is done and written
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import signal
 import sys
+import time
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -185,6 +188,13 @@ def test_answers_of_a_wrong_length_do_not_count() -> None:
     asked = Asked(OURS, "folder", {}, ("fixed-1x2x3",), {}, 100, 100)
     with pytest.raises(RuntimeError, match="did not give as many tokens"):
         sessions.measure(asked, lambda asked: (lambda requests: [[1]] * len(requests), {}), lambda answered: None)
+
+
+def test_an_engines_processes_end_with_it() -> None:
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    child.start()
+    sessions.end_children()
+    assert child.exitcode == -signal.SIGKILL
 
 
 def test_real_engines_agree() -> None:
