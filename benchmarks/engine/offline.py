@@ -195,7 +195,7 @@ def waste_curve(steps: list[StepTimes]) -> list[list[float]]:
 
 def weight_bytes(llm: LLM, bits: int) -> float:
     """Bytes of linear weights that one token reads."""
-    shape: Any = llm._client._core._executor.architecture
+    shape: Any = llm._client._engine.core._executor.architecture
     attention = 2 * shape.hidden_size * (shape.query_size + shape.kv_size)
     feed_forward = (3 if shape.gated else 2) * shape.hidden_size * shape.intermediate_size
     logits = shape.vocab_size * shape.embedding_size

@@ -83,7 +83,7 @@ class Probe:
 
     def __init__(self, client: EngineClient) -> None:
         self.own_s = 0.0
-        self._core: Any = client._core
+        self._core: Any = client._engine.core
         self._kv: Any = self._core._kv
         self._parts: defaultdict[str, float] = defaultdict(float)
         self._plan: Any = None
@@ -192,7 +192,7 @@ class Probe:
 
 def runtime_of(client: EngineClient) -> _cpu.Runtime:
     """The engine's own threads in C++; such as it would have where it runs without them."""
-    core: Any = client._core
+    core: Any = client._engine.core
     runtime = getattr(core._executor._runner._kernels, "_runtime", None)
     return runtime if isinstance(runtime, _cpu.Runtime) else _cpu.Runtime(num_cores())
 
