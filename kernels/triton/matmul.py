@@ -49,7 +49,7 @@ TILES: MappingProxyType[str, tuple[Tile, ...]] = MappingProxyType(
         "float": (*_SMALL, Tile(128, 128, num_warps=8, num_stages=3)),
         "float32": (Tile(32, 16, num_warps=4, num_stages=2), Tile(32, 32, num_warps=4, num_stages=3)),
         "int8": (*_SMALL, Tile(128, 64, num_warps=4, num_stages=3)),
-        "int4": (*_SMALL, Tile(128, 64, num_warps=8, num_stages=3)),
+        "int4": _SMALL,
         "fp8": (*_SMALL, Tile(128, 128, num_warps=8, num_stages=3)),
     }
 )
