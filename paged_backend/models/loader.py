@@ -14,7 +14,7 @@ from torch import Tensor
 from paged_backend.config import ModelConfig
 from paged_backend.errors import ConfigError, ModelLoadError
 from paged_backend.kernels.interface import Kernels, LinearWeight
-from paged_backend.models.architecture import Architecture, RotarySpec
+from paged_backend.models.architecture import Architecture
 from paged_backend.models.checkpoint import Checkpoint
 from paged_backend.models.decoder import Decoder
 from paged_backend.models.folder import read_json, resolve_folder
