@@ -122,8 +122,8 @@ def _pack_quantized(weight: QuantizedWeight, bias: Tensor | None, gated: bool, d
     values = _taking_turns(weight.values.to(device), gated)
     values = (functional.pad(values, (0, -num_inputs % block_k)) + (8 if format == "int4" else -128)).view(torch.uint8)
     if format == "int4":
-        first, second, third, fourth = values.view(len(values), -1, 4, block_k // 4).int().unbind(2)
-        quads = first | second << 4 | third << 8 | fourth << 12
+        quarters = values.view(len(values), -1, 4, block_k // 4).int().unbind(2)
+        quads = quarters[0] | quarters[1] << 4 | quarters[2] << 8 | quarters[3] << 12
         values = quads.to(torch.int16).view(len(values), -1)
     scales = _taking_turns(weight.scales.to(device), gated)
     if group_size:  # the zeros that values were filled up with have scales too
