@@ -256,6 +256,7 @@ class ExecutorConfig:
         cudagraph_capture_sizes: numbers of sequences for which decode steps are recorded; a step with fewer is computed
             as the next larger one. Empty: 1, 2, 4, then by 8 up to 256 and by 16 up to 512, as far as max_num_seqs.
         num_threads: CPU threads for kernels; None means the physical cores that the process may use.
+        engine_process: step the engine in a process of its own, so that HTTP work does not hold it up.
     """
 
     device: str = "auto"
@@ -264,6 +265,7 @@ class ExecutorConfig:
     num_threads: int | None = None
     enforce_eager: bool = False
     cudagraph_capture_sizes: tuple[int, ...] = ()
+    engine_process: bool = False
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
@@ -275,6 +277,7 @@ class ExecutorConfig:
         check_bool("enforce_eager", self.enforce_eager)
         sized = sizes("cudagraph_capture_sizes", self.cudagraph_capture_sizes)
         object.__setattr__(self, "cudagraph_capture_sizes", sized)
+        check_bool("engine_process", self.engine_process)
         if self.batch_invariant and self.kernel_backend == "reference":
             raise ConfigError("batch_invariant is not for kernel_backend reference: choose auto, cpu or triton.")
 

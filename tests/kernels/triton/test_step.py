@@ -85,7 +85,7 @@ def test_a_sum_and_its_norm_are_one_launch(device: torch.device, monkeypatch: py
     monkeypatch.setattr(finish, "finish_kernel", Counted("finish", finish.finish_kernel))
     monkeypatch.setattr(norms, "norm_kernel", Counted("norm", norms.norm_kernel))
     kernels.compile(layers.step)(inputs_on(device))
-    # Norms finish two linear layers and the experts; not the gated one, the one that an activation follows, the last one.
+    # Norms finish two linear layers and the experts; not the gated one, that with an activation, and the last one.
     assert launched == ["norm", "norm", "finish", "norm", "finish", "norm", "norm", "finish", "norm"]
 
 
