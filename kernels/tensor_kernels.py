@@ -11,7 +11,7 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
-from paged_backend.kernels.interface import Kernels, LinearWeight, OperationChoice, Rows, StepInputs
+from paged_backend.kernels.interface import Collective, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 from paged_backend.kernels.tensor_operations import TensorLinear, TensorOperations
@@ -161,6 +161,11 @@ class TensorKernels:
         self._check_rows("x", x)
         checks.check_soft_cap(cap)
         return self._operations.soft_cap(x, float(cap))
+
+    def collective(self, x: Rows, operation: Collective) -> Tensor:
+        """See `Kernels.collective`."""
+        self._check_rows("x", x)
+        return operation(x)
 
     def copy_blocks(self, storage: Tensor, pairs: Tensor) -> None:
         """See `Kernels.copy_blocks`."""

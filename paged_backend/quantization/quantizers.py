@@ -9,7 +9,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from paged_backend.kernels.quantized_weight import QuantizedWeight
-from paged_backend.quantization.int4 import quantize_int4
+from paged_backend.quantization.int4 import GROUP_SIZE, quantize_int4
 from paged_backend.quantization.int8 import quantize_int8
 
 
@@ -20,15 +20,17 @@ class Quantizer:
     Attributes:
         layer: those inside the model.
         head: the one that makes the logits.
+        group_size: inputs that share a scale in those inside the model; None where all of an output's do.
     """
 
     layer: Callable[[Tensor, int], QuantizedWeight]
     head: Callable[[Tensor, int], QuantizedWeight]
+    group_size: int | None = None
 
 
 # The head's error goes straight into the logits, and so into which token is the first; the others' errors are
 # averaged on the way. 8 bits there cost little.
 QUANTIZERS: MappingProxyType[str, Quantizer] = MappingProxyType(
-    {"int8": Quantizer(quantize_int8, quantize_int8), "int4": Quantizer(quantize_int4, quantize_int8)}
+    {"int8": Quantizer(quantize_int8, quantize_int8), "int4": Quantizer(quantize_int4, quantize_int8, GROUP_SIZE)}
 )
 """By the names in the configuration."""
