@@ -132,7 +132,8 @@ class Kernels(Protocol):
         share the weight's memory, or not.
 
         Args:
-            weight: float [N, K] with stride 1 in K, held and used as it is; or a QuantizedWeight.
+            weight: float [N, K] with stride 1 in K, held and used as it is, or in the dtype of the activations; or a
+                QuantizedWeight.
             bias: float32 [N], or None for 0.
             gated: the weight's rows are all gates, then all ups (N = 2 * num_outputs).
         """
@@ -144,7 +145,9 @@ class Kernels(Protocol):
         """activation(x @ weight.T + bias) + residual; a gated layer: activation(gate) * up (arXiv:2002.05202, eq. 5).
 
         With a quantized weight an implementation may round each row of x to whole numbers, of 8 bits with a scale for
-        every 192 inputs or fewer, or of 16 bits for every 256, so as to sum whole products exactly.
+        every 192 inputs or fewer, or of 16 bits for every 256, so as to sum whole products exactly; or, where the
+        weight is float8_e4m3fn, to that, with a scale of its own. Where activations are not float32, sums may be
+        rounded to their dtype before an activation, a gate or a residual.
 
         Args:
             x: [T, K].

@@ -21,7 +21,7 @@ class QuantizedWeight:
 
     Attributes:
         values: int8 [N, K], contiguous; -127 .. 127 for 8 bits, -8 .. 7 for 4 bits (one value a byte here: packing is
-            an implementation's own).
+            an implementation's own). Or, for 8 bits with one scale a row, float8_e4m3fn: finite ones.
         scales: float32 [N, ceil(K / group_size)], contiguous, finite. Group g of a row serves the inputs
             g * group_size .. (g + 1) * group_size - 1; the last group may be shorter.
         bits: 8 or 4.
@@ -44,20 +44,44 @@ class QuantizedWeight:
             check_tensor(name, tensor)
             if tensor.is_meta:
                 raise KernelError(f"{name} must hold numbers, got {describe(tensor)} on {tensor.device}.")
-        if values.dtype != torch.int8 or values.dim() != 2 or 0 in values.shape or not values.is_contiguous():
-            raise KernelError(f"values must be contiguous int8 [N, K], neither of them 0, got {describe(values)}.")
+        if (
+            not (values.dtype == torch.int8 or (self.is_float8 and self.bits == 8))
+            or values.dim() != 2
+            or 0 in values.shape
+            or not values.is_contiguous()
+        ):
+            raise KernelError(
+                "values must be contiguous int8 (or, for 8 bits, float8_e4m3fn) [N, K], neither of them 0, got "
+                f"{describe(values)}."
+            )
         num_outputs, num_inputs = values.shape
         if not isinstance(self.group_size, int) or not 1 <= self.group_size <= num_inputs:
             raise KernelError(f"group_size must be in 1..{num_inputs}, got {self.group_size!r}.")
         shape = (num_outputs, -(-num_inputs // self.group_size))
         if scales.dtype != torch.float32 or scales.shape != shape or not scales.is_contiguous():
             raise KernelError(f"scales must be contiguous float32 {list(shape)}, got {describe(scales)}.")
-        low, high = VALUE_RANGES[self.bits]
-        smallest, largest = (int(bound) for bound in values.aminmax())
-        if smallest < low or largest > high:
-            raise KernelError(f"values of {self.bits} bits must be in {low}..{high}, got {smallest}..{largest}.")
+        if self.is_float8:
+            self._check_float8()
+        else:
+            low, high = VALUE_RANGES[self.bits]
+            smallest, largest = (int(bound) for bound in values.aminmax())
+            if smallest < low or largest > high:
+                raise KernelError(f"values of {self.bits} bits must be in {low}..{high}, got {smallest}..{largest}.")
         if not scales.isfinite().all():
             raise KernelError("scales must be finite.")
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether values are float8_e4m3fn, not whole numbers."""
+        return self.values.dtype == torch.float8_e4m3fn
+
+    def _check_float8(self) -> None:
+        if self.group_size != self.values.shape[1]:
+            raise KernelError(
+                f"group_size of float8_e4m3fn values must be all {self.values.shape[1]} inputs, got {self.group_size}."
+            )
+        if not (self.values.view(torch.uint8) & 127 < 127).all():  # 127 is what is no number
+            raise KernelError("values must be finite.")
 
     def dequantized(self) -> Tensor:
         """The numbers that are meant, float32 [N, K]: each product rounded once."""

@@ -29,7 +29,7 @@ def select_kernels(
         device: where the tensors will be.
         num_threads: threads of the C++ kernels; None means as many as `usable_cores` counts.
         dtype: what activations are held in. C++ has float32 alone.
-        batch_invariant: see `TritonKernels`; C++ is so by itself.
+        batch_invariant: of Triton's kernels, see `TritonKernels`. C++'s always are, plain torch never.
 
     Raises:
         ConfigError: the backend is unknown, does not serve the device, or was asked for and cannot be loaded.

@@ -68,6 +68,11 @@ def _pack(
         _check_bias(bias)
         bias = bias.detach()  # a parameter's history may not be given to other libraries
     if isinstance(weight, QuantizedWeight):
+        if weight.is_float8:
+            raise KernelError(
+                "weight is fp8, which no CPU multiplies: quantize it to int8 (as small, more exact, and fast here), or "
+                "choose kernel_backend reference."
+            )
         return _cpu.pack_quantized_linear(
             runtime,
             weight.values,

@@ -29,15 +29,13 @@ def finish(
     """out = activation(sums * scales + bias) + residual, or activation(gate) * up; see `products.finished`.
 
     Args:
-        sums: float [parts, T, N], contiguous.
+        sums: float [parts, T, N], stride 1 in N, any stride between rows, parts one after another.
         out: [T, N], or [T, N / 2] of a gated layer, stride 1 in N. It may be sums' own memory, where it is as wide.
         row_scales, column_scales: float32 [T], [N]; or None.
         bias: float [N], or None.
         residual: [T, N], stride 1 in N, or None.
     """
     parts, num_rows, num_columns = sums.shape
-    if num_rows == 0:
-        return
     finish_kernel[(triton.cdiv(num_rows, BLOCK_T), triton.cdiv(num_columns, BLOCK_N))](
         sums,
         row_scales,
@@ -47,6 +45,7 @@ def finish(
         out,
         num_rows,
         num_columns,
+        sums.stride(1),
         0 if residual is None else residual.stride(0),
         out.stride(0),
         NUM_PARTS=parts,
@@ -69,6 +68,7 @@ def finish_kernel(
     out,
     num_rows,
     num_columns,
+    sums_stride,
     residual_stride,
     out_stride,
     NUM_PARTS: tl.constexpr,
@@ -82,10 +82,10 @@ def finish_kernel(
     first_column = tl.program_id(1) * BLOCK_N
     columns = first_column + tl.arange(0, BLOCK_N)
     mask = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
-    pointers = sums + rows.to(tl.int64)[:, None] * num_columns + columns[None, :]
+    pointers = sums + rows.to(tl.int64)[:, None] * sums_stride + columns[None, :]
     total = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
     for part in tl.static_range(NUM_PARTS):
-        total += tl.load(pointers + tl.cast(part, tl.int64) * num_rows * num_columns, mask=mask, other=0.0).to(
+        total += tl.load(pointers + tl.cast(part, tl.int64) * num_rows * sums_stride, mask=mask, other=0.0).to(
             tl.float32
         )
     finished(
@@ -103,7 +103,7 @@ def aot_cases() -> Iterable[AotCase]:
         ("bf16 scaled gated", "fp32", 1, ("row_scales", "column_scales", "bias"), True),
     ):
         types = {"sums": f"*{sums}", "out": "*bf16", "num_rows": "i32"} | dict.fromkeys(scales, "*fp32")
-        types |= dict.fromkeys(("num_columns", "residual_stride", "out_stride"), "i32:16")
+        types |= dict.fromkeys(("num_columns", "sums_stride", "residual_stride", "out_stride"), "i32:16")
         types |= {} if gated else {"residual": "*bf16"}
         pointers = ("row_scales", "column_scales", "bias", "residual")
         constants: dict[str, Any] = {name: None for name in pointers if name not in types}

@@ -8,10 +8,12 @@ from functools import partial
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from paged_backend.kernels.cache_layout import CACHE_DTYPES
 from paged_backend.kernels.interface import OPERATIONS, OperationChoice
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
+from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
 from paged_backend.kernels.triton.blocks import copy_blocks
@@ -20,6 +22,9 @@ from paged_backend.kernels.triton.linear_weight import TritonLinear, pack_linear
 from paged_backend.kernels.triton.norms import layer_norm, rms_norm
 from paged_backend.kernels.triton.qkv_to_cache import qkv_to_cache
 from paged_backend.kernels.triton.rows import embedding, select_rows
+from paged_backend.kernels.triton.sampling.device_samples import DeviceSamples
+from paged_backend.kernels.triton.sampling.launch import launch, sample
+from paged_backend.kernels.triton.sampling.resident import ResidentSampler
 from paged_backend.kernels.triton.soft_cap import soft_cap
 from paged_backend.kernels.triton.target import check_target
 
@@ -55,6 +60,23 @@ class TritonKernels(TensorKernels):
         operations = dataclasses.replace(TRITON_OPERATIONS, pack_linear=pack)
         super().__init__(operations, dtype, _report(operations, how, batch_invariant))
 
+    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
+        """`sample` whose results are read later, and are on the device before: waits for nothing.
+
+        Args:
+            logits: see `Kernels.sample`; read when the device gets there.
+            batch: not looked at any more once this returns.
+        """
+        return launch(logits, batch)
+
+    def resident_sampler(self, max_rows: int, vocab_size: int) -> ResidentSampler:
+        """Memory on the device for the plain rows of one step at a time, to be drawn within a CUDA graph.
+
+        Raises:
+            KernelError: the kernels do not sample so large a vocabulary.
+        """
+        return ResidentSampler(max_rows, vocab_size, self.device)
+
 
 TRITON_OPERATIONS = dataclasses.replace(
     REFERENCE_OPERATIONS,
@@ -67,6 +89,7 @@ TRITON_OPERATIONS = dataclasses.replace(
     select_rows=select_rows,
     soft_cap=soft_cap,
     copy_blocks=copy_blocks,
+    sample=sample,
 )
 """One line for each operation that has a kernel."""
 

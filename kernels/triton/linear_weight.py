@@ -12,11 +12,14 @@ from torch.nn import functional
 from paged_backend.errors import KernelError
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 
-Format = Literal["float", "int8", "int4"]
+Format = Literal["float", "int8", "int4", "fp8"]
 
-_BLOCK_K = {"float": (64,), "int8": (64, 32), "int4": (128, 64)}
+_BLOCK_K = {"float": (64,), "int8": (64, 32), "int4": (128, 64), "fp8": (128,)}
 """Inputs that are multiplied at once, the best first; a scale must serve all of them (int4: each half of them)."""
 _FLOAT32_BLOCK_K = 32
+FLOAT8_UNIT = 16
+"""What the library's product of float8 wants N and K to be multiples of."""
+_FLOAT8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +29,15 @@ class TritonLinear:
     Attributes:
         numbers: what is multiplied. "float": in the dtype of the activations [N, K]. "int8": [N, K filled up to a
             multiple of block_k]. "int4": int8 [N, half of that]; of each block_k inputs the first half are in the low
-            4 bits, the others in the high ones.
+            4 bits, the others in the high ones. "fp8": float8_e4m3fn, N and K filled up to multiples of FLOAT8_UNIT.
         scales: float32 [N], one for each row; [groups, N], where group_size is positive; None for "float".
         bias: [N], in the activations' dtype where the library's product adds it, else float32; or None.
         format: what the numbers are.
         group_size: inputs that share a scale; 0: all of a row's.
         block_k: inputs that are multiplied at once.
-        num_inputs: K.
+        num_inputs, num_rows: K and N.
         gated: whether it computes activation(gate) * up.
-        batch_invariant: a float weight is multiplied by our own kernel, not by the library's.
+        batch_invariant: a weight of "float" or "fp8" is multiplied by our own kernel, not by the library's.
     """
 
     numbers: Tensor
@@ -44,13 +47,9 @@ class TritonLinear:
     group_size: int
     block_k: int
     num_inputs: int
+    num_rows: int
     gated: bool
     batch_invariant: bool
-
-    @property
-    def num_rows(self) -> int:
-        """Of the weight, N."""
-        return self.numbers.shape[0]
 
     @property
     def num_outputs(self) -> int:
@@ -85,9 +84,11 @@ def pack_linear(
         batch_invariant: see `TritonLinear`.
 
     Raises:
-        KernelError: the weight's groups are of a size that the kernels cannot serve.
+        KernelError: the weight's groups are of a size that the kernels cannot serve, or the card does not have float8.
     """
     if isinstance(weight, QuantizedWeight):
+        if weight.is_float8:
+            return _pack_float8(weight, bias, gated, device, batch_invariant)
         return _pack_quantized(weight, bias, gated, device)
     numbers = weight.to(device, dtype)
     if bias is not None:
@@ -100,6 +101,7 @@ def pack_linear(
         group_size=0,
         block_k=_FLOAT32_BLOCK_K if dtype == torch.float32 else _BLOCK_K["float"][0],
         num_inputs=numbers.shape[1],
+        num_rows=numbers.shape[0],
         gated=gated,
         batch_invariant=batch_invariant,
     )
@@ -122,16 +124,46 @@ def _pack_quantized(weight: QuantizedWeight, bias: Tensor | None, gated: bool, d
         low, high = values.view(len(values), -1, 2, block_k // 2).unbind(2)
         values = (high << 4 | low & 15).view(len(values), -1)
     scales = _taking_turns(weight.scales.to(device), gated)
+    if group_size:  # the zeros that values were filled up with have scales too
+        num_groups = -(-(num_inputs + -num_inputs % block_k) // group_size)
+        scales = functional.pad(scales, (0, num_groups - scales.shape[1])).T
     return TritonLinear(
         numbers=values,
-        scales=scales.T.contiguous() if group_size else scales[:, 0].contiguous(),
+        scales=scales.contiguous() if group_size else scales[:, 0].contiguous(),
         bias=None if bias is None else _taking_turns(bias.to(device), gated),
         format=format,
         group_size=group_size,
         block_k=block_k,
         num_inputs=num_inputs,
+        num_rows=len(values),
         gated=gated,
         batch_invariant=True,
+    )
+
+
+def _pack_float8(
+    weight: QuantizedWeight, bias: Tensor | None, gated: bool, device: torch.device, batch_invariant: bool
+) -> TritonLinear:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _FLOAT8_CAPABILITY:
+        raise KernelError(
+            f"weight is fp8, which {torch.cuda.get_device_name(device)} cannot multiply: it takes compute capability "
+            "8.9 (Ada) or newer. Quantize it to int8, or choose kernel_backend reference."
+        )
+    num_rows, num_inputs = weight.values.shape
+    # Zeros of float8 are zero bytes, and not every operation is there for float8.
+    values = _taking_turns(weight.values.view(torch.uint8).to(device), gated)
+    values = functional.pad(values, (0, -num_inputs % FLOAT8_UNIT, 0, -num_rows % FLOAT8_UNIT))
+    return TritonLinear(
+        numbers=values.view(torch.float8_e4m3fn),
+        scales=_taking_turns(weight.scales[:, 0].to(device), gated),
+        bias=None if bias is None else _taking_turns(bias.to(device), gated),
+        format="fp8",
+        group_size=0,
+        block_k=_BLOCK_K["fp8"][0],
+        num_inputs=num_inputs,
+        num_rows=num_rows,
+        gated=gated,
+        batch_invariant=batch_invariant,
     )
 
 

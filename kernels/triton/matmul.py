@@ -20,7 +20,7 @@ from torch import Tensor
 
 from paged_backend.kernels.triton.aot import TRITON_TYPES, AotCase
 from paged_backend.kernels.triton.finish import finish
-from paged_backend.kernels.triton.linear_weight import TritonLinear
+from paged_backend.kernels.triton.linear_weight import Format, TritonLinear
 from paged_backend.kernels.triton.products import finished, sum_products
 
 
@@ -50,6 +50,7 @@ TILES: MappingProxyType[str, tuple[Tile, ...]] = MappingProxyType(
         "float32": (Tile(32, 16, num_warps=4, num_stages=2), Tile(32, 32, num_warps=4, num_stages=3)),
         "int8": (*_SMALL, Tile(128, 64, num_warps=4, num_stages=3)),
         "int4": (*_SMALL, Tile(128, 64, num_warps=8, num_stages=3)),
+        "fp8": (*_SMALL, Tile(128, 128, num_warps=8, num_stages=3)),
     }
 )
 """By the format of the weight, or "float32" where x is float32, which the matrix unit does not multiply exactly. The
@@ -81,21 +82,28 @@ def num_parts(weight: TritonLinear) -> int:
     return parts
 
 
-def matmul(x: Tensor, weight: TritonLinear, activation: str | None, residual: Tensor | None) -> Tensor:
+def matmul(
+    x: Tensor,
+    weight: TritonLinear,
+    activation: str | None,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+    row_scales: Tensor | None = None,
+) -> Tensor:
     """See `Kernels.linear`.
 
     Args:
-        x: [T, K], stride 1 in K.
+        x: [T, K], stride 1 in K, at least one row. For a weight of "fp8" in float8_e4m3fn too, as wide as its numbers.
         residual: [T, N], stride 1 in N, or None.
+        dtype: of the result.
+        row_scales: float32 [T], what the rows of x are multiplied with; None for 1.
     """
-    num_rows, num_columns = x.shape[0], weight.num_rows
-    out = torch.empty(num_rows, weight.num_outputs, dtype=x.dtype, device=x.device)
-    if num_rows == 0:
-        return out
+    (num_rows, num_inputs), num_columns = x.shape, weight.num_rows
+    out = torch.empty(num_rows, weight.num_outputs, dtype=dtype, device=x.device)
     tile = pick_tile(weight, x.dtype, num_rows)
     num_tiles = triton.cdiv(num_columns, tile.block_n) * triton.cdiv(num_rows, tile.block_t)
     parts = num_parts(weight)
-    part_size = triton.cdiv(triton.cdiv(weight.num_inputs, weight.block_k), parts) * weight.block_k
+    part_size = triton.cdiv(triton.cdiv(num_inputs, weight.block_k), parts) * weight.block_k
     side_by_side = parts > 1 and num_tiles < _FULL
     sums = torch.empty(parts, num_rows, num_columns, device=x.device) if side_by_side else None
     by_row, by_group = (weight.scales, None) if weight.group_size == 0 else (None, weight.scales)
@@ -103,23 +111,23 @@ def matmul(x: Tensor, weight: TritonLinear, activation: str | None, residual: Te
         x,
         weight.numbers,
         by_group,
-        None,
+        row_scales,
         by_row,
         weight.bias,
         residual,
         out if sums is None else sums,
         num_rows,
         num_columns,
-        weight.num_inputs,
+        num_inputs,
         part_size,
         x.stride(0),
         weight.numbers.stride(0),
         0 if by_group is None else by_group.stride(0),
         0 if residual is None else residual.stride(0),
         out.stride(0),
-        FORMAT=weight.format,
+        FORMAT="float" if weight.format == "fp8" else weight.format,
         GROUP_SIZE=weight.group_size,
-        EVEN=weight.num_inputs % weight.block_k == 0,
+        EVEN=num_inputs % weight.block_k == 0,
         NUM_PARTS=parts,
         SIDE_BY_SIDE=side_by_side,
         GATED=weight.gated,
@@ -133,7 +141,7 @@ def matmul(x: Tensor, weight: TritonLinear, activation: str | None, residual: Te
         enable_fp_fusion=False,
     )
     if sums is not None:
-        finish(sums, out, None, by_row, weight.bias, weight.gated, activation, residual)
+        finish(sums, out, row_scales, by_row, weight.bias, weight.gated, activation, residual)
     return out
 
 
@@ -211,50 +219,53 @@ def matmul_kernel(
         )  # fmt: skip
 
 
+_AOT_FORMATS: tuple[tuple[Format, int, int], ...] = (
+    ("float", 64, 0),
+    ("int8", 64, 0),
+    ("int8", 64, 128),
+    ("int4", 128, 64),
+    ("fp8", 128, 0),
+)
+"""Format, block_k, group_size."""
+
+
 def aot_cases() -> Iterable[AotCase]:
     """Each tile with each format. By default those that take the most registers: the largest, over parts, gated."""
-    for format, block_k, group_size in (("float", 64, 0), ("int8", 64, 0), ("int8", 64, 128), ("int4", 128, 64)):
-        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+    for format, block_k, group_size in _AOT_FORMATS:
+        for dtype in (torch.bfloat16,) if format == "fp8" else (torch.float16, torch.bfloat16, torch.float32):
             tiles = TILES["float32" if dtype == torch.float32 else format]
+            often = dtype == torch.bfloat16 and group_size != 128
             for tile in tiles:
-                for side_by_side, parts, gated in ((True, 4, False), (False, 4, True), (False, 1, False)):
-                    often = dtype == torch.bfloat16 and group_size != 128
-                    shown = (side_by_side and tile is tiles[0]) or (parts > 1 and tile is tiles[-1])
-                    yield _aot_case(
-                        dtype, format, block_k, group_size, tile, side_by_side, parts, gated, wide=not (often and shown)
-                    )
+                yield _aot_case(dtype, format, block_k, group_size, tile, 4, True, False, often and tile is tiles[0])
+                yield _aot_case(dtype, format, block_k, group_size, tile, 4, False, True, often and tile is tiles[-1])
+                yield _aot_case(dtype, format, block_k, group_size, tile, 1, False, False, False)
 
 
 def _aot_case(
     dtype: torch.dtype,
-    format: str,
+    format: Format,
     block_k: int,
     group_size: int,
     tile: Tile,
-    side_by_side: bool,
     parts: int,
+    side_by_side: bool,
     gated: bool,
-    wide: bool,
+    often: bool,
 ) -> AotCase:
     """A launch of `matmul` with a shape of even numbers."""
-    x = TRITON_TYPES[dtype]
-    types = {
-        "x": f"*{x}",
-        "weight": f"*{x}" if format == "float" else "*i8",
-        "out": "*fp32" if side_by_side else f"*{x}",
-    }
-    types |= {"num_rows": "i32"} | dict.fromkeys(
-        ("num_columns", "num_inputs", "part_size", "x_stride", "weight_stride", "scale_stride", "residual_stride"),
-        "i32:16",
-    )
-    types |= {"out_stride": "i32:16", "bias": "*fp32"}
-    types |= {"scales": "*fp32"} if group_size else {}
-    types |= {"column_scales": "*fp32"} if format == "int8" and not group_size else {}
-    types |= {} if gated else {"residual": f"*{x}"}
+    own = f"*{TRITON_TYPES[dtype]}"
+    x = "*fp8e4nv" if format == "fp8" else own
+    types = {"x": x, "weight": x if format in ("float", "fp8") else "*i8", "out": "*fp32" if side_by_side else own}
+    types |= {"num_rows": "i32", "bias": "*fp32"}
+    types |= dict.fromkeys(("num_columns", "num_inputs", "part_size", "x_stride", "weight_stride"), "i32:16")
+    types |= dict.fromkeys(("scale_stride", "residual_stride", "out_stride"), "i32:16")
+    types |= {"scales": "*fp32"} if group_size else {} if format == "float" else {"column_scales": "*fp32"}
+    types |= {"row_scales": "*fp32"} if format == "fp8" else {}
+    types |= {} if gated else {"residual": own}
     pointers = ("scales", "row_scales", "column_scales", "residual")
     constants: dict[str, Any] = {name: None for name in pointers if name not in types}
     constants |= {
-        "FORMAT": format,
+        "FORMAT": "float" if format == "fp8" else format,
         "GROUP_SIZE": group_size,
         "EVEN": True,
         "NUM_PARTS": parts,
@@ -267,13 +278,14 @@ def _aot_case(
         "GROUP_T": _GROUP_T,
     }
     shape = f"{tile.block_n}x{tile.block_t}x{block_k}"
-    kind = "side by side" if side_by_side else f"{parts} parts"
+    kind = "side by side" if side_by_side else f"{parts} parts{' gated' if gated else ''}"
     return AotCase(
-        name=f"{format}/{group_size} {x} {shape} {kind}{' gated' if gated else ''}",
+        name=f"{format}/{group_size} {TRITON_TYPES[dtype]} {shape} {kind}",
         kernel=matmul_kernel,
         signature=types,
         constexprs=constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        wide=wide,
+        min_capability=89 if format == "fp8" else 80,
+        wide=not often,
     )

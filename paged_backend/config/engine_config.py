@@ -46,8 +46,9 @@ class ModelConfig:
         skip_tokenizer_init: run on token ids alone, without text.
         dtype: what weights are held in: "auto" (as the checkpoint has them), "float32" (or "float"), "bfloat16" or
             "float16" (or "half"). On the CPU everything is computed in float32 all the same.
-        quantization: "int8" or "int4" holds the weights of linear layers in so many bits (the one that makes the logits
-            always in 8); None leaves them as they are.
+        quantization: "int8" or "int4" holds the weights of linear layers in so many bits, "fp8" in 8 of floating point
+            (the one that makes the logits always in int8); None leaves them as they are. fp8 is for GPUs of compute
+            capability 8.9 or more, which multiply it fastest, and for kernel_backend "reference".
         max_model_len: most tokens of prompt plus output; None means what the model's configuration says.
         served_model_name: names that requests may use; empty means the model argument's last part.
         revision: branch, tag or commit on the hub.
@@ -101,7 +102,7 @@ class ModelConfig:
         check_choice("load_format", self.load_format, ("auto", "safetensors", "pt"))
         check_bool("trust_remote_code", self.trust_remote_code)
         if self.quantization is not None:
-            check_choice("quantization", self.quantization, ("int8", "int4"))
+            check_choice("quantization", self.quantization, ("int8", "int4", "fp8"))
         check_range("max_model_len", self.max_model_len, low=1, optional=True)
         check_range("seed", self.seed, low=0)
         check_bool("skip_tokenizer_init", self.skip_tokenizer_init)
@@ -259,6 +260,8 @@ class ExecutorConfig:
         if self.device == "cuda" and self.kernel_backend == "cpu":
             raise ConfigError("kernel_backend cpu cannot compute on device cuda: choose kernel_backend auto or triton.")
         check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
+        if self.batch_invariant and self.kernel_backend == "reference":
+            raise ConfigError("batch_invariant is not for kernel_backend reference: choose auto, cpu or triton.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

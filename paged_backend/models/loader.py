@@ -170,7 +170,7 @@ class _Builder:
         weights = [self._padded(self.checkpoint.take(name, shape, self.dtype, ranges=own)) for name in stored]
         if self.architecture.tied_embeddings and len(weights) == 2 and torch.equal(*weights):
             del weights[1]
-        head = weights[-1][: self.shard.padded_vocab(shape[0])]
+        head = weights[-1] if self.shard.size == 1 else weights[-1][:-1]
         return weights[0], self._packed(stored[-1], head, is_head=True)
 
     def _padded(self, table: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,15 @@ CPU: dict[str, Sample] = {
     name: functools.partial(sample_cpu, _cpu.Runtime(2, name)) for name in _cpu.available_instruction_sets()
 }
 ALL: dict[str, Sample] = {"reference": sample_reference} | CPU
+
+TRITON: dict[str, Sample] = {}
+if importlib.util.find_spec("triton") is not None:
+    from paged_backend.kernels.triton.sampling.launch import sample as sample_triton
+
+    DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    TRITON = {"triton": lambda logits, batch: sample_triton(logits.to(DEVICE), batch)}
+EVERY: dict[str, Sample] = ALL | TRITON
+"""For tests that draw little: without a GPU, Triton's kernels are interpreted, a tenth of a second a row."""
 
 TOLERANCE = 1e-6
 """Of the distribution. The C++ weights are float32: 2e-8 from the polynomial of the exponential; 6e-8 of the exponent

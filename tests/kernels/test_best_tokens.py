@@ -11,9 +11,9 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels.reference.sampling import change_logits
 from paged_backend.kernels.sampling_batch import LogitChanges
-from tests.kernels.sampling_case import ALL, CPU, Sample, make_batch
+from tests.kernels.sampling_case import CPU, EVERY, Sample, make_batch
 
-implementations = pytest.mark.parametrize("sample", ALL.values(), ids=ALL.keys())
+implementations = pytest.mark.parametrize("sample", EVERY.values(), ids=EVERY.keys())
 CHANGES = [
     None,
     LogitChanges(repetition_penalty=1.5, prompt_token_ids=[0, 3], output_token_ids=[1, 1]),

@@ -21,6 +21,20 @@ def test_dequantized(num_inputs: int, group_size: int) -> None:
             assert wide[row, column] == values[row, column].float() * scales[row, column // group_size]
 
 
+def test_dequantized_float8() -> None:
+    """Every finite number of the format, times its row's scale."""
+    numbers = [byte for byte in range(256) if byte & 127 != 127]
+    values = torch.tensor([numbers, numbers], dtype=torch.uint8).view(torch.float8_e4m3fn)
+    scales = torch.tensor([[1.0], [0.3]])
+    quantized = QuantizedWeight(values, scales, 8, len(numbers))
+    assert quantized.is_float8
+    assert torch.equal(quantized.dequantized(), values.float() * scales)
+    assert quantized.dequantized()[0].max() == 448.0
+
+
+_ROWS = {"scales": torch.ones(4, 1), "group_size": 8}
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -32,6 +46,9 @@ def test_dequantized(num_inputs: int, group_size: int) -> None:
         ("values", {"values": torch.full((4, 8), -128, dtype=torch.int8)}),
         ("values", {"values": torch.full((4, 8), 8, dtype=torch.int8), "bits": 4}),
         ("values", {"values": torch.full((4, 8), -9, dtype=torch.int8), "bits": 4}),
+        ("values", {"values": torch.zeros(4, 8).to(torch.float8_e4m3fn), "bits": 4}),
+        ("values", {"values": torch.full((4, 8), torch.nan).to(torch.float8_e4m3fn), **_ROWS}),
+        ("group_size", {"values": torch.zeros(4, 8).to(torch.float8_e4m3fn)}),
         ("group_size", {"group_size": 0}),
         ("group_size", {"group_size": 9}),
         ("scales", {"scales": torch.ones(4, 1)}),

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paged_backend.config import ModelConfig
-from paged_backend.errors import ConfigError, ModelLoadError
+from paged_backend.errors import ConfigError, KernelError, ModelLoadError
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.reference.kernels import ReferenceKernels
 from paged_backend.kernels.reference.linear import ReferenceLinear
@@ -119,26 +119,32 @@ def test_layers_of_several_dtypes_lose_nothing(llama: Path) -> None:
 def test_quantized_layers(name: str, tmp_path: Path) -> None:
     """int4 for the layers and int8 for the head, the table as it is stored; tied or not."""
     folder = make_tiny_model(name, tmp_path)
-    for quantization, layer_bits in (("int8", 8), ("int4", 4)):
+    for quantization, layer_bits in (("int8", 8), ("int4", 4), ("fp8", 8)):
         kernels = PackingLog()
         decoder = load_model(ModelConfig(model=str(folder), quantization=quantization), kernels).decoder
         weights = [weight for weight, _ in kernels.packed if isinstance(weight, QuantizedWeight)]
         assert len(weights) == len(kernels.packed) == 1 + 3 * 4
         assert sorted(weight.bits for weight in weights) == sorted([8] + [layer_bits] * 12)
         head = next(weight for weight in weights if weight.values.shape[0] == VOCAB_SIZE)
-        assert head.bits == 8
+        assert head.bits == 8 and not head.is_float8
+        assert sum(weight.is_float8 for weight in weights) == (12 if quantization == "fp8" else 0)
         assert decoder.embedding.dtype == torch.float32
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
 def test_quantized_logits_are_near(quantization: str, llama: Path) -> None:
     tokens = list(range(2, 40))
     exact = chunked_logits(load(llama), KERNELS, tokens, (38,))
     narrow = chunked_logits(load(llama, quantization=quantization), KERNELS, tokens, (38,))
     similarity = torch.nn.functional.cosine_similarity(exact, narrow, dim=-1).median()
     # Random weights enlarge rounding from layer to layer.
-    assert similarity > (0.999 if quantization == "int8" else 0.75)
+    assert similarity > {"int8": 0.999, "fp8": 0.98, "int4": 0.75}[quantization]
     assert not torch.equal(exact, narrow)
+
+
+def test_fp8_on_the_cpu(llama: Path) -> None:
+    with pytest.raises(KernelError, match=r"fp8, which no CPU multiplies: quantize it to int8"):
+        load_model(ModelConfig(model=str(llama), quantization="fp8"), select_kernels("cpu", num_threads=1))
 
 
 def test_weights_that_cannot_be_quantized(llama: Path) -> None:
@@ -149,8 +155,8 @@ def test_weights_that_cannot_be_quantized(llama: Path) -> None:
 
 
 def test_unknown_quantization() -> None:
-    with pytest.raises(ConfigError, match=r"quantization must be one of int8, int4, got 'fp8'"):
-        ModelConfig(quantization="fp8")
+    with pytest.raises(ConfigError, match=r"quantization must be one of int8, int4, fp8, got 'awq'"):
+        ModelConfig(quantization="awq")
 
 
 def test_max_model_len(llama: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from paged_backend.kernels.quantized_weight import VALUE_RANGES, QuantizedWeight
+from paged_backend.quantization.fp8 import quantize_fp8
 from paged_backend.quantization.int4 import GROUP_SIZE, quantize_int4
 from paged_backend.quantization.int8 import quantize_int8
 from paged_backend.quantization.least_squares import nearest_values
@@ -131,3 +132,26 @@ def test_memory_layout_does_not_matter(quantize: Callable[[Tensor], QuantizedWei
     turned = quantize(weight.T.contiguous().T)
     assert torch.equal(turned.values, quantize(weight).values)
     assert torch.equal(turned.scales, quantize(weight).scales)
+
+
+@shapes
+@dtypes
+def test_fp8_rounds_to_the_nearest(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Each number is off by a sixteenth of itself at most, or by half of the smallest step, in its row's scale."""
+    weight = torch.randn(shape).to(dtype)
+    quantized = quantize_fp8(weight, 2)
+    assert quantized.is_float8 and quantized.values.shape == shape
+    exact = weight.double()
+    scale = exact.abs().amax(1, keepdim=True) / 448
+    bound = torch.maximum(exact.abs() / 16, scale * 2.0**-10)
+    # The scale itself is rounded.
+    assert bool(((quantized.dequantized().double() - exact).abs() <= bound * (1 + 1e-5)).all())
+
+
+def test_fp8_of_next_to_nothing() -> None:
+    weight = torch.zeros(3, 20)
+    weight[1, 3] = 3.0
+    weight[2] = 1e-44
+    wide = quantize_fp8(weight).dequantized()
+    assert not wide[0].any() and not wide[2].any()
+    torch.testing.assert_close(wide[1], weight[1])

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from paged_backend.errors import KernelError
+from paged_backend.config import ExecutorConfig
+from paged_backend.errors import ConfigError, KernelError
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.reference.activation import ACTIVATIONS
+from paged_backend.kernels.registry import select_kernels
 from paged_backend.kernels.triton import matmul
 from paged_backend.kernels.triton.kernels import TritonKernels
 from paged_backend.kernels.triton.linear_weight import TritonLinear
@@ -32,6 +34,10 @@ def packed(
     layer = kernels.pack_linear(weight, **options)  # type: ignore[arg-type]
     assert isinstance(layer, TritonLinear)
     assert (layer.num_inputs, layer.num_bytes >= num_inputs * num_outputs // 2) == (num_inputs, True)
+    if layer.group_size:
+        assert layer.scales is not None
+        width = layer.numbers.shape[1] * (2 if layer.format == "int4" else 1)
+        assert layer.scales.shape[0] * layer.group_size >= width, "what values were filled up with has no scales"
     return kernels, layer, exact_weight(weight).to(device)
 
 
@@ -90,6 +96,7 @@ def test_activations(name: str, activation: str, device: torch.device) -> None:
     assert_within(out, exact, exact.abs() * (x.double().abs() + 16) * unit(torch.float32) + 1e-7 * (x.abs() > 1))
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize(
     ("name", "dtype", "gated"),
     [
@@ -152,3 +159,12 @@ def test_parts_depend_on_the_weight_alone(device: torch.device) -> None:
         )
         assert isinstance(layer, TritonLinear)
         assert matmul.num_parts(layer) == expected
+
+
+def test_what_multiplies_is_said(device: torch.device) -> None:
+    for batch_invariant, words in ((False, "float ones by the library's product"), (True, "weights of every format")):
+        kernels = select_kernels("triton", device, dtype=torch.float16, batch_invariant=batch_invariant)
+        assert kernels.report["linear"].implementation == "triton"
+        assert words in kernels.report["linear"].reason
+    with pytest.raises(ConfigError, match="batch_invariant is not for kernel_backend reference"):
+        ExecutorConfig(kernel_backend="reference", batch_invariant=True)

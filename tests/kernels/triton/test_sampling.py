@@ -1,0 +1,278 @@
+"""Sampling in Triton against the reference: draws, filters, changes, descriptions, and nothing that waits.
+
+The tests of `tests/kernels` on arguments, given tokens and most likely ones run on these kernels too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from paged_backend.errors import KernelError
+from paged_backend.kernels.reference.random_bits import uniform
+from paged_backend.kernels.reference.sampling import sample as sample_reference
+from paged_backend.kernels.sampling_batch import LogitChanges, SampledBatch, SamplingBatch
+from paged_backend.kernels.triton.sampling.arithmetic import random_word, share_of
+from paged_backend.kernels.triton.sampling.launch import launch
+from paged_backend.kernels.triton.sampling.resident import ResidentSampler, is_plain
+from paged_backend.kernels.triton.sampling.tables import Filters
+from tests.kernels.sampling_case import TRITON, check_draws, make_batch, row_of
+from tests.kernels.test_token_masks import pack
+
+sample = TRITON["triton"]
+VOCAB_SIZE = 5003
+"""Three blocks, the last of them in part."""
+
+# Of numbers that are thrown away: Triton's interpreter computes both sides of a choice.
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
+
+
+def random_logits(num_rows: int, vocab_size: int = VOCAB_SIZE, scale: float = 2.0) -> Tensor:
+    return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(vocab_size)) * scale
+
+
+def check(logits: Tensor, batch: SamplingBatch) -> SampledBatch:
+    """Draws that the reference allows, and its descriptions."""
+    sampled, expected = sample(logits, batch), sample_reference(logits, batch)
+    check_draws(logits, batch, sampled)
+    assert [math.isnan(value) for value in sampled.logprobs] == [math.isnan(value) for value in expected.logprobs]
+    if sampled.token_ids == expected.token_ids:
+        assert sampled.logprobs == pytest.approx(expected.logprobs, abs=2e-6, nan_ok=True)
+        assert sampled.ranks == expected.ranks
+    assert sampled.top.keys() == expected.top.keys()
+    for row, top in sampled.top.items():
+        assert [token for token, _ in top] == [token for token, _ in expected.top[row]]
+        assert [value for _, value in top] == pytest.approx([value for _, value in expected.top[row]], abs=2e-6)
+    return sampled
+
+
+@triton.jit
+def words_kernel(seeds, positions, totals, words, shares):
+    index = tl.program_id(0)
+    word = random_word(tl.load(seeds + index), tl.load(positions + index))
+    tl.store(words + index, word.to(tl.int64, bitcast=True))
+    tl.store(shares + index, share_of(word, tl.load(totals + index)))
+
+
+def test_random_numbers_are_the_references(device: torch.device) -> None:
+    keys = [(seed, position) for seed in (-(2**63), -1, 0, 12345678901234567, 2**63 - 1) for position in (0, 7, 2**40)]
+    total = 2**62 - 12345
+    seeds, positions = (torch.tensor(column, device=device) for column in zip(*keys, strict=True))
+    words, shares = torch.empty_like(seeds), torch.empty_like(seeds)
+    words_kernel[(len(keys),)](seeds, positions, torch.full_like(seeds, total), words, shares)
+    expected = [int(uniform(seed, position) * 2**53) for seed, position in keys]
+    assert [word % 2**64 >> 11 for word in words.tolist()] == expected
+    assert shares.tolist() == [number * total >> 53 for number in expected]
+
+
+def test_greedy() -> None:
+    logits = random_logits(8)
+    logits[2:4] = (logits[2:4] * 2).round()  # equals
+    logits[4] = -0.0
+    logits[4, 4000] = 0.0
+    logits[5] = -torch.inf
+    logits[5, 5002] = -3e38
+    logits[6, 4999] = math.nan
+    logits[7, 17] = math.inf
+    batch = SamplingBatch(seeds=[(1,)] * 7 + [(2, 3)], temperatures=[0.0] * 8)
+    assert sample(logits, batch) == sample_reference(logits, batch)
+
+
+def test_draws() -> None:
+    for vocab_size in (1, 16, 2048, VOCAB_SIZE):
+        logits = random_logits(3, vocab_size)
+        temperatures = [0.1, 1.0, 50.0]
+        check(logits, make_batch(3, seeds=[(1,), (-5, 2**63 + 7), (3,)], temperatures=temperatures))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: random_logits(1)[0],
+        lambda: (random_logits(1)[0] * 2).round(),
+        lambda: random_logits(1, scale=0.01)[0],
+    ],
+    ids=["spread", "equals", "flat"],
+)
+def test_filters(make: Callable[[], Tensor]) -> None:
+    """Each row with another filter; few tokens that it leaves, and more than are bisected in registers."""
+    filters: list[tuple[int, float, float]] = [
+        (1, 1.0, 0.0),
+        (40, 1.0, 0.0),
+        (4500, 1.0, 0.0),
+        (VOCAB_SIZE, 1.0, 0.0),
+        (-1, 1e-300, 0.0),
+        (0, 0.3, 0.0),
+        (0, 0.95, 0.0),
+        (0, 1.0 - 2.0**-53, 0.0),
+        (2**70, 1.0, 1.0),
+        (0, 1.0, 0.02),
+        (700, 0.9, 0.0),
+        (300, 0.7, 0.001),
+    ]
+    top_k, top_p, min_p = (list(column) for column in zip(*filters, strict=True))
+    batch = make_batch(len(filters), seeds=(11, 12), top_k=top_k, top_p=top_p, min_p=min_p)
+    check(make().expand(len(filters), VOCAB_SIZE), batch)
+
+
+def test_numbers_far_apart_and_near() -> None:
+    logits = random_logits(4, 4200)
+    logits[0] = 0.0
+    logits[0, 5] = 1e-38
+    logits[1] *= 5e37
+    logits[1, :2] = torch.tensor([3e38, -3e38])
+    logits[2] = -torch.inf
+    logits[2, 2000:2040] = random_logits(1, 40)[0]
+    for temperature in (1e-300, 1.0, 1e300):
+        batch = make_batch(4, temperatures=temperature, top_k=[0, 3000, 50, 20], top_p=[0.5, 1.0, 0.9, 0.5])
+        sampled = sample(logits, batch)
+        assert sampled.token_ids[1] != 1 and 2000 <= sampled.token_ids[2] < 2040
+        if temperature == 1.0:
+            check_draws(logits, batch, sampled)
+
+
+def test_changes() -> None:
+    """All of them, alone and together, with tokens that come more than once."""
+    logits = random_logits(8)
+    logits[7, 3] = math.nan
+    common = {"prompt_token_ids": [5, 5, 70, 4000], "output_token_ids": [70, 9, 9, 9, 5002] * 300}
+    masks = pack([{9, 70, 80, 4096}, set(range(0, VOCAB_SIZE, 3))], VOCAB_SIZE)
+    changes = {
+        0: LogitChanges(repetition_penalty=1.7, **common),
+        1: LogitChanges(presence_penalty=2.5, frequency_penalty=-0.01, **common),
+        2: LogitChanges(logit_bias={7: 30.0, 5002: -2.0, 8: 29.5}, suppressed_token_ids=[1, 2, 2, 7]),
+        3: LogitChanges(token_mask=0, allowed_token_ids=[80, 81, 9, 4096, 80], logit_bias={9: 3.0}),
+        4: LogitChanges(
+            token_mask=1,
+            suppressed_token_ids=tuple(range(2000)),
+            logit_bias={3000: 6.0, 9: 1.0},
+            repetition_penalty=0.5,
+            presence_penalty=-0.5,
+            frequency_penalty=0.25,
+            **common,
+        ),
+        6: LogitChanges(token_mask=0, allowed_token_ids=[81]),  # nothing is left
+        7: LogitChanges(allowed_token_ids=[81]),  # not numbers before
+    }
+    for temperature in (0.0, 1.0):
+        batch = make_batch(
+            8, seeds=(3, 4), temperatures=temperature, changes=changes, token_masks=masks, num_logprobs=1
+        )
+        check(logits, batch)
+    best = make_batch(8, seeds=[()] * 8, temperatures=0.0, num_best=5, changes=changes, token_masks=masks)
+    sampled, expected = sample(logits, best), sample_reference(logits, best)
+    assert sampled.token_ids == expected.token_ids
+    assert sampled.scores == pytest.approx(expected.scores, abs=4e-6)
+
+
+def test_descriptions() -> None:
+    """Lists of every length, over equals and what is ruled out; temperatures and filters do not matter to them."""
+    logits = random_logits(6)
+    logits[1] = (logits[1] * 2).round()
+    logits[2, 40:] = -torch.inf
+    logits[3, 17] = math.nan
+    num_logprobs = [0, 20, 60, 3, -1, 300]
+    check(logits, make_batch(6, seeds=[(1, 2)] * 6, temperatures=0.5, top_k=5, num_logprobs=num_logprobs))
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    logits = random_logits(6)
+    changes = {1: LogitChanges(logit_bias={9: 2.0}), 4: LogitChanges(presence_penalty=1.0, output_token_ids=[3, 4])}
+    columns: dict[str, Any] = {
+        "seeds": [(row, 5) for row in range(6)],
+        "temperatures": [0.0, 1.0, 1.5, 0.7, 1.0, 3.0],
+        "positions": [9, 8, 7, 2**33, 5, 4],
+        "top_k": [0, 50, 0, 0, 0, 0],
+        "top_p": [1.0, 0.9, 0.8, 1.0, 1.0, 1.0],
+        "num_logprobs": [-1, 2, -1, 0, 3, -1],
+    }
+    batch = make_batch(6, changes=changes, **columns)
+    together = sample(logits, batch)
+    for row in range(6):
+        alone = sample(logits[row : row + 1], row_of(batch, row))
+        assert alone.token_ids == together.token_ids[2 * row : 2 * row + 2]
+        assert repr(alone.logprobs) == repr(together.logprobs[2 * row : 2 * row + 2])
+        assert alone.top.get(0) == together.top.get(row)
+
+
+def test_strides() -> None:
+    """What lies beside a row is not looked at."""
+    wide = torch.full((3, VOCAB_SIZE + 9), torch.nan)
+    wide[:, 3 : VOCAB_SIZE + 3] = random_logits(3)
+    batch = make_batch(3, top_p=0.9, num_logprobs=2)
+    assert sample(wide[:, 3 : VOCAB_SIZE + 3], batch) == sample(random_logits(3), batch)
+
+
+def test_resident_rows(device: torch.device) -> None:
+    """The same tokens as of a launch, step after step out of the same memory, whatever the step before has left."""
+    sampler = ResidentSampler(4, VOCAB_SIZE, device)
+    logits = random_logits(4).to(device)
+    filtered = make_batch(3, temperatures=[0.7, 0.0, 1.0], top_k=[40, 0, 0], top_p=[0.9, 1.0, 0.5])
+    greedy = SamplingBatch(seeds=[(7,)], temperatures=[0.0])
+    plain = make_batch(2, seeds=[(8,), (-9,)], positions=[5, 6])
+    for batch, asked in ((filtered, (True, True)), (greedy, (False, False)), (plain, (False, False))):
+        num_rows = len(batch.seeds)
+        filters = sampler.write(batch)
+        assert filters == Filters(*asked)
+        expected = launch(logits[:num_rows], batch).read()
+        sampler.run(logits)  # of more rows than the batch, with all filters
+        assert sampler.samples(num_rows).read() == expected
+        sampler.run(logits[:num_rows], filters)
+        assert sampler.token_ids[:num_rows].tolist() == expected.token_ids
+    assert is_plain(plain) and not is_plain(make_batch(2, seeds=[(1,), (2, 3)]))
+    assert not is_plain(make_batch(2, num_logprobs=[0, -1]))
+    with pytest.raises(KernelError, match="4 rows"):
+        sampler.write(make_batch(5))
+    with pytest.raises(KernelError, match="top_p"):
+        sampler.write(make_batch(2, top_p=0.0))
+
+
+class NoReading(TorchDispatchMode):
+    """Fails where a value of a tensor is asked for: on a GPU that waits."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.is_nonzero.default,
+            torch.ops.aten.nonzero.default,
+            torch.ops.aten.equal.default,
+        ), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_launch_reads_nothing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels apart, which only run here."""
+    logits = random_logits(4).to(device)
+    batch = make_batch(
+        4,
+        seeds=[(1,), (2, 3), (), ()],
+        top_p=0.9,
+        num_best=[0, 0, 3, 0],
+        given=[(), (), (), (5, 6)],
+        num_logprobs=[2, -1, 400, 0],
+        changes={0: LogitChanges(logit_bias={3: 1.0}), 2: LogitChanges(presence_penalty=1.0, output_token_ids=[1])},
+    )
+    run = triton.runtime.interpreter.InterpretedFunction.run
+
+    def run_apart(*args: Any, **kwargs: Any) -> Any:
+        with torch.utils._python_dispatch._disable_current_modes():
+            return run(*args, **kwargs)
+
+    monkeypatch.setattr(triton.runtime.interpreter.InterpretedFunction, "run", run_apart)
+    with NoReading():
+        samples = launch(logits, batch)
+    assert samples.token_ids.device == logits.device
+    assert samples.token_ids.tolist() == samples.read().token_ids
+
+
+def test_vocabularies_that_are_too_large() -> None:
+    with pytest.raises(KernelError, match="524288"):
+        sample(torch.zeros(1, 2**19 + 1), make_batch(1))
