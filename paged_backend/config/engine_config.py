@@ -245,13 +245,17 @@ class ExecutorConfig:
         batch_invariant: on a GPU, multiply float weights by our own kernel too, so that a request's tokens and
             logprobs are the same to the bit whatever is computed beside it; cuBLAS, which is used otherwise, is faster.
             On a CPU, and with quantized weights, that is so anyway.
-        num_threads: CPU threads for kernels; None means the physical cores that the process may use.
+        num_threads: CPU threads for kernels; None means the physical cores that the process may use. With
+            tensor_parallel_size they are each rank's; None divides the cores.
+        tensor_parallel_size: processes that divide the model among them, each on a GPU of its own, or all on the CPU:
+            heads, the feed-forward's width and the vocabulary. Not together with kv_offloading_dir.
     """
 
     device: str = "auto"
     kernel_backend: str = "auto"
     batch_invariant: bool = False
     num_threads: int | None = None
+    tensor_parallel_size: int = 1
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
@@ -260,6 +264,7 @@ class ExecutorConfig:
         if self.device == "cuda" and self.kernel_backend == "cpu":
             raise ConfigError("kernel_backend cpu cannot compute on device cuda: choose kernel_backend auto or triton.")
         check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
+        check_range("tensor_parallel_size", self.tensor_parallel_size, low=1, high=64)
         if self.batch_invariant and self.kernel_backend == "reference":
             raise ConfigError("batch_invariant is not for kernel_backend reference: choose auto, cpu or triton.")
 
@@ -352,6 +357,11 @@ class EngineConfig:
         if self.scheduler.preemption_mode == "swap" and not (cache.kv_offloading_size or cache.kv_offloading_dir):
             raise ConfigError(
                 "preemption_mode swap needs memory to swap to: give kv_offloading_size, or choose auto or recompute."
+            )
+        if self.executor.tensor_parallel_size > 1 and cache.kv_offloading_dir is not None:
+            raise ConfigError(
+                "kv_offloading_dir keeps one process's blocks, and tensor_parallel_size divides each among several: "
+                "leave one of them out; kv_offloading_size goes with both."
             )
 
     @classmethod

@@ -89,7 +89,9 @@ class EngineClient:
         if not model.skip_tokenizer_init:
             template = config.chat.chat_template
             tokenizer = Tokenizer.load(folder, template, trust_remote_code=model.trust_remote_code)
-        return cls(config, executor, tokenizer)
+        client = cls(config, executor, tokenizer)
+        executor.on_lost(client._loop.lose)
+        return client
 
     def submit(
         self,

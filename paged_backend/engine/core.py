@@ -145,6 +145,8 @@ class EngineCore:
         self._note_started(plan)
         try:
             result = self._executor.run(plan)
+        except EngineUnavailableError:
+            raise  # nor can any other step be computed
         except Exception:
             logger.exception("a step failed; its requests end, the others go on")
             return self._fail_step()

@@ -52,6 +52,7 @@ class EngineLoop:
         self._draining = False
         self._stopping = False
         self._dead: str | None = None
+        self._lost = False
         self._stats = core.stats()
         self._moved_s = time.monotonic()
         self._busy = False
@@ -141,6 +142,12 @@ class EngineLoop:
         if self._thread is not threading.current_thread():
             self._thread.join()
 
+    def lose(self) -> None:
+        """There is nothing left to compute with: the engine dies, at once if it has nothing to do."""
+        with self._changed:
+            self._lost = True
+            self._changed.notify_all()
+
     def _send(self, item: EngineRequest | str | Future[KVMap]) -> None:
         if not self._busy:  # the heartbeat counts from when there is work, not from the last step before
             self._busy, self._moved_s = True, time.monotonic()
@@ -197,11 +204,13 @@ class EngineLoop:
     def _take_inbox(self) -> bool:
         """Waits for work, applies what came in; returns False when it is time to stop."""
         with self._changed:
-            while not (self._inbox or self._stopping or self._core.has_work()):
+            while not (self._inbox or self._stopping or self._lost or self._core.has_work()):
                 self._busy = False
                 self._changed.wait()
             if self._stopping:
                 return False
+            if self._lost:
+                raise EngineUnavailableError("the model's other processes are gone")
             if not self._inbox:
                 return True
             inbox = self._taken = list(self._inbox)

@@ -131,7 +131,8 @@ def num_cache_blocks(
     if cache.kv_cache_memory_bytes is not None:
         bound, name = cache.kv_cache_memory_bytes, "kv_cache_memory_bytes"
     else:
-        bound = int(free_memory_bytes() * cache.gpu_memory_utilization)
+        # The ranks of a CPU share its memory.
+        bound = int(free_memory_bytes() * cache.gpu_memory_utilization) // config.executor.tensor_parallel_size
         name = "gpu_memory_utilization of free memory"
     # What falls out of windows may stay for prefixes to find.
     filled = len(layout.groups) * -(-max_model_len // block_size) * config.scheduler.max_num_seqs
