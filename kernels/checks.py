@@ -7,12 +7,14 @@ their width alone, so that a recorder can use the same checks before there is a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.cache_layout import LayerCache
-from paged_backend.kernels.interface import LinearWeight, StepInputs
+from paged_backend.kernels.interface import ExpertWeights, LinearWeight, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.reference.activation import ACTIVATIONS
 from paged_backend.kernels.tensors import check_tensor, describe
@@ -79,6 +81,34 @@ def check_linear(width: int, weight: LinearWeight, gated: bool, activation: str 
         raise KernelError(f"activation {activation!r} is unknown; known: {', '.join(sorted(ACTIVATIONS))}.")
     if gated and has_residual:
         raise KernelError("residual cannot be added in a gated layer; leave it out.")
+
+
+def check_pack_experts(inner: Sequence[Tensor | QuantizedWeight], outer: Sequence[Tensor | QuantizedWeight]) -> None:
+    """Raises KernelError for arguments that `Kernels.pack_experts` does not take."""
+    for name, weights in (("inner", inner), ("outer", outer)):
+        if not isinstance(weights, (list, tuple)) or not weights:
+            raise KernelError(f"{name} must be a list of one weight for each expert, at least one.")
+        for weight in weights:
+            check_pack_linear(weight, None, gated=name == "inner")
+    if len(inner) != len(outer):
+        raise KernelError(f"outer must hold as many weights as inner, {len(inner)}, got {len(outer)}.")
+    (rows, width), kind = _weight_shape(inner[0]), _weight_format(inner[0])[:-1]
+    for name, weights, shape in (("inner", inner, (rows, width)), ("outer", outer, (width, rows // 2))):
+        for weight in weights:
+            if _weight_shape(weight) != shape:
+                raise KernelError(f"{name} must hold weights {list(shape)}, got {list(_weight_shape(weight))}.")
+            if _weight_format(weight) != _weight_format(weights[0]) or _weight_format(weight)[:-1] != kind:
+                raise KernelError(
+                    f"{name} must hold weights of one dtype or quantized format on one device, got others."
+                )
+
+
+def check_experts(weights: ExpertWeights, num_experts_per_tok: int, activation: str) -> None:
+    """Raises KernelError for arguments that `Kernels.experts` does not take."""
+    if not isinstance(num_experts_per_tok, int) or not 1 <= num_experts_per_tok <= weights.num_experts:
+        raise KernelError(f"num_experts_per_tok must be in 1..{weights.num_experts}, got {num_experts_per_tok!r}.")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise KernelError(f"activation {activation!r} is unknown; known: {', '.join(sorted(ACTIVATIONS))}.")
 
 
 def check_embedding(table: Tensor, indices: str) -> None:
@@ -237,6 +267,18 @@ def _length(name: str, vector: Tensor) -> int:
 def _is_number(value: object) -> bool:
     """Whether float32 can hold it."""
     return isinstance(value, (int, float)) and abs(value) <= _LARGEST
+
+
+def _weight_shape(weight: Tensor | QuantizedWeight) -> tuple[int, int]:
+    num_outputs, num_inputs = (weight.values if isinstance(weight, QuantizedWeight) else weight).shape
+    return num_outputs, num_inputs
+
+
+def _weight_format(weight: Tensor | QuantizedWeight) -> tuple[object, ...]:
+    """What makes two weights multiplied alike: the group, which may be a whole row, last."""
+    if isinstance(weight, QuantizedWeight):
+        return weight.values.dtype, weight.bits, weight.values.device, weight.group_size
+    return weight.dtype, 0, weight.device, 0
 
 
 def _check_float(name: str, tensor: Tensor) -> None:

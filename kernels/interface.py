@@ -78,6 +78,7 @@ class LinearWeight(Protocol):
         ...
 
 
+<<<<<<< HEAD
 class Collective(Protocol):
     """What several processes compute together, each of rows of its own, in the middle of a step.
 
@@ -92,6 +93,24 @@ class Collective(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """float [rows, width] to [rows, num_outputs(width)] of the same dtype and device, on the device's stream; x is
         left as it is, and its columns are contiguous. The same numbers in every process."""
+=======
+class ExpertWeights(Protocol):
+    """The experts of a mixture as `Kernels.pack_experts` made them; for the same implementation's `experts` alone."""
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        ...
+
+    @property
+    def num_inputs(self) -> int:
+        """Width of the rows that go in, and of those that come out, H."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it holds, weights and scales."""
+>>>>>>> 8f469f6ddff633468180a4185e3c26fd580f78cc
         ...
 
 
@@ -99,7 +118,7 @@ class OperationChoice(NamedTuple):
     """How an operation is computed.
 
     Attributes:
-        implementation: "reference" or "cpu".
+        implementation: "reference", "cpu" or "triton"; "none" where it is refused.
         reason: why this one, and why not another, in one sentence.
     """
 
@@ -158,6 +177,49 @@ class Kernels(Protocol):
 
         Returns:
             [T, num_outputs]. It may take the memory of residual, which must not be used any more.
+        """
+        ...
+
+    def pack_experts(
+        self, inner: Sequence[Tensor | QuantizedWeight], outer: Sequence[Tensor | QuantizedWeight]
+    ) -> ExpertWeights:
+        """Makes a mixture of E gated experts, as this implementation likes to read them. Once, at load.
+
+        Args:
+            inner: of each expert, a weight [2 * I, H] as for a gated `pack_linear`.
+            outer: of each expert, a weight [H, I]. All weights are of one dtype or one quantized format.
+        """
+        ...
+
+    def experts(
+        self,
+        x: Rows,
+        router_logits: Rows,
+        weights: ExpertWeights,
+        *,
+        num_experts_per_tok: int,
+        norm_topk_prob: bool,
+        activation: str,
+        residual: Rows | None = None,
+    ) -> Rows:
+        """Sum over each row's experts e of p_e * outer_e @ (activation(gate_e @ x) * up_e @ x), plus residual.
+
+        A row goes to the num_experts_per_tok experts with the largest logits, of equal ones the first; p is the softmax
+        over all its logits (arXiv:2101.03961, 2.1) or, with norm_topk_prob, over those of its experts
+        (arXiv:2401.04088, 2.1). Parts are added in the order of their logits, and may be rounded to the activations'
+        dtype before.
+
+        Args:
+            x: [T, H].
+            router_logits: [T, E], none of them NaN.
+            weights: of this implementation's `pack_experts`.
+            num_experts_per_tok: 1 .. E.
+            norm_topk_prob: whether the parts of a row sum to 1.
+            activation: as in `linear`.
+            residual: [T, H], or None for 0.
+
+        Returns:
+            [T, H]. It may take the memory of residual, which must not be used any more.
         """
         ...
 
@@ -317,6 +379,7 @@ class Kernels(Protocol):
 
 OPERATIONS: tuple[str, ...] = (
     "linear",
+    "experts",
     "embedding",
     "rms_norm",
     "layer_norm",

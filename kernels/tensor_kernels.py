@@ -11,10 +11,14 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
+<<<<<<< HEAD
 from paged_backend.kernels.interface import Collective, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
+=======
+from paged_backend.kernels.interface import ExpertWeights, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
+>>>>>>> 8f469f6ddff633468180a4185e3c26fd580f78cc
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
-from paged_backend.kernels.tensor_operations import TensorLinear, TensorOperations
+from paged_backend.kernels.tensor_operations import TensorExperts, TensorLinear, TensorOperations
 from paged_backend.kernels.tensors import check_tensor, describe
 
 
@@ -47,42 +51,75 @@ class TensorKernels:
 
     def linear(
         self, x: Rows, weight: LinearWeight, *, activation: str | None = None, residual: Rows | None = None
-    ) -> Tensor:
+    ) -> Rows:
         """See `Kernels.linear`."""
         if not isinstance(weight, self._operations.linear_type):
             raise KernelError(f"weight must be of these kernels' pack_linear, got {type(weight).__name__}.")
-        self._check_rows("x", x)
+        x = self._rows("x", x)
         checks.check_linear(x.shape[1], weight, weight.gated, activation, residual is not None)
         if residual is not None:
-            self._check_rows("residual", residual, x.shape[0], weight.num_outputs)
+            residual = self._rows("residual", residual, x.shape[0], weight.num_outputs)
         if weight.device != x.device:
             raise KernelError(f"weight must be on the device of x, {x.device}, got {weight.device}.")
         checks.check_devices(("x", x), ("residual", residual))
         return self._operations.linear(x, weight, activation, residual)
+
+    def pack_experts(
+        self, inner: Sequence[Tensor | QuantizedWeight], outer: Sequence[Tensor | QuantizedWeight]
+    ) -> TensorExperts:
+        """See `Kernels.pack_experts`."""
+        checks.check_pack_experts(inner, outer)
+        return self._operations.pack_experts(inner, outer)
+
+    def experts(
+        self,
+        x: Rows,
+        router_logits: Rows,
+        weights: ExpertWeights,
+        *,
+        num_experts_per_tok: int,
+        norm_topk_prob: bool,
+        activation: str,
+        residual: Rows | None = None,
+    ) -> Tensor:
+        """See `Kernels.experts`."""
+        if not isinstance(weights, self._operations.experts_type):
+            raise KernelError(f"weights must be of these kernels' pack_experts, got {type(weights).__name__}.")
+        self._check_rows("x", x, None, weights.num_inputs)
+        self._check_rows("router_logits", router_logits, x.shape[0], weights.num_experts)
+        checks.check_experts(weights, num_experts_per_tok, activation)
+        if residual is not None:
+            self._check_rows("residual", residual, x.shape[0], weights.num_inputs)
+        if weights.device != x.device:
+            raise KernelError(f"weights must be on the device of x, {x.device}, got {weights.device}.")
+        checks.check_devices(("x", x), ("router_logits", router_logits), ("residual", residual))
+        return self._operations.experts(
+            x, router_logits, weights, num_experts_per_tok, bool(norm_topk_prob), activation, residual
+        )
 
     def embedding(
         self, table: Tensor, indices: Literal["token_ids", "positions"], inputs: StepInputs, add: Rows | None = None
     ) -> Tensor:
         """See `Kernels.embedding`."""
         checks.check_embedding(table, indices)
-        checks.check_inputs(inputs)
+        self._check_inputs(inputs)
         rows = inputs.token_ids if indices == "token_ids" else inputs.positions
         checks.check_indices(indices, rows, table.shape[0])
         if add is not None:
-            self._check_rows("add", add, rows.shape[0], table.shape[1])
+            add = self._rows("add", add, rows.shape[0], table.shape[1])
         checks.check_devices(("table", table), (indices, rows), ("add", add))
         return self._operations.embedding(table, rows, add, self.dtype)
 
     def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels.rms_norm`."""
-        self._check_rows("x", x)
+        x = self._rows("x", x)
         checks.check_rms_norm(x.shape[1], weight, eps)
         checks.check_devices(("x", x), ("weight", weight))
         return self._operations.rms_norm(x, weight, float(eps))
 
     def layer_norm(self, x: Rows, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         """See `Kernels.layer_norm`."""
-        self._check_rows("x", x)
+        x = self._rows("x", x)
         checks.check_layer_norm(x.shape[1], weight, bias, eps)
         checks.check_devices(("x", x), ("weight", weight), ("bias", bias))
         return self._operations.layer_norm(x, weight, bias, float(eps))
@@ -100,8 +137,8 @@ class TensorKernels:
         norm_eps: float = 0.0,
     ) -> Tensor:
         """See `Kernels.qkv_to_cache`."""
-        checks.check_inputs(inputs)
-        self._check_rows("qkv", qkv, inputs.token_ids.shape[0])
+        self._check_inputs(inputs)
+        qkv = self._rows("qkv", qkv, inputs.token_ids.shape[0])
         checks.check_qkv_to_cache(qkv.shape[1], cache, num_heads, rotary, query_norm, key_norm, norm_eps)
         cos, sin = rotary if rotary is not None else (None, None)
         checks.check_devices(
@@ -133,8 +170,8 @@ class TensorKernels:
         soft_cap: float = 0.0,
     ) -> Tensor:
         """See `Kernels.paged_attention`."""
-        checks.check_inputs(inputs)
-        self._check_rows("query", query, inputs.token_ids.shape[0])
+        self._check_inputs(inputs)
+        query = self._rows("query", query, inputs.token_ids.shape[0])
         checks.check_paged_attention(query.shape[1], cache, scale, sliding_window, soft_cap)
         checks.check_devices(
             ("query", query),
@@ -147,8 +184,8 @@ class TensorKernels:
 
     def select_rows(self, x: Rows, inputs: StepInputs) -> Tensor:
         """See `Kernels.select_rows`."""
-        checks.check_inputs(inputs)
-        self._check_rows("x", x, inputs.token_ids.shape[0])
+        self._check_inputs(inputs)
+        x = self._rows("x", x, inputs.token_ids.shape[0])
         if inputs.logits_rows is None:
             out: Tensor = x
             return out
@@ -158,7 +195,7 @@ class TensorKernels:
 
     def soft_cap(self, x: Rows, cap: float) -> Tensor:
         """See `Kernels.soft_cap`."""
-        self._check_rows("x", x)
+        x = self._rows("x", x)
         checks.check_soft_cap(cap)
         return self._operations.soft_cap(x, float(cap))
 
@@ -185,7 +222,10 @@ class TensorKernels:
 
         return run
 
-    def _check_rows(self, name: str, x: object, num_rows: int | None = None, width: int | None = None) -> None:
+    def _check_inputs(self, inputs: StepInputs) -> None:
+        checks.check_inputs(inputs)
+
+    def _rows(self, name: str, x: object, num_rows: int | None = None, width: int | None = None) -> Tensor:
         """Rows of this implementation, with the number of rows and the width that are given."""
         wanted = f"{str(self.dtype).removeprefix('torch.')} [{num_rows or 'T'}, {width or 'width'}]"
         if not isinstance(x, Tensor):
@@ -198,3 +238,4 @@ class TensorKernels:
             or (width is not None and x.shape[1] != width)
         ):
             raise KernelError(f"{name} must be {wanted}, got {describe(x)}.")
+        return x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paged_backend.kernels.cache_layout import LayerCache
-from paged_backend.kernels.interface import LinearWeight, StepInputs
+from paged_backend.kernels.interface import ExpertWeights, LinearWeight, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 
@@ -22,6 +22,15 @@ class TensorLinear(LinearWeight, Protocol):
     def gated(self) -> bool:
         """Whether the first half of the outputs are gates, the second ups."""
         ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        ...
+
+
+class TensorExperts(ExpertWeights, Protocol):
+    """A packed mixture of experts of such an implementation."""
 
     @property
     def device(self) -> torch.device:
@@ -58,6 +67,9 @@ class TensorOperations:
         linear_type: what pack_linear gives, for `linear` to know its own.
         pack_linear: (weight, bias, gated).
         linear: (x, weight, activation, residual).
+        experts_type: what pack_experts gives.
+        pack_experts: (inner, outer).
+        experts: (x, router_logits, weights, num_experts_per_tok, norm_topk_prob, activation, residual).
         embedding: (table, indices int64 [T], add, dtype of the result).
         rms_norm: (x, weight, eps).
         layer_norm: (x, weight, bias, eps).
@@ -71,7 +83,10 @@ class TensorOperations:
 
     linear_type: type[TensorLinear]
     pack_linear: Callable[[Tensor | QuantizedWeight, Tensor | None, bool], TensorLinear]
-    linear: Callable[[Tensor, Any, str | None, Tensor | None], Tensor]
+    linear: Callable[[Tensor, Any, str | None, Tensor | None], Rows]
+    experts_type: type[TensorExperts]
+    pack_experts: Callable[[Sequence[Tensor | QuantizedWeight], Sequence[Tensor | QuantizedWeight]], TensorExperts]
+    experts: Callable[[Tensor, Tensor, Any, int, bool, str, Tensor | None], Tensor]
     embedding: Callable[[Tensor, Tensor, Tensor | None, torch.dtype], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]

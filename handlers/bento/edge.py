@@ -204,7 +204,7 @@ class EdgeMiddleware:
 
     async def _read_body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
         declared = headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
+        if declared.isascii() and declared.isdigit() and int(declared) > self._max_body_bytes:
             raise _BodyTooLargeError
         chunks: list[bytes] = []
         size = 0

@@ -14,6 +14,7 @@ from paged_backend.handlers.attribute_help import attribute_help
 from paged_backend.handlers.bento.edge import CURRENT_EXCHANGE
 from paged_backend.handlers.openai.protocol.base import ListOf, check_text
 from paged_backend.handlers.openai.protocol.generation import SamplingRequest, check_scheduling
+from paged_backend.handlers.openai.wire import decode_body
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 
@@ -41,12 +42,28 @@ class NativeRequest(bentoml.IODescriptor):  # type: ignore[misc]  # it ships no 
             parsed = await super().from_http_request(request, serde)
             return parsed
         try:
-            parsed = cls.model_validate_json(await request.body() or b"{}")
-        except ValidationError as error:
+            parsed = cls.from_body(await request.body())
+        except InvalidRequestError as error:
             exchange = CURRENT_EXCHANGE.get()
             assert exchange is not None, "the edge middleware is missing"
-            exchange.refuse(as_invalid_request(error, cls))
+            exchange.refuse(error)
             parsed = cls.model_construct(**dict.fromkeys(cls.model_fields))
+        return parsed
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Self:
+        """Reads a body as the OpenAI routes read theirs; an empty one has no fields.
+
+        Raises:
+            InvalidRequestError: it is no JSON object, or a field is unknown or of a wrong type.
+        """
+        fields = decode_body(body)
+        if not isinstance(fields, (dict, type(None))):
+            raise InvalidRequestError("The body must be a JSON object.", param="body")
+        try:
+            parsed: Self = cls.model_validate(fields or {})
+        except ValidationError as error:
+            raise as_invalid_request(error, cls) from None
         return parsed
 
 
@@ -57,8 +74,6 @@ def as_invalid_request(error: ValidationError, kind: type[BaseModel]) -> Invalid
     if finding["type"] == "extra_forbidden" and len(finding["loc"]) == 1:
         message = unknown_name_message("request field", place, tuple(kind.model_fields))
         return InvalidRequestError(message, param=place)
-    if not place:
-        return InvalidRequestError(f"The body must be a JSON object: {finding['msg']}.", param="body")
     return InvalidRequestError(f"{place}: {finding['msg']}.", param=f"body.{place}")
 
 

@@ -21,8 +21,11 @@ def read_objects(value: Any, place: str) -> list[tuple[str, Mapping[str, Any]]]:
     Raises:
         InvalidRequestError: it is no list of objects.
     """
-    if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
+    if not isinstance(value, list):
         raise wrong_type(place, "a list of objects")
+    for index, part in enumerate(value):
+        if not isinstance(part, dict):
+            raise wrong_type(f"{place}.{index}", "an object")
     return [(f"{place}.{index}", part) for index, part in enumerate(value)]
 
 

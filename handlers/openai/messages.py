@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.openai.items import read_objects, read_parts, read_text, unknown_kind, wrong_type
 from paged_backend.handlers.openai.prompts import too_long
 from paged_backend.handlers.openai.protocol.base import check_text
+from paged_backend.handlers.openai.protocol.chat_objects import CALL, CALLED_FUNCTION, MESSAGES, PARTS
 from paged_backend.handlers.openai.tools import check_depth
 from paged_backend.handlers.openai.wire import decode_json
 
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-_TEXT_FIELDS = ("name", "tool_call_id")
-_REASONING_FIELDS = ("reasoning", "reasoning_content")
-_FIELDS = frozenset({"role", "content", "tool_calls", *_TEXT_FIELDS, *_REASONING_FIELDS})
+_TEXT_FIELDS = ("name", "tool_call_id", "reasoning", "reasoning_content")
+_SAY_ENOUGH = ("tool_calls", "reasoning", "reasoning_content")
+"""Fields of the assistant's messages that need no content beside them."""
 
 
 def parse_messages(value: Any, *, max_messages: int) -> list[dict[str, Any]]:
@@ -28,100 +29,53 @@ def parse_messages(value: Any, *, max_messages: int) -> list[dict[str, Any]]:
     Raises:
         InvalidRequestError: `param` names the place, such as "messages.0.role".
     """
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise InvalidRequestError("messages: must be a list of objects.", param="body.messages")
+    if not isinstance(value, list):
+        raise wrong_type("messages", "a list of objects")
     if not value:
         raise InvalidRequestError("messages must not be empty.", param="messages")
     if len(value) > max_messages:
         raise too_long(f"{len(value)} messages", max_messages, "messages")
-    return [_parse_message(message, f"messages.{index}") for index, message in enumerate(value)]
+    return [_parse_message(message, place) for place, message in read_objects(value, "messages")]
 
 
 def _parse_message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
     role = message.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in MESSAGES:
         raise InvalidRequestError(
-            f"{place}.role must be one of {', '.join(_ROLES)}, got {role!r}.", param=f"{place}.role"
+            f"{place}.role must be one of {', '.join(MESSAGES)}, got {role!r}.", param=f"{place}.role"
         )
-    for name, value in message.items():
-        # Clients send a reply's message back as they got it, with the fields that it leaves empty.
-        if name not in _FIELDS and value is not None and value != []:
-            raise InvalidRequestError(
-                f"{place}.{name} is not supported by this server: leave it out.", param=f"{place}.{name}"
-            )
+    MESSAGES[role].check(message, place)
     parsed: dict[str, Any] = {"role": role}
-    calls = message.get("tool_calls")
-    if calls is not None and calls != []:
-        if role != "assistant":
-            raise InvalidRequestError(
-                f"{place}.tool_calls: only the assistant calls tools.", param=f"{place}.tool_calls"
-            )
-        parsed["tool_calls"] = _tool_calls(calls, f"{place}.tool_calls")
-    for name in (*_TEXT_FIELDS, *_REASONING_FIELDS):
+    if role == "assistant" and message.get("tool_calls") not in (None, []):
+        calls = read_objects(message["tool_calls"], f"{place}.tool_calls")
+        parsed["tool_calls"] = [_tool_call(call, call_place) for call_place, call in calls]
+    for name in _TEXT_FIELDS:
         if message.get(name) is not None:
-            parsed[name] = _text(message[name], f"{place}.{name}")
-    if message.get("content") is None and (calls or not parsed.keys().isdisjoint(_REASONING_FIELDS)):
+            parsed[name] = read_text(message, name, place)
+    content = message.get("content")
+    if content is None and not parsed.keys().isdisjoint(_SAY_ENOUGH):
         parsed["content"] = ""  # a reply may be calls alone, but templates write what is there
+    elif content == []:
+        raise wrong_type(f"{place}.content", "a string or a list of parts that is not empty")
     else:
-        parsed["content"] = _content(message, place)
+        parsed["content"] = read_parts(content, f"{place}.content", PARTS[role])
     return parsed
 
 
-def _text(value: Any, place: str) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"{place} must be a string.", param=f"body.{place}")
-    check_text(value, place)
-    return value
-
-
-def _content(message: Mapping[str, Any], place: str) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        return _text(content, f"{place}.content")
-    if not isinstance(content, list) or not content:
-        raise InvalidRequestError(
-            f"{place}.content must be a string or a list of text parts.", param=f"body.{place}.content"
-        )
-    texts = []
-    for index, part in enumerate(content):
-        part_place = f"{place}.content.{index}"
-        kind = part.get("type") if isinstance(part, dict) else None
-        if not isinstance(kind, str):
-            raise InvalidRequestError(
-                f'{part_place} must be an object such as {{"type": "text", "text": "..."}}.',
-                param=f"body.{part_place}",
-            )
-        if kind != "text":
-            raise InvalidRequestError(
-                f"{part_place}: this model takes text only, not {kind!r}.", param=f"{part_place}.type"
-            )
-        texts.append(_text(part.get("text"), f"{part_place}.text"))
-    return "\n".join(texts)
-
-
-def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
-    if not isinstance(calls, list):
-        raise InvalidRequestError(f"{place} must be a list of objects.", param=f"body.{place}")
-    return [_tool_call(call, f"{place}.{index}") for index, call in enumerate(calls)]
-
-
-def _tool_call(call: Any, place: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
+def _tool_call(call: Mapping[str, Any], place: str) -> dict[str, Any]:
+    if call.get("type") not in (None, "function"):
+        raise unknown_kind(place, call["type"], ("function",))
+    CALL.check(call, place)
+    function = call.get("function")
     if not isinstance(function, dict):
-        raise InvalidRequestError(
-            f'{place} must look like {{"id": "...", "type": "function", "function": {{"name": "...", "arguments": '
-            f'"..."}}}}.',
-            param=f"body.{place}",
-        )
-    if call.get("type", "function") != "function":
-        raise InvalidRequestError(f'{place}.type must be "function".', param=f"{place}.type")
+        raise wrong_type(f"{place}.function", 'an object such as {"name": "...", "arguments": "..."}')
+    CALLED_FUNCTION.check(function, f"{place}.function")
     parsed: dict[str, Any] = {"type": "function"}
     if call.get("id") is not None:
-        parsed["id"] = _text(call["id"], f"{place}.id")
-    arguments = function.get("arguments")
+        parsed["id"] = read_text(call, "id", place)
     parsed["function"] = {
-        "name": _text(function.get("name"), f"{place}.function.name"),
-        "arguments": _arguments(arguments, f"{place}.function.arguments"),
+        "name": read_text(function, "name", f"{place}.function"),
+        "arguments": _arguments(function.get("arguments"), f"{place}.function.arguments"),
     }
     return parsed
 

@@ -18,7 +18,7 @@ from paged_backend.handlers.openai.generation import ServingContext
 from paged_backend.handlers.openai.protocol.base import parse_body
 from paged_backend.handlers.openai.routes import ROUTES, Route, find_route
 from paged_backend.handlers.openai.served_models import ServedModels
-from paged_backend.handlers.openai.wire import HttpRequest, HttpResponse, decode_json
+from paged_backend.handlers.openai.wire import HttpRequest, HttpResponse, decode_body
 
 __all__ = ["HttpRequest", "HttpResponse", "OpenAIService"]
 
@@ -128,7 +128,7 @@ class OpenAIService:
         if declared > self._max_body_bytes:
             raise ProtocolError(too_large_message(self._max_body_bytes), status=413)
         if isinstance(body, (bytes, bytearray, memoryview, str)):
-            body = _parse_json(body if isinstance(body, str) else bytes(body))
+            body = decode_body(body if isinstance(body, str) else bytes(body))
         if body is None:
             raise InvalidRequestError(
                 "The body is missing or was sent as a form: send a JSON object with Content-Type: application/json.",
@@ -146,12 +146,3 @@ def _check_method(request: HttpRequest, allowed: str) -> None:
     if method is None or method == allowed or (method == "HEAD" and allowed == "GET"):
         return
     raise ProtocolError(f"{request.path} takes {allowed}, not {method}.", status=405, headers={"Allow": allowed})
-
-
-def _parse_json(body: bytes | str) -> Any:
-    if not body:
-        return None
-    try:
-        return decode_json(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"The body is not valid JSON: {error}.", param="body") from None

@@ -7,14 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paged_backend.config import unknown_name_message
 from paged_backend.errors import InvalidRequestError
-from paged_backend.handlers.openai.protocol.base import check_text
+from paged_backend.handlers.openai.items import read_objects, read_text, unknown_kind, wrong_type
+from paged_backend.handlers.openai.protocol.chat_objects import (
+    CHOICE,
+    CHOICES,
+    CHOSEN_FUNCTION,
+    FUNCTION,
+    FUNCTION_NAME,
+    TOOL,
+)
 
-_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-_TOOL_FIELDS = ("type", "function")
-_FUNCTION_FIELDS = ("name", "description", "parameters", "strict")
-_CHOICES = ("none", "auto", "required")
+_NAME = re.compile(FUNCTION_NAME)
+_SHOWN_FIELDS = ("name", "description", "parameters")
 _MAX_DEPTH = 64
 """Levels of a tool's parameters: more than any schema has, and less than what recursion over them could not take."""
 
@@ -71,9 +76,7 @@ def parse_tools(tools: Any, tool_choice: Any) -> ToolUse:
         if tool_choice in (None, "none"):
             return ToolUse()
         raise InvalidRequestError("tool_choice needs tools: give them, or leave it out.", param="tool_choice")
-    if not isinstance(tools, list):
-        raise InvalidRequestError("tools: must be a list of objects.", param="body.tools")
-    parsed = tuple(_parse_tool(tool, f"tools.{index}") for index, tool in enumerate(tools))
+    parsed = tuple(_parse_tool(tool, place) for place, tool in read_objects(tools, "tools"))
     names = [tool["function"]["name"] for tool in parsed]
     seen: set[str] = set()
     for index, name in enumerate(names):
@@ -86,9 +89,9 @@ def parse_tools(tools: Any, tool_choice: Any) -> ToolUse:
     if tool_choice is None:
         return ToolUse(parsed, "auto")
     if isinstance(tool_choice, str):
-        if tool_choice not in _CHOICES:
+        if tool_choice not in CHOICES:
             raise InvalidRequestError(
-                f'tool_choice must be one of {", ".join(_CHOICES)}, or {{"type": "function", "function": '
+                f'tool_choice must be one of {", ".join(CHOICES)}, or {{"type": "function", "function": '
                 f'{{"name": "..."}}}}, got {tool_choice!r}.',
                 param="tool_choice",
             )
@@ -97,19 +100,22 @@ def parse_tools(tools: Any, tool_choice: Any) -> ToolUse:
 
 
 def _named_function(tool_choice: Any, names: Sequence[str]) -> str:
-    match tool_choice:
-        case {"type": "function", "function": {"name": str(name), **others}, **rest} if not others and not rest:
-            pass
-        case {"type": str(kind)} if kind != "function":
-            raise InvalidRequestError(
-                f"tool_choice of type {kind!r} is not supported by this server: name a function, or use required.",
-                param="tool_choice.type",
-            )
-        case _:
-            raise InvalidRequestError(
-                'tool_choice must look like {"type": "function", "function": {"name": "..."}}.',
-                param="body.tool_choice",
-            )
+    if not isinstance(tool_choice, dict):
+        raise wrong_type("tool_choice", f"one of {', '.join(CHOICES)}, or an object that names a function")
+    kind = tool_choice.get("type")
+    if isinstance(kind, str) and kind != "function":
+        raise InvalidRequestError(
+            f"tool_choice of type {kind!r} is not supported by this server: name a function, or use required.",
+            param="tool_choice.type",
+        )
+    CHOICE.check(tool_choice, "tool_choice")
+    function = tool_choice.get("function")
+    if kind is None or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InvalidRequestError(
+            'tool_choice must look like {"type": "function", "function": {"name": "..."}}.', param="body.tool_choice"
+        )
+    CHOSEN_FUNCTION.check(function, "tool_choice.function")
+    name: str = function["name"]
     if name not in names:
         raise InvalidRequestError(
             f"tool_choice names the function {name!r}, which is not among the tools: {', '.join(names)}.",
@@ -118,41 +124,35 @@ def _named_function(tool_choice: Any, names: Sequence[str]) -> str:
     return name
 
 
-def _parse_tool(tool: Any, place: str) -> dict[str, Any]:
+def _parse_tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
     """One tool as templates expect it: without what is empty, and without `strict`, which is not for the model."""
-    if not isinstance(tool, dict):
-        raise InvalidRequestError(f"{place} must be an object.", param=f"body.{place}")
-    kind = tool.get("type")
-    if kind != "function":
-        raise InvalidRequestError(f'{place}.type must be "function", got {kind!r}.', param=f"{place}.type")
-    _check_fields(tool, _TOOL_FIELDS, place)
+    if tool.get("type") != "function":
+        raise unknown_kind(place, tool.get("type"), ("function",))
+    TOOL.check(tool, place)
     function, place = tool.get("function"), f"{place}.function"
     if not isinstance(function, dict):
-        raise InvalidRequestError(f"{place} must be an object.", param=f"body.{place}")
-    _check_fields(function, _FUNCTION_FIELDS, place)
-    name, description, parameters = (function.get(field) for field in _FUNCTION_FIELDS[:3])
+        raise wrong_type(place, "an object")
+    FUNCTION.check(function, place)
+    name, parameters = function.get("name"), function.get("parameters")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidRequestError(
             f"{place}.name must have 1 to 128 letters, digits, '_', '-', '.' and ':', got {name!r}.",
             param=f"{place}.name",
         )
-    if description is not None and not isinstance(description, str):
-        raise InvalidRequestError(f"{place}.description must be a string.", param=f"body.{place}.description")
-    check_text(description, f"{place}.description")
+    if function.get("description") is not None:
+        read_text(function, "description", place)
     if parameters is not None:
         if not isinstance(parameters, dict):
-            raise InvalidRequestError(
-                f"{place}.parameters must be a JSON schema, an object.", param=f"body.{place}.parameters"
-            )
+            raise wrong_type(f"{place}.parameters", "a JSON schema, an object")
         check_depth(parameters, f"{place}.parameters")
         if parameters.get("type", "object") != "object":
             raise InvalidRequestError(
                 f'{place}.parameters.type must be "object": a function\'s arguments have names.',
                 param=f"{place}.parameters.type",
             )
-    if function.get("strict") not in (None, True, False):
-        raise InvalidRequestError(f"{place}.strict must be true or false.", param=f"body.{place}.strict")
-    given = {field: function[field] for field in function if field != "strict" and function[field] is not None}
+    if not isinstance(function.get("strict"), (bool, type(None))):
+        raise wrong_type(f"{place}.strict", "true or false")
+    given = {field: value for field, value in function.items() if field in _SHOWN_FIELDS and value is not None}
     return {"type": "function", "function": given}
 
 
@@ -174,14 +174,6 @@ def _members(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [inner for inner in value.values() if isinstance(inner, (dict, list))]
     return [inner for inner in value if isinstance(inner, (dict, list))]
-
-
-def _check_fields(value: Mapping[str, Any], known: tuple[str, ...], place: str) -> None:
-    for name in value:
-        if name not in known:
-            raise InvalidRequestError(
-                f"{place}: {unknown_name_message('field', str(name), known)}", param=f"{place}.{name}"
-            )
 
 
 def _parameters(tool: Mapping[str, Any]) -> dict[str, Any]:

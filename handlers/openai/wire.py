@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from pydantic_core import to_json
 
+from paged_backend.errors import InvalidRequestError
+
 JSON_TYPE = "application/json"
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -96,6 +98,20 @@ def decode_json(text: bytes | str) -> Any:
         RecursionError: it is nested too deeply.
     """
     return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+
+
+def decode_body(body: bytes | str) -> Any:
+    """What a request's body says; None where there is none.
+
+    Raises:
+        InvalidRequestError: it is no JSON.
+    """
+    if not body:
+        return None
+    try:
+        return decode_json(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"The body is not valid JSON: {error}.", param="body") from None
 
 
 def _no_number(name: str) -> None:

@@ -17,6 +17,7 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
+from paged_backend.kernels.cpu.experts import NO_EXPERTS, NoExperts
 from paged_backend.kernels.cpu.linear import CpuLinear
 from paged_backend.kernels.cpu.recorder import CPU_CACHE_DTYPES, CompiledStep, Recorder, check_memory, run
 from paged_backend.kernels.cpu.sampling import sample
@@ -36,7 +37,7 @@ from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 from paged_backend.kernels.tensors import check_tensor, describe
 
 
-class CpuKernels:
+class CpuKernels(NoExperts):
     """Operations in C++ with threads of their own. Outside of a compiled step, rows are float32 tensors.
 
     A row's bits do not depend on the rows beside it, nor on the number of threads. Weights, tables and caches must be
@@ -45,7 +46,7 @@ class CpuKernels:
     Attributes:
         num_threads: the caller's thread and its helpers.
         instruction_set: what it runs with: "avx512_vnni", "avx512", "avx2" or "portable".
-        report: for each operation, "cpu" and the instruction set.
+        report: for each operation, "cpu" and the instruction set; "none" for experts.
         cache_dtypes, token_major_keys: see `Kernels`.
     """
 
@@ -61,7 +62,7 @@ class CpuKernels:
         self.instruction_set: str = self._runtime.instruction_set
         reason = f"C++ kernel ({self.instruction_set}): faster than the reference on the CPU."
         self.report: Mapping[str, OperationChoice] = MappingProxyType(
-            dict.fromkeys(OPERATIONS, OperationChoice("cpu", reason))
+            dict.fromkeys(OPERATIONS, OperationChoice("cpu", reason)) | {"experts": NO_EXPERTS}
         )
 
     def pack_linear(

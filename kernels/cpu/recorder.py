@@ -12,6 +12,7 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
+from paged_backend.kernels.cpu.experts import NoExperts
 from paged_backend.kernels.cpu.linear import CpuLinear
 from paged_backend.kernels.cpu.segments import Buffer, Segment, mark_last_uses
 from paged_backend.kernels.interface import Collective, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
@@ -22,7 +23,26 @@ CPU_CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 """What the C++ kernels read and write; there, the fastest conversion from fp8 is a table."""
 
 
+<<<<<<< HEAD
 class Recorder:
+=======
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Rows that do not exist yet: what a recorded operation will give.
+
+    Attributes:
+        recorder: who made it.
+        number: of the program's buffer.
+        width: numbers in a row.
+    """
+
+    recorder: Recorder
+    number: int
+    width: int
+
+
+class Recorder(NoExperts):
+>>>>>>> 8f469f6ddff633468180a4185e3c26fd580f78cc
     """`Kernels` whose operations write themselves down. Rows are buffers; inputs are `inputs`, and hold no tokens.
 
     A buffer may be used by any number of operations: memory is used again only when nobody needs what is in it.

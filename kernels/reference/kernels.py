@@ -10,6 +10,7 @@ from paged_backend.kernels.cache_layout import CACHE_DTYPES
 from paged_backend.kernels.interface import OPERATIONS, OperationChoice
 from paged_backend.kernels.reference.copy_blocks import copy_blocks
 from paged_backend.kernels.reference.embedding import embedding
+from paged_backend.kernels.reference.experts import ReferenceExperts, experts, pack_experts
 from paged_backend.kernels.reference.layer_norm import layer_norm
 from paged_backend.kernels.reference.linear import ReferenceLinear, linear, pack_linear
 from paged_backend.kernels.reference.paged_attention import paged_attention
@@ -25,6 +26,9 @@ REFERENCE_OPERATIONS = TensorOperations(
     linear_type=ReferenceLinear,
     pack_linear=pack_linear,
     linear=linear,
+    experts_type=ReferenceExperts,
+    pack_experts=pack_experts,
+    experts=experts,
     embedding=embedding,
     rms_norm=rms_norm,
     layer_norm=layer_norm,

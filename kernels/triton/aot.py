@@ -39,8 +39,10 @@ class AotCase:
         constexprs: the others' values.
         num_warps: of 32 threads, in a program.
         num_stages: of the software pipeline.
+        maxnreg: registers that a thread may have; None for as many as the assembler likes.
         fp_fusion: products and sums are rounded once, as Triton does by itself until 3.10; launches say it too.
         min_capability: what the card must have, as 10 * major + minor: 89 for fp8.
+        max_capability: the newest card that is launched with this configuration; None for all.
         wide: belongs to the sweep over everything, and is compiled in slow tests only.
     """
 
@@ -51,5 +53,11 @@ class AotCase:
     num_warps: int
     num_stages: int = 1
     fp_fusion: bool = True
+    maxnreg: int | None = None
     min_capability: int = 80
+    max_capability: int | None = None
     wide: bool = False
+
+    def is_for(self, capability: int) -> bool:
+        """Whether a card has what it needs, and is launched with this configuration."""
+        return self.min_capability <= capability and (self.max_capability is None or capability <= self.max_capability)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,31 +18,66 @@ BLOCK_T, BLOCK_N = 4, 256
 NUM_WARPS = 4
 
 
-def finish(
-    sums: Tensor,
-    out: Tensor,
-    row_scales: Tensor | None,
-    column_scales: Tensor | None,
-    bias: Tensor | None,
-    gated: bool,
-    activation: str | None,
-    residual: Tensor | None,
-) -> None:
-    """out = activation(sums * scales + bias) + residual, or activation(gate) * up; see `products.finished`.
+@dataclass(slots=True)
+class Unfinished:
+    """Rows whose sums are there, and nothing of what comes after: out = activation(sums * scales + bias) + residual, or
+    activation(gate) * up, as `products.finished` has it. `rows` computes it; or a norm does, on its way (`norms`).
 
-    Args:
+    Attributes:
         sums: float [parts, T, N], stride 1 in N, any stride between rows, parts one after another.
-        out: [T, N], or [T, N / 2] of a gated layer, stride 1 in N. It may be sums' own memory, where it is as wide.
+        dtype: of the result.
         row_scales, column_scales: float32 [T], [N]; or None.
         bias: float [N], or None.
-        residual: [T, N], stride 1 in N, or None.
+        residual: [T, N] of dtype, stride 1 in N, or None.
+        result: [T, N], or [T, N / 2] of a gated layer, once somebody has computed it.
     """
+
+    sums: Tensor
+    dtype: torch.dtype
+    row_scales: Tensor | None = None
+    column_scales: Tensor | None = None
+    bias: Tensor | None = None
+    gated: bool = False
+    activation: str | None = None
+    residual: Tensor | None = None
+    result: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """The result. It may have the memory of the sums."""
+        if self.result is None:
+            self.result = _finish(self)
+        return self.result
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row of the result."""
+        return self.sums.shape[2] // 2 if self.gated else self.sums.shape[2]
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether nobody has finished it, and there is no activation to compute."""
+        return self.result is None and not self.gated and self.activation is None
+
+    def room(self) -> Tensor:
+        """Memory for a result as wide as the sums: the residual's, which nobody else needs, or its own."""
+        if self.residual is not None:
+            return self.residual
+        return self.sums.new_empty(self.sums.shape[1:], dtype=self.dtype)
+
+
+def _finish(rows: Unfinished) -> Tensor:
+    sums, residual = rows.sums, rows.residual
     parts, num_rows, num_columns = sums.shape
+    if parts == 1 and sums.dtype == rows.dtype and not rows.gated:
+        out = sums[0]
+    else:
+        out = sums.new_empty(num_rows, rows.width, dtype=rows.dtype)
     finish_kernel[(triton.cdiv(num_rows, BLOCK_T), triton.cdiv(num_columns, BLOCK_N))](
         sums,
-        row_scales,
-        column_scales,
-        bias,
+        rows.row_scales,
+        rows.column_scales,
+        rows.bias,
         residual,
         out,
         num_rows,
@@ -49,13 +86,14 @@ def finish(
         0 if residual is None else residual.stride(0),
         out.stride(0),
         NUM_PARTS=parts,
-        GATED=gated,
-        ACTIVATION=activation,
+        GATED=rows.gated,
+        ACTIVATION=rows.activation,
         BLOCK_T=BLOCK_T,
         BLOCK_N=BLOCK_N,
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,
     )
+    return out
 
 
 @triton.jit(do_not_specialize=["num_rows"])

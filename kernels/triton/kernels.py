@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from paged_backend.kernels.cache_layout import CACHE_DTYPES
-from paged_backend.kernels.interface import OPERATIONS, OperationChoice
+from paged_backend.kernels.interface import OPERATIONS, Kernels, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
 from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
+from paged_backend.kernels.triton.attention_config import device_capability, served_cache_dtypes
 from paged_backend.kernels.triton.blocks import copy_blocks
+from paged_backend.kernels.triton.experts import TritonExperts, experts, pack_experts
 from paged_backend.kernels.triton.linear import linear
 from paged_backend.kernels.triton.linear_weight import TritonLinear, pack_linear
 from paged_backend.kernels.triton.norms import layer_norm, rms_norm
+from paged_backend.kernels.triton.paged_attention import paged_attention
 from paged_backend.kernels.triton.qkv_to_cache import qkv_to_cache
 from paged_backend.kernels.triton.rows import embedding, select_rows
 from paged_backend.kernels.triton.sampling.device_samples import DeviceSamples
 from paged_backend.kernels.triton.sampling.launch import launch, sample
 from paged_backend.kernels.triton.sampling.resident import ResidentSampler
+from paged_backend.kernels.triton.sampling.warm_up import warm_up
 from paged_backend.kernels.triton.soft_cap import soft_cap
+from paged_backend.kernels.triton.step import StepKernels
 from paged_backend.kernels.triton.target import check_target
 
 
@@ -47,17 +51,22 @@ class TritonKernels(TensorKernels):
         """
         Args:
             batch_invariant: float weights are multiplied by our own kernel too, with which a row's bits do not depend
-                on how many rows come with it; else by the library's (cuBLAS), which is faster.
+                on how many rows come with it; else by the library's (cuBLAS), which is faster. The same goes for
+                attention: a position then has the same bits in a decode as in a prompt, in chunks of any size.
 
         Raises:
             ConfigError: the device cannot run the kernels.
         """
         how = check_target(device)
-        own = str(dtype).removeprefix("torch.")
         self.device = device
-        self.cache_dtypes = (own, *(name for name in CACHE_DTYPES if name != own))
+        self.cache_dtypes = served_cache_dtypes(dtype, device_capability(device))
         pack = partial(pack_linear, device=device, dtype=dtype, batch_invariant=batch_invariant)
-        operations = dataclasses.replace(TRITON_OPERATIONS, pack_linear=pack)
+        operations = dataclasses.replace(
+            TRITON_OPERATIONS,
+            pack_linear=pack,
+            pack_experts=partial(pack_experts, device=device, dtype=dtype),
+            paged_attention=partial(paged_attention, batch_invariant=batch_invariant),
+        )
         super().__init__(operations, dtype, _report(operations, how, batch_invariant))
 
     def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
@@ -69,6 +78,10 @@ class TritonKernels(TensorKernels):
         """
         return launch(logits, batch)
 
+    def warm_up_sampling(self, vocab_size: int) -> None:
+        """Compiles all that a draw may need, so that no request has to wait for it; seconds, the first time."""
+        warm_up(vocab_size, self.device)
+
     def resident_sampler(self, max_rows: int, vocab_size: int) -> ResidentSampler:
         """Memory on the device for the plain rows of one step at a time, to be drawn within a CUDA graph.
 
@@ -77,11 +90,17 @@ class TritonKernels(TensorKernels):
         """
         return ResidentSampler(max_rows, vocab_size, self.device)
 
+    def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
+        """See `Kernels.compile`. Calls the step each time: a runner may capture the launches into a CUDA graph."""
+        return partial(StepKernels(self._operations, self.dtype, self.report, self.cache_dtypes).run, step)
+
 
 TRITON_OPERATIONS = dataclasses.replace(
     REFERENCE_OPERATIONS,
     linear_type=TritonLinear,
     linear=linear,
+    experts_type=TritonExperts,
+    experts=experts,
     embedding=embedding,
     rms_norm=rms_norm,
     layer_norm=layer_norm,

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from paged_backend.kernels.triton.aot import TRITON_TYPES, AotCase
-from paged_backend.kernels.triton.finish import finish
+from paged_backend.kernels.triton.finish import Unfinished
 from paged_backend.kernels.triton.linear_weight import Format, TritonLinear
 from paged_backend.kernels.triton.products import finished, sum_products
 
@@ -66,7 +66,7 @@ _SPLIT_COLUMNS = 64  # the narrowest tile's block_n
 _GROUP_T = 16
 
 
-def pick_tile(weight: TritonLinear, dtype: torch.dtype, num_rows: int) -> Tile:
+def tile_for(weight: TritonLinear, dtype: torch.dtype, num_rows: int) -> Tile:
     """The tile for num_rows rows of x, which are of dtype."""
     tiles = TILES["float32" if dtype == torch.float32 else weight.format]
     return next((tile for tile in tiles if num_rows <= tile.block_t), tiles[-1])
@@ -89,8 +89,8 @@ def matmul(
     residual: Tensor | None,
     dtype: torch.dtype,
     row_scales: Tensor | None = None,
-) -> Tensor:
-    """See `Kernels.linear`.
+) -> Tensor | Unfinished:
+    """See `Kernels.linear`. Parts that are summed side by side are left to be added up.
 
     Args:
         x: [T, K], stride 1 in K, at least one row. For a weight of "fp8" in float8_e4m3fn too, as wide as its numbers.
@@ -99,13 +99,15 @@ def matmul(
         row_scales: float32 [T], what the rows of x are multiplied with; None for 1.
     """
     (num_rows, num_inputs), num_columns = x.shape, weight.num_rows
-    out = torch.empty(num_rows, weight.num_outputs, dtype=dtype, device=x.device)
-    tile = pick_tile(weight, x.dtype, num_rows)
+    tile = tile_for(weight, x.dtype, num_rows)
     num_tiles = triton.cdiv(num_columns, tile.block_n) * triton.cdiv(num_rows, tile.block_t)
     parts = num_parts(weight)
     part_size = triton.cdiv(triton.cdiv(num_inputs, weight.block_k), parts) * weight.block_k
     side_by_side = parts > 1 and num_tiles < _FULL
-    sums = torch.empty(parts, num_rows, num_columns, device=x.device) if side_by_side else None
+    if side_by_side:
+        out = torch.empty(parts, num_rows, num_columns, device=x.device)
+    else:
+        out = torch.empty(num_rows, weight.num_outputs, dtype=dtype, device=x.device)
     by_row, by_group = (weight.scales, None) if weight.group_size == 0 else (None, weight.scales)
     matmul_kernel[(num_tiles, parts if side_by_side else 1)](
         x,
@@ -115,7 +117,7 @@ def matmul(
         by_row,
         weight.bias,
         residual,
-        out if sums is None else sums,
+        out,
         num_rows,
         num_columns,
         num_inputs,
@@ -124,7 +126,7 @@ def matmul(
         weight.numbers.stride(0),
         0 if by_group is None else by_group.stride(0),
         0 if residual is None else residual.stride(0),
-        out.stride(0),
+        out.stride(-2),
         FORMAT="float" if weight.format == "fp8" else weight.format,
         GROUP_SIZE=weight.group_size,
         EVEN=num_inputs % weight.block_k == 0,
@@ -140,9 +142,9 @@ def matmul(
         num_stages=tile.num_stages,
         enable_fp_fusion=False,
     )
-    if sums is not None:
-        finish(sums, out, row_scales, by_row, weight.bias, weight.gated, activation, residual)
-    return out
+    if not side_by_side:
+        return out
+    return Unfinished(out, dtype, row_scales, by_row, weight.bias, weight.gated, activation, residual)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

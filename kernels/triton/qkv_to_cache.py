@@ -256,6 +256,7 @@ def qkv_to_cache(
         **sizes,
         **_formula(cache.dtype),
         num_warps=_WARPS,
+        enable_fp_fusion=False,
     )
     return out
 
@@ -298,6 +299,7 @@ def _aot_case(dtype: torch.dtype, cache_dtype: str, head_size: int, *, bare: boo
         signature=signature,
         constexprs={**dict.fromkeys(absent), **sizes},
         num_warps=_WARPS,
+        fp_fusion=False,
         min_capability=89 if cache_dtype == "fp8_e4m3" else 80,
         wide=wide,
     )

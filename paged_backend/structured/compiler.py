@@ -122,6 +122,9 @@ class GrammarCompiler:
                 job.matcher.set_result(self._vocabulary.matcher(verdict, job.num_samples))
             else:
                 job.matcher.set_exception(_refusal(job.source, verdict))
+        except TimeoutError:
+            reason = f"takes too long to compile for {job.num_samples} samples: simplify it, or ask for fewer."
+            job.matcher.set_exception(job.source.refused(reason))
         except BaseException as error:  # a panic of llguidance is no Exception
             if not isinstance(error, PagedBackendError):
                 logger.exception("a grammar could not be compiled")

@@ -54,7 +54,11 @@ def _answer_all() -> None:
 
 
 def prove(request: dict[str, Any], tokenizer: LLTokenizer) -> dict[str, str]:
-    """The answer to one grammar: it is compiled, and followed for a while, wherever that leads."""
+    """The answer to one grammar: it is compiled, and followed for a while, wherever that leads.
+
+    Raises:
+        RuntimeError: something was raised on the way; then nothing is known of it, nor of this process.
+    """
     try:
         grammar = grammar_from(request["form"], request["text"])
     except (ValueError, RecursionError, IndexError, KeyError) as error:
@@ -62,9 +66,11 @@ def prove(request: dict[str, Any], tokenizer: LLTokenizer) -> dict[str, str]:
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**request["limits"]))
     if matcher.is_error():
         return {"error": matcher.get_error()}
-    answer = {"grammar": grammar}
-    _run_on_stack(lambda: answer.update(_follow(matcher, request["mask_time_limit_s"])), _MASK_STACK_BYTES)
-    return answer
+    followed: list[dict[str, str]] = []
+    _run_on_stack(lambda: followed.append(_follow(matcher, request["mask_time_limit_s"])), _MASK_STACK_BYTES)
+    if not followed:
+        raise RuntimeError("it could not be followed")  # no answer is an answer, too: a grammar that was too much
+    return {"grammar": grammar, **followed[0]}
 
 
 def _follow(matcher: LLMatcher, mask_time_limit_s: float) -> dict[str, str]:

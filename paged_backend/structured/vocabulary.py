@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
@@ -26,6 +27,9 @@ LIMITS: Mapping[str, int | bool] = MappingProxyType(
 """What a grammar may cost, under llguidance's names: several times what large schemas need. They bound a token's mask
 to milliseconds as a rule, but not always: hence Prover, and Matcher's own clock. Each sample has its own, so where one
 ends depends on nobody else."""
+
+SAMPLES_TIME_LIMIT_S = 10.0
+"""Seconds of CPU that the automata of one request may take: what was tried out was one of them."""
 
 
 class Vocabulary:
@@ -64,13 +68,23 @@ class Vocabulary:
             raise source.refused(f"{reason}.")
         return grammar
 
-    def matcher(self, grammar: str, num_samples: int) -> Matcher:
+    def matcher(self, grammar: str, num_samples: int, *, time_limit_s: float = SAMPLES_TIME_LIMIT_S) -> Matcher:
         """A matcher at the beginning of a grammar, which can be forked for all samples of a request but one.
 
         Args:
             grammar: that has been proved.
+            time_limit_s: seconds of CPU after which no sample but the first gets an automaton.
+
+        Raises:
+            TimeoutError: not all of them got one.
         """
-        return Matcher([self._automaton(grammar) for _ in range(num_samples)])
+        start_s = time.thread_time()
+        automata = [self._automaton(grammar)]
+        while len(automata) < num_samples:
+            if time.thread_time() - start_s > time_limit_s:
+                raise TimeoutError
+            automata.append(self._automaton(grammar))
+        return Matcher(automata)
 
     def _automaton(self, grammar: str) -> LLMatcher:
         # Nothing of a client's grammar belongs into our log.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.conformance.case import COUNT, MESSAGES, RESPONSES, Case, accepted, refused, request, whole
+from tests.conformance.case import CHAT, COUNT, MESSAGES, RESPONSES, Case, accepted, refused, request, whole
 from tests.conformance.checks import same_as
 
-_ON_RESPONSES, _ON_MESSAGES = (RESPONSES,), (MESSAGES,)
+_ON_CHAT, _ON_RESPONSES, _ON_MESSAGES = (CHAT,), (RESPONSES,), (MESSAGES,)
 _TELL = "Tell me a short story."
 _HI = {"role": "user", "content": "Hi."}
 _HINT = {"cache_control": {"type": "ephemeral", "ttl": "5m"}}
@@ -19,6 +19,9 @@ _CALL = {"type": "function_call", "call_id": "1", "name": "f", "arguments": '{"a
 _OUTPUT = {"type": "function_call_output", "call_id": "1", "output": "sunny"}
 _THOUGHT = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}
 _PART = {"type": "output_text", "text": "Hello."}
+_CALLED = {"name": "f", "arguments": '{"a": 1}'}
+_MADE = {"id": "1", "type": "function", "function": _CALLED}
+_SAID = {"role": "assistant", "content": "Hello."}
 _FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
 _TOOL = {"name": "f", "input_schema": {"type": "object", "properties": {}}}
 
@@ -58,6 +61,52 @@ def _hints() -> list[Case]:
     part = {**_PART, "annotations": [], "logprobs": [], "parsed": None}
     said = [_items({"role": "assistant", "content": [one]}) for one in (_PART, part)]
     cases += accepted("input", said[1], same_as(input=said[0]), on=_ON_RESPONSES)
+    return cases
+
+
+def _chats() -> list[Case]:
+    """The chat's messages, parts and calls: hints, what a reply leaves empty, and what is not served."""
+    made = {**_MADE, "index": 0, "function": {**_CALLED, "parsed_arguments": {"a": 1}, "unknown": None}}
+    empty = {"refusal": None, "audio": None, "function_call": None, "tool_calls": [], "annotations": [], "images": []}
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"role": "user", "content": [_TEXT]}, {"content": [{**_TEXT, **_HINT, "prompt_cache_breakpoint": {}}]}),
+        ({"role": "system", "content": "Be brief."}, {**_HINT, "name": None, "reasoning": None}),
+        (_SAID, {**empty, "parsed": {"a": 1}, "reasoning": None, "unknown": None}),
+        (_SAID, {"annotations": [{"type": "url_citation"}], "provider_specific_fields": {"refusal": None}}),
+        (_SAID, {"content": [{"type": "refusal", "refusal": "Hello."}], "thinking_blocks": []}),
+        ({"role": "assistant", "tool_calls": [_MADE]}, {"content": None, "tool_calls": [made]}),
+        ({"role": "tool", "tool_call_id": "1", "content": "sunny"}, {"name": None, "tool_calls": None}),
+    ]
+    cases = []
+    for plain, more in pairs:
+        marked = _items({**plain, **more})
+        cases += accepted("messages", marked, same_as(messages=_items(plain)), on=_ON_CHAT)
+    for wrong, place in (
+        ({**_HI, "foo": 1}, "foo"),
+        ({**_HI, "reasoning": "hm"}, "reasoning"),
+        ({**_HI, "tool_call_id": "1"}, "tool_call_id"),
+        ({**_SAID, "audio": {"id": "a"}}, "audio"),
+        ({**_SAID, "function_call": _CALLED}, "function_call"),
+        ({"role": "assistant", "refusal": "No."}, "refusal"),
+        ({"role": "user", "content": [{**_TEXT, "foo": 1}]}, "content.0.foo"),
+        ({"role": "user", "content": [{"type": "refusal", "refusal": "No."}]}, "content.0.type"),
+        ({"role": "assistant", "tool_calls": [{**_MADE, "foo": 1}]}, "tool_calls.0.foo"),
+        (
+            {"role": "assistant", "tool_calls": [{**_MADE, "function": {**_CALLED, "foo": 1}}]},
+            "tool_calls.0.function.foo",
+        ),
+    ):
+        cases += refused("messages", _items(wrong), f"messages.1.{place}", on=_ON_CHAT)
+    for wrong, place in (({"cache_contrl": {}}, "cache_contrl"), ({"type": "custom"}, "type")):
+        tool = {"type": "function", "function": {"name": "f"}}
+        cases += refused("tools", [{**tool, **wrong}], f"tools.0.{place}", tool_choice="none", on=_ON_CHAT)
+    marked_tool = {"type": "function", "function": {"name": "f", "unknown": None}, **_HINT}
+    cases += accepted("tools", [marked_tool], tool_choice="none", on=_ON_CHAT)
+    schema = {"name": "x", "schema": {"type": "object"}, "foo": 1}
+    cases += refused(
+        "response_format", {"type": "json_schema", "json_schema": schema}, "response_format.json_schema.foo"
+    )
+    cases += refused("response_format", {"type": "json_object", "foo": 1}, "response_format.foo")
     return cases
 
 
@@ -119,4 +168,4 @@ _CONFIGS = [
     ),
 ]
 
-ROWS = [*_hints(), *_fields_of_tools(), *_unserved(), *_CONFIGS]
+ROWS = [*_hints(), *_chats(), *_fields_of_tools(), *_unserved(), *_CONFIGS]

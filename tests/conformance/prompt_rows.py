@@ -101,7 +101,8 @@ _MESSAGES = [
     *refused(
         "messages", [{"role": "user", "content": [{"type": "text"}]}], "body.messages.0.content.0.text", on=_ON_CHAT
     ),
-    *wrong_types("messages", "Hello", {"role": "user"}, ["Hello"], 5, None, on=_ON_CHAT),
+    *wrong_types("messages", "Hello", {"role": "user"}, 5, None, on=_ON_CHAT),
+    *wrong_types("messages", ["Hello"], param="body.messages.0", on=_ON_CHAT),
     *accepted("add_generation_prompt", True, same_as(add_generation_prompt=None), on=_ON_CHAT),
     *accepted("add_generation_prompt", False, on=_ON_CHAT),
     *accepted(

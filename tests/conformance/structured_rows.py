@@ -36,7 +36,7 @@ _FORMATS = [
     *refused("response_format", {}),
     *refused("response_format", {"type": "json_schema"}),
     *refused("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}),
-    *refused("response_format", {"type": "json_object", "json_schema": {}}),
+    *refused("response_format", {"type": "json_object", "json_schema": {}}, "response_format.json_schema"),
     *refused("response_format", _FORMAT, "structured_outputs", structured_outputs={"regex": "a"}),
     *wrong_types("response_format", 5, "json_object"),
 ]
@@ -56,7 +56,7 @@ _CONSTRAINTS = [
     *accepted("structured_outputs", {"regex": _PATTERN}, matches(_PATTERN), max_tokens=20, return_token_ids=True),
     *refused("structured_outputs", {}),
     *refused("structured_outputs", {"regex": "a", "choice": ["b"]}),
-    *refused("structured_outputs", {"regx": "a"}),
+    *refused("structured_outputs", {"regx": "a"}, "structured_outputs.regx"),
     *refused("structured_outputs", {"regex": "["}),
     *refused("structured_outputs", {"regex": 5}),
     *refused("structured_outputs", {"choice": []}),

@@ -109,6 +109,7 @@ _STREAMS = [
         for others in ({}, {"n": 2}, {"n": 2, "temperature": 0.9, "seed": 3, "return_token_ids": True})
         for case in streamed(accepted("stream_options", options, **others))
     ),
+    *streamed(accepted("stream_options", {"include_obfuscation": False})),
     *whole(refused("stream_options", {"include_usage": True})),
     *streamed(refused("stream_options", {"usage": True}, "stream_options.usage")),
     *streamed(refused("stream_options", {"include_usage": 1}, "body.stream_options.include_usage")),

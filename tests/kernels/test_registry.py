@@ -24,7 +24,11 @@ def implementations(kernels: Kernels) -> set[str]:
 
 def test_operations_are_the_protocol() -> None:
     methods = [name for name in vars(Kernels) if not name.startswith("_")]
+<<<<<<< HEAD
     others = {"report", "token_major_keys", "cache_dtypes", "pack_linear", "collective", "compile"}
+=======
+    others = {"report", "token_major_keys", "cache_dtypes", "pack_linear", "pack_experts", "compile"}
+>>>>>>> 8f469f6ddff633468180a4185e3c26fd580f78cc
     assert set(methods) - others == set(OPERATIONS)
     assert all(callable(getattr(ReferenceKernels, name)) for name in OPERATIONS)
 
@@ -40,7 +44,8 @@ def test_reference_is_used_alone_when_asked_for() -> None:
 def test_cpp_serves_what_it_has_and_the_report_says_so(backend: str) -> None:
     kernels = select_kernels(backend, torch.device("cpu"), num_threads=2)
     assert tuple(kernels.report) == OPERATIONS
-    assert kernels.report["linear"].implementation == "cpu"
+    assert implementations(kernels) == {"cpu", "none"}
+    assert [name for name, choice in kernels.report.items() if choice.implementation == "none"] == ["experts"]
     assert all(choice.reason for choice in kernels.report.values())
 
 

@@ -153,7 +153,7 @@ class TestErrors:
         error_of(host.post(path, body), status, kind, param)
 
     @pytest.mark.parametrize("path", ["/v1/completions", "/generate", "/generate_stream"])
-    @pytest.mark.parametrize("body", [b'{"prompt": ', b"[1]", b"\xff"])
+    @pytest.mark.parametrize("body", [b'{"prompt": ', b"[1]", b"\xff", b'{"prompt": "x", "temperature": NaN}'])
     def test_no_json_object(self, host: BentoHost, client: openai.OpenAI, path: str, body: bytes) -> None:
         error_of(httpx.post(f"{host.url}{path}", content=body), 400, "BadRequestError", "body")
 

@@ -38,15 +38,15 @@ def test_it_does_what_the_document_says(each_host: Host) -> None:
     document = httpx.get(f"{url}/openapi.json", timeout=60).json()
     seen: Counter[tuple[str, int]] = Counter()
     for operation in operations:
-        required = _required_fields(operation, document)
+        schema = _body_schema(operation, document)
         for mode in schemathesis.GenerationMode:
             if mode.is_positive or operation.body:  # without a body there is nothing that could be wrong
-                _ask(url, operation, mode, required, seen)
+                _ask(url, operation, mode, schema, seen)
     answered = {label for label, status in seen if status == 200}
     assert answered == {operation.label for operation in operations}, seen
 
 
-def _ask(url: str, operation: Any, mode: Any, required: frozenset[str], seen: Counter[tuple[str, int]]) -> None:
+def _ask(url: str, operation: Any, mode: Any, schema: Mapping[str, Any], seen: Counter[tuple[str, int]]) -> None:
     """Sends requests that the document allows, or (a negative mode) forbids; counts the answers by status."""
     checks = schemathesis.checks
     every = [
@@ -69,7 +69,7 @@ def _ask(url: str, operation: Any, mode: Any, required: frozenset[str], seen: Co
     @given(case=operation.as_strategy(generation_mode=mode), data=st.data())
     def ask(case: Any, data: st.DataObject) -> None:
         if mode.is_positive:
-            _make_likely(case, required, data)
+            _make_likely(case, schema, data)
         response = case.call(base_url=url, timeout=120)
         seen[operation.label, response.status_code] += 1
         case.validate_response(response, checks=every)
@@ -77,30 +77,32 @@ def _ask(url: str, operation: Any, mode: Any, required: frozenset[str], seen: Co
     ask()
 
 
-def _required_fields(operation: Any, document: Mapping[str, Any]) -> frozenset[str]:
-    """Of the operation's body."""
+def _body_schema(operation: Any, document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the operation's body; nothing for one that has none."""
     described = document["paths"][operation.path][operation.method.lower()].get("requestBody")
     if described is None:
-        return frozenset()
+        return {}
     name = described["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-    return frozenset(document["components"]["schemas"][name].get("required", ()))
+    schema: Mapping[str, Any] = document["components"]["schemas"][name]
+    return schema
 
 
-def _make_likely(case: Any, required: frozenset[str], data: st.DataObject) -> None:
+def _make_likely(case: Any, schema: Mapping[str, Any], data: st.DataObject) -> None:
     """Leaves few of a body's optional fields, and half of the time names a model that is there."""
     there = data.draw(st.booleans())
     if there and "model" in (case.path_parameters or {}):
         case.path_parameters["model"] = MODEL
     if not isinstance(case.body, dict):
         return
-    one_of: tuple[str, ...] = ()
-    if not required:
-        one_of = next((names for names in ONE_OF if not set(names).isdisjoint(case.body)), ())
+    required = set(schema.get("required", ()))
+    one_of = next((names for names in ONE_OF if not required and schema["properties"].keys() >= set(names)), ())
     optional = sorted(set(case.body) - required - {"model", *one_of})
     kept = {*required, "model", *one_of[: 1 + (not there)]}
     if optional:
         kept |= data.draw(st.sets(st.sampled_from(optional), max_size=MOST_OPTIONAL_FIELDS))
     case.body = {name: value for name, value in case.body.items() if name in kept}
+    if there and one_of and all(case.body.get(name) is None for name in one_of):
+        case.body[one_of[0]] = data.draw(st.text(min_size=1))
     for name in {"max_tokens", "max_output_tokens"}.intersection(case.body) if there else ():
         case.body[name] = data.draw(st.integers(1, 20))
     if "model" in case.body or not case.operation.path.endswith("/cancel"):

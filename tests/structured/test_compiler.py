@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import threading
 import time
@@ -48,6 +49,14 @@ class CountingVocabulary:
         return self._vocabulary.matcher(grammar, num_samples)
 
 
+class Hasty:
+    """Has no time at all for samples beside the first."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.prove = vocabulary.prove
+        self.matcher = functools.partial(vocabulary.matcher, time_limit_s=-1.0)
+
+
 @pytest.fixture
 def counting(vocabulary: Vocabulary) -> CountingVocabulary:
     return CountingVocabulary(vocabulary)
@@ -88,6 +97,17 @@ def test_a_grammar_is_tried_out_once_for_all_who_wait(max_known_bytes: int, coun
     counting.gate.set()
     assert all(job.matcher.result(30) for job in (*jobs, *others)) and sorted(counting.proved) == list("abc")
     assert len(counting.made) == len(jobs) + len(others)
+    compiler.close()
+
+
+def test_samples_that_take_too_long(counting: CountingVocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That many of them are refused, and not the grammar."""
+    monkeypatch.setattr(counting, "_vocabulary", Hasty(counting._vocabulary))
+    compiler = GrammarCompiler(counting)
+    error = compiler.compile(source("a"), 3).matcher.exception(30)
+    assert isinstance(error, InvalidRequestError) and error.param == "structured_outputs"
+    assert "3 samples" in str(error) and "fewer" in str(error)
+    assert compiler.compile(source("a")).matcher.result(30) and counting.proved == ["a"]
     compiler.close()
 
 

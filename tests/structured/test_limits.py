@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
+from paged_backend.structured import proving
 from paged_backend.structured.matcher import Matcher
 from paged_backend.structured.token_masks import TokenMasks
 from paged_backend.structured.vocabulary import LIMITS, Vocabulary
@@ -48,6 +50,24 @@ def go(*samples: Sample) -> None:
 
 def outcome(sample: Sample) -> tuple[list[bytes], list[int], str]:
     return sample.masks, sample.token_ids, sample.matcher.error
+
+
+def test_many_samples_of_a_large_grammar(vocabulary: Vocabulary) -> None:
+    grammar = grammar_from("regex", "a+")
+    assert not vocabulary.matcher(grammar, 1, time_limit_s=-1.0).error
+    with pytest.raises(TimeoutError):
+        vocabulary.matcher(grammar, 2, time_limit_s=-1.0)
+
+
+def test_a_fault_while_a_grammar_is_followed_is_no_consent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def follow(matcher: LLMatcher, mask_time_limit_s: float) -> dict[str, str]:
+        raise MemoryError
+
+    monkeypatch.setattr(proving, "_follow", follow)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    request = {"form": "regex", "text": "a", "limits": dict(LIMITS), "mask_time_limit_s": 1.0}
+    with pytest.raises(RuntimeError):
+        proving.prove(request, LLTokenizer("byte"))
 
 
 @pytest.mark.parametrize(

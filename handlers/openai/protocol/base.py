@@ -61,10 +61,11 @@ class RequestBody(BaseModel):
 
 
 class StreamOptions(RequestBody):
-    """What a stream sends beside its tokens."""
+    """What a stream sends beside its tokens. `include_obfuscation` pads chunks at OpenAI; here nothing does."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: bool | None = None
 
 
 HARMLESS = frozenset(

@@ -8,34 +8,8 @@ from typing import Annotated, Any
 from pydantic import WithJsonSchema
 
 from paged_backend.handlers.openai.protocol.base import ListOf, ObjectOf, Refusal, RequestBody
+from paged_backend.handlers.openai.protocol.chat_objects import MESSAGES_SCHEMA, TOOL_CHOICE_SCHEMA, TOOLS_SCHEMA
 from paged_backend.handlers.openai.protocol.generation import GenerationRequest
-
-_TEXT_PART = {
-    "type": "object",
-    "required": ["type", "text"],
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-}
-MESSAGES_SCHEMA = {
-    "type": "array",
-    "minItems": 1,
-    "items": {
-        "type": "object",
-        "required": ["role"],
-        "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-            "content": {
-                "anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART, "minItems": 1}, {"type": "null"}]
-            },
-            "name": {"type": ["string", "null"]},
-            "tool_call_id": {"type": ["string", "null"]},
-            "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
-            "reasoning": {"type": ["string", "null"]},
-            "reasoning_content": {"type": ["string", "null"]},
-        },
-        "additionalProperties": {"enum": [None, []], "description": "A reply's empty fields may come back."},
-    },
-}
-"""What `parse_messages` takes, roughly: only an assistant's message with calls or reasoning may have no content."""
 
 
 class TemplateFields(RequestBody):
@@ -58,8 +32,8 @@ class ChatRequest(GenerationRequest, TemplateFields):
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
-    tools: Any = None
-    tool_choice: Any = None
+    tools: Annotated[Any, WithJsonSchema(TOOLS_SCHEMA)] = None
+    tool_choice: Annotated[Any, WithJsonSchema(TOOL_CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
     thinking_token_budget: int | None = None
@@ -72,6 +46,7 @@ class ChatRequest(GenerationRequest, TemplateFields):
             "functions": Refusal("use tools", ([],)),
             "media_io_kwargs": Refusal("this model reads and writes text only", ({},)),
             "mm_processor_kwargs": Refusal("this model reads and writes text only", ({},)),
+            "moderation": Refusal("leave it out"),
             "modalities": Refusal("this model reads and writes text only", (["text"],)),
             "return_prompt_text": Refusal("render the messages with /tokenize", (False,)),
             "verbosity": Refusal("no model here knows of it", ("medium",)),

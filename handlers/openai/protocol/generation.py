@@ -6,9 +6,9 @@ import functools
 from collections.abc import Mapping
 from dataclasses import fields
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_validator
+from pydantic import WithJsonSchema, field_validator
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.engine_port import EnginePort
@@ -20,7 +20,7 @@ from paged_backend.handlers.openai.protocol.base import (
     StreamOptions,
     check_text,
 )
-from paged_backend.handlers.openai.protocol.structured_outputs import structured_outputs
+from paged_backend.handlers.openai.protocol.structured_outputs import FORMAT_SCHEMA, structured_outputs
 from paged_backend.sampling_params import SamplingParams
 
 
@@ -67,7 +67,7 @@ class SamplingRequest(RequestBody):
     allowed_token_ids: ListOf[int] | None = None
     bad_words: ListOf[str] | None = None
     logits_processors: ListOf[str | dict[str, Any]] | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: Annotated[dict[str, Any] | None, WithJsonSchema(FORMAT_SCHEMA)] = None
     structured_outputs: dict[str, Any] | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None

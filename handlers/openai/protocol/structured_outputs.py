@@ -5,14 +5,37 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any
 
-from paged_backend.config import unknown_name_message
 from paged_backend.errors import InvalidRequestError
+from paged_backend.handlers.openai.protocol.base import unknown_field
+from paged_backend.handlers.openai.protocol.objects import STRING, ObjectKind, Schema, list_of, of_type
 from paged_backend.sampling_params import StructuredOutputsParams
 
-_FORMATS = ("text", "json_object", "json_schema", "structural_tag")
-_SCHEMA_FIELDS = ("name", "description", "schema", "strict")
+_OBJECT: Schema = {"type": "object"}
+JSON_SCHEMA = ObjectKind(
+    {"name": {**STRING, "minLength": 1}, "schema": _OBJECT},
+    {"description": STRING, "strict": {"type": "boolean"}},
+)
+STRUCTURE = ObjectKind({"begin": STRING, "schema": _OBJECT, "end": STRING})
+FORMATS = MappingProxyType(
+    {
+        "text": ObjectKind(of_type("text")),
+        "json_object": ObjectKind(of_type("json_object")),
+        "json_schema": ObjectKind({**of_type("json_schema"), "json_schema": JSON_SCHEMA.schema()}),
+        "structural_tag": ObjectKind(
+            {
+                **of_type("structural_tag"),
+                "structures": {**list_of(STRUCTURE), "minItems": 1},
+                "triggers": {"type": "array", "items": STRING},
+            }
+        ),
+    }
+)
+"""What an output may look like, by the format's type."""
+
+FORMAT_SCHEMA: Schema = {"anyOf": [*(kind.schema() for kind in FORMATS.values()), {"type": "null"}]}
 _NAMES = tuple(field.name for field in fields(StructuredOutputsParams) if field.name != "param")
 
 
@@ -33,17 +56,19 @@ def structured_outputs(
             param="structured_outputs",
         )
     given = {name: value for name, value in structure.items() if value is not None}
-    _check_names("structured_outputs", given, _NAMES)
+    for name in given:
+        if name not in _NAMES:
+            raise unknown_field(name, _NAMES, "structured_outputs.")
     return StructuredOutputsParams(**given)
 
 
 def _by_response_format(response_format: Mapping[str, Any]) -> StructuredOutputsParams | None:
     kind = response_format.get("type")
-    if kind not in _FORMATS:
-        raise _refusal(f"type must be one of {', '.join(_FORMATS)}, got {kind!r}")
+    if not isinstance(kind, str) or kind not in FORMATS:
+        raise _refusal(f"type must be one of {', '.join(FORMATS)}, got {kind!r}")
+    FORMATS[kind].check(response_format, "response_format")
     if kind == "structural_tag":
         return _by_tags(response_format)
-    _check_names("response_format", response_format, ("type", "json_schema") if kind == "json_schema" else ("type",))
     if kind == "text":
         return None
     if kind == "json_object":
@@ -51,7 +76,7 @@ def _by_response_format(response_format: Mapping[str, Any]) -> StructuredOutputs
     wanted = response_format.get("json_schema")
     if not isinstance(wanted, Mapping):
         raise _refusal('json_schema must be an object, with the schema under "schema"')
-    _check_names("response_format.json_schema", wanted, _SCHEMA_FIELDS)
+    JSON_SCHEMA.check(wanted, "response_format.json_schema")
     name, schema = wanted.get("name"), wanted.get("schema")
     if not isinstance(name, str) or not name:
         raise _refusal("json_schema.name must be a string that is not empty")
@@ -65,17 +90,16 @@ def _by_response_format(response_format: Mapping[str, Any]) -> StructuredOutputs
 
 
 def _by_tags(response_format: Mapping[str, Any]) -> StructuredOutputsParams:
+    structures = response_format.get("structures")
+    for index, structure in enumerate(structures if isinstance(structures, list) else ()):
+        if isinstance(structure, dict):
+            STRUCTURE.check(structure, f"response_format.structures.{index}")
     try:
-        text = json.dumps(dict(response_format), ensure_ascii=False)
+        given = {name: value for name, value in response_format.items() if value is not None}
+        text = json.dumps(given, ensure_ascii=False)
     except RecursionError:
         raise _refusal("it is nested too deeply") from None
     return StructuredOutputsParams(structural_tag=text, param="response_format")
-
-
-def _check_names(place: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for name in given:
-        if name not in known:
-            raise InvalidRequestError(unknown_name_message(f"field in {place}:", str(name), known), param=place)
 
 
 def _refusal(what: str) -> InvalidRequestError:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import WithJsonSchema
 
 from paged_backend.handlers.openai.protocol.base import ListOf, Refusal, RequestBody
-from paged_backend.handlers.openai.protocol.chat import MESSAGES_SCHEMA, TemplateFields
+from paged_backend.handlers.openai.protocol.chat import TemplateFields
+from paged_backend.handlers.openai.protocol.chat_objects import MESSAGES_SCHEMA, TOOLS_SCHEMA
 
 
 class TokenizeRequest(TemplateFields):
@@ -17,7 +18,7 @@ class TokenizeRequest(TemplateFields):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)] = None
-    tools: Any = None
+    tools: Annotated[Any, WithJsonSchema(TOOLS_SCHEMA)] = None
     return_token_strs: bool = False
 
     unsupported = MappingProxyType(

@@ -58,37 +58,30 @@ _CHANGE_TYPES = {
 
 
 def aot_cases() -> Iterator[AotCase]:
-    """Vocabularies of up to 2 ** 18 tokens; of up to 2 ** 19, and rows that nobody changes, in the wide sweep."""
-    for has_changed in (True, False):
-        yield from _cases(128, has_changed, _BY_BLOCK + _BY_ROW, wide=not has_changed)
-        yield from _cases(256, has_changed, _BY_ROW, wide=True)
+    """For vocabularies of up to 2 ** 18 tokens; of up to 2 ** 19, and in all variants, in the wide sweep."""
+    for name, kernel in (("blocks", blocks_kernel), ("masses", masses_kernel)):
+        yield _case(name, kernel, _TYPES, {}, passes.NUM_WARPS[name])
     for name, kernel in (("copy", copy_kernel), ("change", change_kernel)):
         yield _case(name, kernel, _CHANGE_TYPES, {}, change_passes.NUM_WARPS[name])
-    yield _case("norms", norms_kernel, _TYPES, {"BLOCKS": 128}, passes.NUM_WARPS["norms"])
     for name, kernel in (("logprobs", logprobs_kernel), ("ranks", ranks_kernel)):
         yield _case(name, kernel, _TYPES, {}, passes.NUM_WARPS[name])
+    for num_blocks in (128, 256):
+        sizes = {"BLOCKS": num_blocks, "GROUPS": num_blocks * passes.GROUPS_IN_BLOCK}
+        for name, kernel, choices in _BY_ROW:
+            for number, choice in enumerate(choices):
+                constants = {key: value for key, value in (sizes | choice).items() if key in kernel.arg_names}
+                full_name = "_".join([name, *(f"{key}={value}".lower() for key, value in constants.items())])
+                types = _TYPES | {"out_tokens": "*i64" if choice.get("BEST") else "*i32"}
+                wide = num_blocks > 128 or number > 0
+                yield _case(full_name, kernel, types, constants, passes.NUM_WARPS[name], wide=wide)
 
 
-_Variants = list[tuple[str, Any, list[dict[str, Any]]]]
-_BY_BLOCK: _Variants = [
-    ("blocks", blocks_kernel, [{"HAS_FILTERS": True}, {"HAS_FILTERS": False}]),
-    ("masses", masses_kernel, [{}]),
-]
-_BY_ROW: _Variants = [
+_BY_ROW: list[tuple[str, Any, list[dict[str, Any]]]] = [
     ("threshold", threshold_kernel, [{"MASS": True}, {"MASS": False}]),
-    ("draw", draw_kernel, [{"HAS_FILTERS": True}, {"HAS_FILTERS": False}]),
+    ("draw", draw_kernel, [{}]),
     ("likely", likely_kernel, [{"COUNT": count, "BEST": best} for count in COUNTS for best in (False, True)]),
+    ("norms", norms_kernel, [{}]),
 ]
-
-
-def _cases(num_blocks: int, has_changed: bool, variants: _Variants, *, wide: bool) -> Iterator[AotCase]:
-    sizes = {"BLOCKS": num_blocks, "GROUPS": num_blocks * passes.GROUPS_IN_BLOCK, "HAS_CHANGED": has_changed}
-    for name, kernel, choices in variants:
-        for number, choice in enumerate(choices):
-            constants = {key: value for key, value in (sizes | choice).items() if key in kernel.arg_names}
-            full_name = "_".join([name, *(f"{key}={value}".lower() for key, value in constants.items())])
-            types = _TYPES | {"out_tokens": "*i64" if choice.get("BEST") else "*i32"}
-            yield _case(full_name, kernel, types, constants, passes.NUM_WARPS[name], wide=wide or number > 0)
 
 
 def _case(

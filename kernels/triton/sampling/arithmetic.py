@@ -74,13 +74,12 @@ def word_in(table, num_columns, line, column):
 
 
 @triton.jit
-def row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job, HAS_CHANGED: tl.constexpr):
+def row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job):
     """Where a job's logits begin: the model's, or the changed copy of them."""
     row = logits + word_in(jobs, num_jobs, ROW, job) * row_stride
-    if HAS_CHANGED:
-        copy = word_in(jobs, num_jobs, CHANGED, job)
-        if copy >= 0:
-            row = changed + copy * vocab_size
+    copy = word_in(jobs, num_jobs, CHANGED, job)
+    if copy >= 0:
+        row = changed + copy * vocab_size
     return row
 
 

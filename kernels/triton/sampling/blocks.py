@@ -7,12 +7,15 @@ import triton.language as tl
 
 from paged_backend.kernels.triton.sampling.arithmetic import (
     BLOCK,
+    CHANGED,
     GROUP,
+    ROW,
     TEMPERATURE,
     exponent_scale,
     number_in,
     row_of,
     units_of,
+    word_in,
 )
 
 
@@ -30,19 +33,20 @@ def blocks_kernel(
     units,
     group_peaks,
     lowest,
-    HAS_CHANGED: tl.constexpr,
-    HAS_FILTERS: tl.constexpr,
 ):
-    """One block of one job. A block with a NaN or +inf in it, before its changes or after, has the peak +inf."""
+    """One block of one job. With a NaN or +inf in it, before its row's changes or after, its peak is +inf.
+
+    Every job's lowest logit becomes -inf: no filter has raised it yet.
+    """
     job = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
-    row = row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job, HAS_CHANGED)
+    row = row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job)
     tokens = block * BLOCK + tl.arange(0, BLOCK)
     in_row = tokens < vocab_size
     values = tl.load(row + tokens, mask=in_row, other=float("-inf"))
     is_wrong = (values != values) | (values == float("inf"))
-    if HAS_CHANGED:
-        raw = row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job, False)
+    if word_in(jobs, num_jobs, CHANGED, job) >= 0:
+        raw = logits + word_in(jobs, num_jobs, ROW, job) * row_stride
         before = tl.load(raw + tokens, mask=in_row, other=float("-inf"))
         is_wrong |= (before != before) | (before == float("inf"))
     values = tl.where(is_wrong, float("inf"), values)
@@ -50,11 +54,10 @@ def blocks_kernel(
     place = job * num_blocks + block
     tl.store(peaks + place, peak)
     tl.store(firsts + place, tl.min(tl.where(values == peak, tokens, vocab_size)))
-    if HAS_FILTERS:
-        of_groups = tl.max(tl.reshape(values, (BLOCK // GROUP, GROUP)), axis=1)
-        tl.store(group_peaks + place * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP), of_groups)
-        if block == 0:
-            tl.store(lowest + job, float("-inf"))
+    of_groups = tl.max(tl.reshape(values, (BLOCK // GROUP, GROUP)), axis=1)
+    tl.store(group_peaks + place * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP), of_groups)
+    if block == 0:
+        tl.store(lowest + job, float("-inf"))
     temperature = number_in(jobs, num_jobs, TEMPERATURE, job)
     total = tl.full((), 0, tl.int64)
     if (temperature > 0.0) & (peak < float("inf")):
@@ -74,7 +77,6 @@ def masses_kernel(
     peaks,
     units,
     lowest,
-    HAS_CHANGED: tl.constexpr,
 ):
     """The sum of a block's weights again, of the tokens that a row's filters have left."""
     job = tl.program_id(0).to(tl.int64)
@@ -86,7 +88,7 @@ def masses_kernel(
         peak = tl.load(peaks + place)
         total = tl.full((), 0, tl.int64)
         if peak >= least:
-            row = row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job, HAS_CHANGED)
+            row = row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job)
             tokens = block * BLOCK + tl.arange(0, BLOCK)
             values = tl.load(row + tokens, mask=tokens < vocab_size, other=float("-inf"))
             kept = tl.where(values >= least, values, float("-inf"))

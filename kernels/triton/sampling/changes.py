@@ -35,7 +35,7 @@ def _is_allowed(masks, num_words, mask, tokens, in_row):
     return ((words >> (tokens % 32)) & 1) != 0
 
 
-@triton.jit(do_not_specialize=["num_changed"])
+@triton.jit(do_not_specialize=["num_changed", "num_words"])
 def copy_kernel(logits, row_stride, vocab_size, table, num_changed, masks, num_words, norms, changed, counts):
     """A block of a row that is changed: what its mask leaves, or nothing where only some tokens are allowed.
 
@@ -82,7 +82,7 @@ def _penalise(own, counts, token_ids, begin, end, repetition, frequency, presenc
         tl.store(own + tokens, tl.where(number > 0.0, penalised, values), mask=is_ours)
 
 
-@triton.jit(do_not_specialize=["num_changed"])
+@triton.jit(do_not_specialize=["num_changed", "num_words"])
 def change_kernel(
     logits,
     row_stride,

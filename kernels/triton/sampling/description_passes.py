@@ -69,9 +69,9 @@ class Description:
         if num_jobs == 0:
             return torch.empty(0, dtype=torch.float64, device=logits.device)
         self._tables = tables
-        scratch = Scratch.make(num_jobs, logits.shape[1], logits.device, self._num_lists > 0)
+        scratch = Scratch.make(num_jobs, logits.shape[1], logits.device)
         self._passes = Passes(logits, tables[self._jobs].view(torch.int64).view(-1, num_jobs), scratch)
-        self._passes.look(has_filters=self._num_lists > 0)
+        self._passes.look()
         self._norms = self._passes.norms()
         return self._norms
 

@@ -41,8 +41,6 @@ def draw_kernel(
     lowest,
     token_ids,
     BLOCKS: tl.constexpr,
-    HAS_CHANGED: tl.constexpr,
-    HAS_FILTERS: tl.constexpr,
 ):
     """One draw; -1 where a row's logits are not numbers."""
     draw = tl.program_id(0)
@@ -67,11 +65,10 @@ def draw_kernel(
             block = tl.sum((ends <= point).to(tl.int32))  # the first whose end is beyond the point
             within = point - tl.sum(tl.where(blocks < block, by_peak, 0))
             block_peak = tl.max(tl.where(blocks == block, block_peaks, float("-inf")))
-            row = row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job, HAS_CHANGED)
+            row = row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job)
             tokens = block * BLOCK + tl.arange(0, BLOCK)
             values = tl.load(row + tokens, mask=tokens < vocab_size, other=float("-inf"))
-            if HAS_FILTERS:
-                values = tl.where(values >= tl.load(lowest + job), values, float("-inf"))
+            values = tl.where(values >= tl.load(lowest + job), values, float("-inf"))
             sums = tl.cumsum(units_of(values, block_peak, scale))
             # Counted by the block's own peak; below the block's sum, whatever rounding says.
             share = within.to(tl.float64) / weights(block_peak, peak, scale).to(tl.float64)

@@ -63,14 +63,13 @@ def launch(logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
     results = Results(shape, words)
     norms = description.begin(logits, tables)
     changed = change_rows(logits, changes, tables[changes_at], batch.token_masks, norms) if changes.rows else None
-    has_filters = bool(rows.jobs.filters)
-    scratch = Scratch.make(len(rows.jobs), logits.shape[1], logits.device, has_filters)
+    scratch = Scratch.make(len(rows.jobs), logits.shape[1], logits.device)
     passes = Passes(logits, tables[jobs_at].view(torch.int64).view(-1, len(rows.jobs)), scratch, changed=changed)
-    passes.look(has_filters=has_filters)
+    passes.look()
     passes.narrow(rows.jobs.filters)
     if len(rows.draws):
         draws = tables[draws_at].view(torch.int64).view(-1, len(rows.draws))
-        passes.draw(draws, draws.shape[1], results.token_ids, has_filters=has_filters)
+        passes.draw(draws, draws.shape[1], results.token_ids)
     if rows.best:
         results.scores.fill_(-torch.inf)
         best.write(passes, tables, norms, results.token_ids, results.scores, best=True)

@@ -39,7 +39,6 @@ def likely_kernel(
     GROUPS: tl.constexpr,
     COUNT: tl.constexpr,
     BEST: tl.constexpr,
-    HAS_CHANGED: tl.constexpr,
 ):
     """One list: a row's tokens and their log-probabilities, the most likely first, of equals the smaller id.
 
@@ -66,7 +65,7 @@ def likely_kernel(
         of_groups = tl.load(group_peaks + job * num_groups + groups, mask=groups < num_groups, other=float("-inf"))
         of_job = active + job * num_groups
         num_active = active_groups(of_groups, num_groups, least, of_job)
-        row = row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job, HAS_CHANGED)
+        row = row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job)
         larger = noted + index.to(tl.int64) * (2 * COUNT)
         equal = larger + COUNT
         num_larger = tl.full((), 0, tl.int32)
@@ -90,8 +89,7 @@ def likely_kernel(
         is_ruled_out = values == float("-inf")
         logprobs = (values.to(tl.float64) - tl.load(norms + word_in(lists, num_lists, LIST_NORM, index))).to(tl.float32)
         if BEST:
-            if HAS_CHANGED:
-                logprobs = tl.where(word_in(jobs, num_jobs, CHANGED, job) >= 0, values, logprobs)
+            logprobs = tl.where(word_in(jobs, num_jobs, CHANGED, job) >= 0, values, logprobs)
             tokens = tl.where(is_ruled_out, -1, tokens)
     tl.store(out_tokens + first + places, tokens, mask=places < count)
     tl.store(out_logprobs + first + places, logprobs, mask=places < count)

@@ -57,10 +57,9 @@ class Scratch:
     listed: Tensor
 
     @classmethod
-    def make(cls, num_jobs: int, vocab_size: int, device: torch.device, has_filters: bool) -> Scratch:
-        """Memory for so many jobs; what the searches need only if there are any."""
+    def make(cls, num_jobs: int, vocab_size: int, device: torch.device) -> Scratch:
+        """Memory for so many jobs."""
         num_blocks = num_blocks_of(vocab_size)
-        num_searched = num_jobs if has_filters else 0
         num_groups = num_blocks * GROUPS_IN_BLOCK
 
         def empty(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -70,10 +69,10 @@ class Scratch:
             empty(num_jobs, num_blocks, torch.float32),
             empty(num_jobs, num_blocks, torch.int32),
             empty(num_jobs, num_blocks, torch.int64),
-            empty(num_searched, num_groups, torch.float32),
-            empty(num_searched, 1, torch.float32),
-            empty(num_searched, num_groups, torch.int32),
-            empty(num_searched, LIST.value, torch.float32),
+            empty(num_jobs, num_groups, torch.float32),
+            empty(num_jobs, 1, torch.float32),
+            empty(num_jobs, num_groups, torch.int32),
+            empty(num_jobs, LIST.value, torch.float32),
         )
 
 
@@ -120,8 +119,8 @@ class Passes:
         """float32 [V]: the changed copy of a row, or the row itself where copy is -1."""
         return self._logits[row] if copy < 0 or self._changed is None else self._changed[copy]
 
-    def look(self, *, has_filters: bool) -> None:
-        """Every block's peak and sum; and what the searches begin with."""
+    def look(self) -> None:
+        """Every block's peak and sum."""
         scratch = self._scratch
         blocks_kernel[(self._num_jobs, self._num_blocks)](
             *self._rows,
@@ -131,8 +130,6 @@ class Passes:
             scratch.units,
             scratch.group_peaks,
             scratch.lowest,
-            HAS_CHANGED=self._changed is not None,
-            HAS_FILTERS=has_filters,
             num_warps=NUM_WARPS["blocks"],
         )
 
@@ -160,11 +157,10 @@ class Passes:
             BLOCKS=self._padded,
             GROUPS=self._padded * GROUPS_IN_BLOCK,
             MASS=by_mass,
-            HAS_CHANGED=self._changed is not None,
             num_warps=NUM_WARPS["threshold"],
         )
 
-    def draw(self, draws: Tensor, num_draws: int, token_ids: Tensor, *, has_filters: bool) -> None:
+    def draw(self, draws: Tensor, num_draws: int, token_ids: Tensor) -> None:
         """Writes a token for each draw.
 
         Args:
@@ -183,8 +179,6 @@ class Passes:
             scratch.lowest,
             token_ids,
             BLOCKS=self._padded,
-            HAS_CHANGED=self._changed is not None,
-            HAS_FILTERS=has_filters,
             num_warps=NUM_WARPS["draw"],
         )
 
@@ -235,7 +229,6 @@ class Passes:
             GROUPS=self._padded * GROUPS_IN_BLOCK,
             COUNT=count,
             BEST=best,
-            HAS_CHANGED=self._changed is not None,
             num_warps=NUM_WARPS["likely"],
         )
 
@@ -276,7 +269,6 @@ class Passes:
             scratch.peaks,
             scratch.units,
             scratch.lowest,
-            HAS_CHANGED=self._changed is not None,
             num_warps=NUM_WARPS["masses"],
         )
 

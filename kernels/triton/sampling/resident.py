@@ -52,7 +52,7 @@ class ResidentSampler:
         nobody = SamplingBatch(seeds=[(0,)] * max_rows, temperatures=[0.0] * max_rows)
         self._empty = _table(self._lines(nobody)[0])
         self._words = self._empty.to(device, copy=True)
-        self._scratch = Scratch.make(max_rows, vocab_size, device, has_filters=True)
+        self._scratch = Scratch.make(max_rows, vocab_size, device)
         self.token_ids = torch.zeros(max_rows, dtype=torch.int64, device=device)
 
     def write(self, batch: SamplingBatch) -> Filters:
@@ -91,9 +91,9 @@ class ResidentSampler:
         num_rows = logits.shape[0]
         jobs, draws = self._words[:NUM_JOB_LINES], self._words[NUM_JOB_LINES:]
         passes = Passes(logits, jobs, self._scratch, num_jobs=num_rows)
-        passes.look(has_filters=bool(filters))
+        passes.look()
         passes.narrow(filters)
-        passes.draw(draws, num_rows, self.token_ids, has_filters=bool(filters))
+        passes.draw(draws, num_rows, self.token_ids)
 
     def _lines(self, batch: SamplingBatch) -> tuple[list[array[Any]], Filters]:
         """The lines of both tables of a batch, and its filters."""

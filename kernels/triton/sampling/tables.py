@@ -39,12 +39,6 @@ class Filters:
     by_count: bool
     by_mass: bool
 
-    def __bool__(self) -> bool:
-        return self.by_count or self.by_mass
-
-
-NO_FILTERS = Filters(False, False)
-
 
 @dataclass(slots=True)
 class JobTable:
@@ -118,7 +112,7 @@ def read_jobs(logits: Tensor, batch: SamplingBatch) -> JobTable:
     lengths = {len(column) for column in (temperatures, top_k, top_p, min_p, positions)}
     if lengths != {num_rows} or not all(map(math.isfinite, temperatures)) or min(temperatures, default=0.0) < 0.0:
         refuse(logits, batch)
-    filters = NO_FILTERS
+    filters = Filters(False, False)
     if draws:
         shares = all(0.0 < p <= 1.0 for p in top_p) and all(0.0 <= p <= 1.0 for p in min_p)
         if not shares or min(top_k) < -1 or min(positions) < 0:

@@ -198,7 +198,6 @@ def threshold_kernel(
     BLOCKS: tl.constexpr,
     GROUPS: tl.constexpr,
     MASS: tl.constexpr,
-    HAS_CHANGED: tl.constexpr,
 ):
     """Raises one job's lowest logit: by min_p and top_k, or (MASS) by top_p, a share of what `units` hold by then.
 
@@ -227,7 +226,7 @@ def threshold_kernel(
                 if min_p > 0.0:
                     least = tl.maximum(least, _not_below(peak.to(tl.float64) + temperature * tl.log(min_p)))
             if searches:
-                row = row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job, HAS_CHANGED)
+                row = row_of(logits, row_stride, changed, vocab_size, jobs, num_jobs, job)
                 num_groups = num_blocks * (GROUPS // BLOCKS)
                 groups = tl.arange(0, GROUPS)
                 of_groups = tl.load(

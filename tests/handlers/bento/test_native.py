@@ -37,7 +37,7 @@ def served(client: FakeClient) -> ServedModel:
 
 def submit(client: FakeClient, **fields: Any) -> dict[str, Any]:
     """What the engine is given for a body."""
-    request = GenerateRequest.model_validate_json(json.dumps(fields))
+    request = GenerateRequest.from_body(json.dumps(fields).encode())
     asyncio.run(native.submit(served(client), request, ANN))
     return client.submissions[-1]
 
@@ -248,6 +248,22 @@ def test_what_cannot_be_streamed(fields: dict[str, Any]) -> None:
 
 def test_python_callers_may_give_numbers_as_the_keys_of_biases() -> None:
     assert GenerateRequest(prompt="x", logit_bias={5: 1.5}).logit_bias == {"5": 1.5}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1]", b"5", b"null ,", b"\xff", b"[" * 100_000])
+def test_a_body_that_is_no_object(body: bytes) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        GenerateRequest.from_body(body)
+    assert caught.value.param == "body"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "-1E999"])
+@pytest.mark.parametrize("field", ["temperature", "logit_bias", "structured_outputs", "seed"])
+def test_what_json_has_no_numbers_for(number: str, field: str) -> None:
+    value = number if field in ("temperature", "seed") else f'{{"5": {number}}}'
+    with pytest.raises(InvalidRequestError, match="The body is not valid JSON") as caught:
+        GenerateRequest.from_body(f'{{"prompt": "x", "{field}": {value}}}'.encode())
+    assert caught.value.param == "body"
 
 
 def test_of_many_wrong_biases_few_are_told() -> None:

@@ -187,7 +187,7 @@ class TestTemplates:
     [
         ({"messages": None}, "body.messages"),
         ({"messages": "hi"}, "body.messages"),
-        ({"messages": ["hi"]}, "body.messages"),
+        ({"messages": ["hi"]}, "body.messages.0"),
         ({"messages": []}, "messages"),
         ({"messages": [{"content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
@@ -209,7 +209,7 @@ class TestTemplates:
         ({"messages": [{"role": "user", "content": "x", "nam": "y"}]}, "messages.0.nam"),
         (
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
-            "body.messages.0.tool_calls.0",
+            "body.messages.0.tool_calls.0.function",
         ),
         ({"messages": [{"role": "user", "content": "x" * 100}]}, "messages"),
         ({"max_tokens": 90}, "max_tokens"),

@@ -1,17 +1,25 @@
-"""Fields inside of messages, blocks, items and tools: the SDKs' types say which there are; each is read, harmless or
-refused, and what nobody knows is refused too."""
+"""Fields inside of messages, parts, blocks, items, calls and tools: the SDKs' types say which there are; each is read,
+harmless or refused, and what nobody knows is refused too."""
 
 from __future__ import annotations
 
 import anthropic.types
 import jsonschema
+import openai.types.chat
+import openai.types.completion_create_params
 import openai.types.responses
 import openai.types.shared_params
 import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
+from openai.types.chat import (
+    chat_completion_message_function_tool_call_param,
+    chat_completion_named_tool_choice_param,
+    completion_create_params,
+)
 from openai.types.responses import response_create_params, response_input_item_param, response_reasoning_item_param
+from openai.types.shared_params import response_format_json_schema
 
-from paged_backend.handlers.openai.protocol import blocks, input_items
+from paged_backend.handlers.openai.protocol import blocks, chat_objects, input_items
 from paged_backend.handlers.openai.protocol.anthropic import (
     CountTokensRequest,
     MessagesRequest,
@@ -20,7 +28,9 @@ from paged_backend.handlers.openai.protocol.anthropic import (
     Thinking,
     ToolChoice,
 )
-from paged_backend.handlers.openai.protocol.base import HARMLESS, RequestBody
+from paged_backend.handlers.openai.protocol.base import HARMLESS, RequestBody, StreamOptions
+from paged_backend.handlers.openai.protocol.chat import ChatRequest
+from paged_backend.handlers.openai.protocol.completions import CompletionRequest
 from paged_backend.handlers.openai.protocol.objects import ObjectKind
 from paged_backend.handlers.openai.protocol.responses import (
     ReasoningConfig,
@@ -29,10 +39,12 @@ from paged_backend.handlers.openai.protocol.responses import (
     TextConfig,
     TextFormat,
 )
+from paged_backend.handlers.openai.protocol.structured_outputs import FORMATS, JSON_SCHEMA
 
+CHAT, TOKENIZE = "/v1/chat/completions", "/tokenize"
 MESSAGES, COUNT, RESPONSES = "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"
 HELLO = {"role": "user", "content": "yo"}
-A, R = anthropic.types, openai.types.responses
+A, C, R, S = anthropic.types, openai.types.chat, openai.types.responses, openai.types.shared_params
 
 
 def names_of(kind):
@@ -84,7 +96,36 @@ def names_of(kind):
         (ResponsesStreamOptions, (response_create_params.StreamOptions,)),
         (TextConfig, (R.ResponseTextConfigParam,)),
         (TextFormat, (R.ResponseFormatTextJSONSchemaConfigParam,)),
-        (ReasoningConfig, (openai.types.shared_params.Reasoning,)),
+        (ReasoningConfig, (S.Reasoning,)),
+        (chat_objects.MESSAGES["system"], (C.ChatCompletionSystemMessageParam,)),
+        (chat_objects.MESSAGES["developer"], (C.ChatCompletionDeveloperMessageParam,)),
+        (chat_objects.MESSAGES["user"], (C.ChatCompletionUserMessageParam,)),
+        (
+            chat_objects.MESSAGES["assistant"],
+            (C.ChatCompletionAssistantMessageParam, C.ChatCompletionMessage, C.ParsedChatCompletionMessage),
+        ),
+        (chat_objects.MESSAGES["tool"], (C.ChatCompletionToolMessageParam,)),
+        (chat_objects.TEXT, (C.ChatCompletionContentPartTextParam,)),
+        (chat_objects.REFUSAL, (C.ChatCompletionContentPartRefusalParam,)),
+        (
+            chat_objects.CALL,
+            (C.ChatCompletionMessageFunctionToolCallParam, C.ChatCompletionMessageToolCall, C.ParsedFunctionToolCall),
+        ),
+        (
+            chat_objects.CALLED_FUNCTION,
+            (chat_completion_message_function_tool_call_param.Function, C.ParsedFunction),
+        ),
+        (chat_objects.TOOL, (C.ChatCompletionFunctionToolParam,)),
+        (chat_objects.FUNCTION, (S.FunctionDefinition,)),
+        (chat_objects.CHOICE, (C.ChatCompletionNamedToolChoiceParam,)),
+        (chat_objects.CHOSEN_FUNCTION, (chat_completion_named_tool_choice_param.Function,)),
+        (FORMATS["text"], (S.ResponseFormatText,)),
+        (FORMATS["json_object"], (S.ResponseFormatJSONObject,)),
+        (FORMATS["json_schema"], (S.ResponseFormatJSONSchema,)),
+        (JSON_SCHEMA, (response_format_json_schema.JSONSchema,)),
+        (StreamOptions, (C.ChatCompletionStreamOptionsParam,)),
+        (ChatRequest, (completion_create_params.CompletionCreateParamsBase,)),
+        (CompletionRequest, (openai.types.completion_create_params.CompletionCreateParamsBase,)),
     ],
     ids=lambda value: value[0].__name__ if isinstance(value, tuple) else "",
 )
@@ -106,7 +147,22 @@ def _in_input(**item):
     return RESPONSES, {"input": [{"role": "user", "content": "yo"}, item]}
 
 
+def _in_chat(role, path=CHAT, **fields):
+    return path, {"messages": [HELLO, {"role": role, **fields}]}
+
+
+def _in_call(**fields):
+    return _in_chat("assistant", tool_calls=[{"id": "1", "function": {"name": "f", "arguments": "{}"}, **fields}])
+
+
+def _in_format(**fields):
+    return CHAT, {"messages": [HELLO], "response_format": fields}
+
+
 def _in_tool(path, **fields):
+    if path == CHAT:
+        tool = {"type": "function", "function": {"name": "f"}, **fields}
+        return path, {"messages": [HELLO], "tools": [tool]}
     if path == RESPONSES:
         return path, {"input": "yo", "tools": [{"type": "function", "name": "f", **fields}]}
     tool = {"name": "f", "input_schema": {"type": "object"}, **fields}
@@ -130,6 +186,26 @@ def model(client):
 @pytest.mark.parametrize(
     ("asked", "param"),
     [
+        (_in_chat("user", content="x", foo=1), "messages.1.foo"),
+        (_in_chat("user", content="x", foo=[]), "messages.1.foo"),
+        (_in_chat("user", content="x", foo=1, path=TOKENIZE), "messages.1.foo"),
+        (_in_chat("user", content="x", reasoning="hm"), "messages.1.reasoning"),
+        (_in_chat("user", content="x", tool_call_id="1"), "messages.1.tool_call_id"),
+        (_in_chat("user", content=[{**TEXT, "foo": 1}]), "messages.1.content.0.foo"),
+        (_in_chat("user", content=[{"type": "refusal", "refusal": "no"}]), "messages.1.content.0.type"),
+        (_in_chat("tool", content=[{**TEXT, "foo": 1}]), "messages.1.content.0.foo"),
+        (_in_chat("assistant", content="x", audio={"id": "a"}), "messages.1.audio"),
+        (_in_chat("assistant", content="x", images=[{"url": "x"}]), "messages.1.images"),
+        (_in_chat("assistant", content="x", function_call={"name": "f"}), "messages.1.function_call"),
+        (_in_chat("assistant", refusal="no"), "messages.1.refusal"),
+        (_in_call(foo=1), "messages.1.tool_calls.0.foo"),
+        (_in_call(type="custom"), "messages.1.tool_calls.0.type"),
+        (_in_call(function={"name": "f", "foo": 1}), "messages.1.tool_calls.0.function.foo"),
+        (_in_tool(CHAT, foo=1), "tools.0.foo"),
+        (_in_tool(CHAT, type="custom"), "tools.0.type"),
+        (_in_tool(CHAT, function={"name": "f", "foo": 1}), "tools.0.function.foo"),
+        (_in_format(type="json_object", foo=1), "response_format.foo"),
+        (_in_format(type="json_schema", json_schema={"name": "a", "schema": {}, "f": 1}), "format.json_schema.f"),
         (_in_messages("user", **TEXT, foo=1), "messages.1.content.0.foo"),
         (_in_messages("user", **TEXT, cache_contrl={}), "messages.1.content.0.cache_contrl"),
         (_in_messages("user", **RESULT, foo=1), "messages.1.content.0.foo"),
@@ -177,14 +253,14 @@ def model(client):
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_not_served_is_refused_by_its_place(call, client, asked, param, stream):
     path, body = asked
-    if stream and path != COUNT:
+    if stream and path not in (COUNT, TOKENIZE):
         body = {**body, "stream": True}
     reply = call(path, body)
     assert reply.status == 400
     error = reply.json["error"]
     assert param in error["message"]
-    if path == RESPONSES:
-        assert error["param"].removeprefix("body.") == param
+    if path not in (MESSAGES, COUNT):
+        assert error["param"].removeprefix("body.").endswith(param)
     assert not client.submissions
 
 
@@ -195,6 +271,28 @@ LABELS = {"id": "x_1", "status": "completed"}
 @pytest.mark.parametrize(
     ("plain", "marked"),
     [
+        (
+            _in_chat("user", content=[TEXT]),
+            _in_chat("user", content=[{**TEXT, **HINT, "foo": None}], **HINT, foo=None, tool_calls=[], reasoning=None),
+        ),
+        (
+            _in_chat("assistant", content="x"),
+            _in_chat("assistant", content="x", annotations=[{}], parsed={"a": 1}, refusal="", images=[], audio=None),
+        ),
+        (
+            _in_chat("assistant", content="no"),
+            _in_chat("assistant", content=[{"type": "refusal", "refusal": "no"}], function_call=None),
+        ),
+        (
+            _in_chat("assistant", content="x"),
+            _in_chat("assistant", content="x", thinking_blocks=[{}], provider_specific_fields={"refusal": None}),
+        ),
+        (
+            _in_call(),
+            _in_call(index=0, type="function", function={"name": "f", "arguments": "{}", "parsed_arguments": {}}),
+        ),
+        (_in_tool(CHAT), _in_tool(CHAT, **HINT, function={"name": "f", "strict": False, "foo": None})),
+        ((CHAT, {"messages": [HELLO]}), _in_format(type="text", foo=None)),
         (_in_messages("user", **TEXT), _in_messages("user", **TEXT, **HINT, citations=[{"type": "char_location"}])),
         (_in_messages("user", **TEXT), _in_messages("user", **TEXT, parsed_output={"a": 1}, whatever=None)),
         (_in_messages("user", **RESULT), _in_messages("user", **RESULT, **HINT, is_error=False, toolset_name=None)),

@@ -226,7 +226,7 @@ def test_count_tokens_shows_the_tools_that_the_message_would(call, client):
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 5000}, "maximum context length"),
         ({"messages": []}, "messages must not be empty"),
-        ({"messages": ["x"]}, "messages must be a list of objects"),
+        ({"messages": ["x"]}, "messages.0 must be an object"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages.0.content.0.type"),

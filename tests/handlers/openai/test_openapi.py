@@ -19,7 +19,7 @@ from tests.handlers.openai.conftest import gate_of
 
 from .documented import check_documented, document, validator
 
-CHECKED_LATER = ("prompt", "messages", "input", "system", "tools", "tool_choice")
+CHECKED_LATER = ("prompt", "messages", "input", "system", "tools", "tool_choice", "response_format")
 """Fields whose types are checked beyond `parse_body`."""
 
 POSTS = [route for route in ROUTES if route.body is not None]

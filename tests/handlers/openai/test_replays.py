@@ -18,6 +18,7 @@ import pytest
 
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Bonn"}}</tool_call>'
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+FUNCTION = {"type": "function", "function": {"name": "weather", "description": "Says it.", "parameters": SCHEMA}}
 HELLO = {"role": "user", "content": "yo"}
 
 
@@ -46,9 +47,18 @@ def http_client(package, call):
 
 
 @pytest.fixture
-def responses(call):
-    http = http_client(httpx, call)
-    return openai.OpenAI(base_url="http://here/v1", api_key="none", http_client=http, max_retries=0).responses
+def api(call):
+    return openai.OpenAI(base_url="http://here/v1", api_key="none", http_client=http_client(httpx, call), max_retries=0)
+
+
+@pytest.fixture
+def responses(api):
+    return api.responses
+
+
+@pytest.fixture
+def chat(api):
+    return api.chat.completions
 
 
 @pytest.fixture
@@ -110,6 +120,36 @@ def test_openai_sends_back_what_it_has_parsed(responses, client):
         assert client.tokenizer.messages[-1] == {"role": "assistant", "content": client.text}
 
 
+def asked_chat(chat):
+    """The same message three ways."""
+    body = {"model": "tiny", "messages": [HELLO]}
+    yield chat.create(**body, tools=[FUNCTION]).choices[0].message
+    with chat.stream(**body, tools=[FUNCTION]) as stream:
+        yield stream.get_final_completion().choices[0].message
+    parsed = chat.parse(**body, tools=[openai.pydantic_function_tool(Weather, name="weather")]).choices[0].message
+    assert parsed.tool_calls[0].function.parsed_arguments.city == "Bonn"
+    yield parsed
+
+
+def test_openai_sends_its_chat_back(chat, client):
+    for message in asked_chat(chat):
+        (made,) = message.tool_calls
+        for turns in dumps([message]).values():
+            result = {"role": "tool", "tool_call_id": made.id, "content": [{"type": "text", "text": "sunny"}]}
+            chat.create(model="tiny", messages=[HELLO, *turns, result])
+            check_turns(client)
+            assert client.tokenizer.messages[-1] == {"role": "tool", "tool_call_id": made.id, "content": "sunny"}
+
+
+def test_openai_sends_back_the_chat_that_it_has_parsed(chat, client):
+    client.text = '{"city": "Bonn"}'
+    said = chat.parse(model="tiny", messages=[HELLO], response_format=Weather).choices[0].message
+    assert said.parsed.city == "Bonn"
+    for turns in dumps([said]).values():
+        chat.create(model="tiny", messages=[HELLO, *turns, HELLO])
+        assert client.tokenizer.messages[1] == {"role": "assistant", "content": client.text}
+
+
 def asked_anthropic(messages):
     """The same message three ways."""
     body = {"model": "tiny", "max_tokens": 500, "messages": [HELLO], "thinking": {"type": "adaptive"}}
@@ -163,16 +203,56 @@ def test_langchain_sends_its_messages_back(call, client, version):
 
 
 @pytest.mark.slow
-def test_litellm_sends_its_messages_back(call, client, monkeypatch):
+def test_langchain_sends_its_chat_back(call, client):
+    langchain_openai = pytest.importorskip("langchain_openai")
+    from langchain_core.messages import HumanMessage, ToolMessage
+
+    chat = langchain_openai.ChatOpenAI(
+        base_url="http://here/v1", api_key="none", model="tiny", http_client=http_client(httpx, call)
+    ).bind_tools([FUNCTION])
+    for said in (chat.invoke("yo"), functools.reduce(operator.add, chat.stream("yo"))):
+        (made,) = said.tool_calls
+        chat.invoke([HumanMessage("yo"), said, ToolMessage("sunny", tool_call_id=made["id"], name="weather")])
+        user, assistant, tool = client.tokenizer.messages
+        assert (user, assistant["content"], tool["content"]) == (HELLO, "So.", "sunny")  # it keeps no reasoning
+        assert assistant["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Bonn"}}
+
+
+@pytest.fixture
+def litellm(monkeypatch):
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or its import asks the network
-    litellm = pytest.importorskip("litellm")
+    return pytest.importorskip("litellm")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
+def test_litellm_sends_its_chat_back(call, client, api, litellm, provider):
+    from litellm.llms.custom_httpx.http_handler import HTTPHandler
+
+    http = api if provider == "openai" else HTTPHandler(client=http_client(httpx, call))
+    asked = {"model": f"{provider}/tiny", "api_base": "http://here/v1", "api_key": "none", "client": http}
+    asked["tools"] = [{**FUNCTION, "cache_control": {"type": "ephemeral"}}]
+    whole = litellm.completion(messages=[HELLO], **asked)
+    streamed = litellm.stream_chunk_builder(list(litellm.completion(messages=[HELLO], stream=True, **asked)))
+    for answer in (whole, streamed):
+        message = answer.choices[0].message
+        result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"}
+        for turn in (message, message.model_dump()):
+            litellm.completion(messages=[HELLO, turn, result], **asked)
+            user, assistant, tool = client.tokenizer.messages
+            assert (user, assistant["content"], tool["content"]) == (HELLO, "So.", "sunny")
+            assert assistant["reasoning_content"] == "hm"
+            assert assistant["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Bonn"}}
+
+
+@pytest.mark.slow
+def test_litellm_sends_its_messages_back(call, client, litellm):
     from litellm.llms.custom_httpx.http_handler import HTTPHandler
 
     http = HTTPHandler(client=http_client(httpx, call))
-    function = {"type": "function", "function": {"name": "weather", "description": "Says it.", "parameters": SCHEMA}}
     asked = {"model": "anthropic/tiny", "api_base": "http://here/v1/messages", "api_key": "none", "client": http}
     asked |= {
-        "tools": [function],
+        "tools": [FUNCTION],
         "max_tokens": 500,
         "thinking": {"type": "adaptive"},
         "allowed_openai_params": ["thinking"],

@@ -275,7 +275,7 @@ def test_a_long_input_is_truncated_where_asked(call, client):
         ({"previous_response_id": "resp_1"}, "previous_response_id", "keeps no responses"),
         ({"input": []}, "input", "empty"),
         ({"input": 3}, "body.input", "string or a list"),
-        ({"input": ["x"]}, "body.input", "list of objects"),
+        ({"input": ["x"]}, "body.input.0", "an object"),
         ({"input": [{"role": "wizard", "content": "x"}]}, "input.0.role", "wizard"),
         ({"input": [{"role": "user"}]}, "body.input.0.content", "string"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type", "input_image"),

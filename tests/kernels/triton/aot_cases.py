@@ -35,7 +35,8 @@ def all_cases() -> dict[str, AotCase]:
 
 
 def compiled(case: AotCase, capability: int) -> dict[str, Any]:
-    """The resources of a case on a card: registers of a thread, its bytes of stack, a program's bytes of shared memory.
+    """The resources of a case on a card: registers of a thread, its bytes of stack, a program's bytes of shared memory;
+    and the matrix unit's instructions, each with its generation and shape.
 
     A stack is where registers are spilled to.
     """
@@ -53,7 +54,12 @@ def compiled(case: AotCase, capability: int) -> dict[str, Any]:
         if case.signature.get(name, "").endswith(":16") or case.signature.get(name, "").startswith("*")
     }
     source = ASTSource(case.kernel, signature, dict(case.constexprs), attrs)
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": case.fp_fusion}
+    options = {
+        "num_warps": case.num_warps,
+        "num_stages": case.num_stages,
+        "maxnreg": case.maxnreg,
+        "enable_fp_fusion": case.fp_fusion,
+    }
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -61,13 +67,19 @@ def compiled(case: AotCase, capability: int) -> dict[str, Any]:
         tool = triton.knobs.nvidia.cuobjdump.path
         usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout).groups()  # type: ignore[union-attr]
-    return {"registers": int(registers), "stack": int(stack), "shared": kernel.metadata.shared}
+    found = re.findall(r"nvidia_mma<{versionMajor = (\d).*?instrShape = \[([\d, ]+)\]}>", kernel.asm["ttgir"])
+    return {
+        "registers": int(registers),
+        "stack": int(stack),
+        "shared": kernel.metadata.shared,
+        "products": sorted({f"{generation}: {shape}" for generation, shape in found}),
+    }
 
 
 def main() -> None:
     capability, names, cases = int(sys.argv[1]), sys.argv[2:], all_cases()
     for name in names or [name for name, case in cases.items() if not case.wide]:
-        if cases[name].min_capability <= capability:
+        if cases[name].is_for(capability):
             try:
                 result = compiled(cases[name], capability)
             except Exception as error:

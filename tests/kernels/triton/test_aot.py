@@ -51,7 +51,7 @@ def resources(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Resources]:
 
 
 def check(name: str, resources: Resources, capability: int) -> None:
-    if CASES[name].min_capability > capability:
+    if not CASES[name].is_for(capability):
         assert name not in resources
         return
     result = resources[name]
@@ -66,9 +66,35 @@ def test_compiles_without_spilling(name: str, capability: int, resources: dict[i
     check(name, resources[capability], capability)
 
 
+PAIRS = [
+    (name, name.replace("/decode-", "/prefill-"))
+    for name in CASES
+    if name.startswith("attention_aot/decode-") and name.endswith("-invariant")
+]
+
+
+def check_pair(decode: str, prefill: str, resources: dict[int, Resources]) -> None:
+    """Batch-invariant attention has the same bits in both: so both multiply by the same instructions."""
+    for capability, results in resources.items():
+        if CASES[decode].is_for(capability):
+            products = results[decode]["products"]
+            assert products == results[prefill]["products"]
+            assert CASES[decode].constexprs["BLOCK_N"] == CASES[prefill].constexprs["BLOCK_N"]
+            assert products or "fp32" in decode
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not CASES[pair[0]].wide], ids=lambda pair: pair[0])
+def test_batch_invariant_attention_multiplies_alike(pair: tuple[str, str], resources: dict[int, Resources]) -> None:
+    check_pair(*pair, resources)
+
+
 @pytest.mark.slow
 def test_the_wide_sweep_compiles_without_spilling(tmp_path: Path) -> None:
     names = [name for name, case in CASES.items() if case.wide]
-    for capability, resources in compile_all(names, tmp_path).items() if names else ():
+    resources = compile_all(names, tmp_path) if names else {}
+    for capability, results in resources.items():
         for name in names:
-            check(name, resources, capability)
+            check(name, results, capability)
+    for pair in PAIRS:
+        if pair[0] in names:
+            check_pair(*pair, resources)

@@ -51,7 +51,7 @@ def test_against_float64(
     kernels, layer, weight = packed(name, num_outputs, num_inputs, dtype, device, bias=bias)
     x = torch.randn(num_rows, num_inputs, device=device).to(dtype)
     residual = torch.randn(num_rows, num_outputs, device=device).to(dtype)
-    out = kernels.linear(x, layer, residual=residual)
+    out = kernels.linear(x, layer, residual=residual.clone())
     assert out.dtype == dtype and out.shape == (num_rows, num_outputs)
     bias = bias.to(device).double()
     sums = x.double() @ weight.T + bias
@@ -132,9 +132,9 @@ def test_rows_apart(device: torch.device) -> None:
     for name in ("library", "float", "int8/row"):
         kernels, layer, _ = packed(name, 20, 64, torch.float32, device)
         expected = kernels.linear(wide[:, 3:67].contiguous(), layer, residual=wide[:, :20].contiguous())
-        assert torch.equal(kernels.linear(wide[:, 3:67], layer, residual=wide[:, :20]), expected)
+        assert torch.equal(kernels.linear(wide[:, 3:67], layer, residual=wide.clone()[:, :20]), expected)
         turned = wide[:, 3:67].T.contiguous().T
-        assert torch.equal(kernels.linear(turned, layer, residual=wide[:, :20]), expected)
+        assert torch.equal(kernels.linear(turned, layer, residual=wide.clone()[:, :20]), expected)
 
 
 @weights

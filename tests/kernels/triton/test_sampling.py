@@ -20,14 +20,20 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels.reference.random_bits import uniform
 from paged_backend.kernels.reference.sampling import sample as sample_reference
 from paged_backend.kernels.sampling_batch import LogitChanges, SampledBatch, SamplingBatch
+from paged_backend.kernels.triton.sampling.aot import aot_cases
 from paged_backend.kernels.triton.sampling.arithmetic import random_word, share_of
+from paged_backend.kernels.triton.sampling.blocks import blocks_kernel
 from paged_backend.kernels.triton.sampling.launch import launch
+from paged_backend.kernels.triton.sampling.likely import COUNTS
 from paged_backend.kernels.triton.sampling.resident import ResidentSampler, is_plain
 from paged_backend.kernels.triton.sampling.tables import Filters
+from paged_backend.kernels.triton.sampling.warm_up import warm_up
 from tests.kernels.sampling_case import TRITON, check_draws, make_batch, row_of
 from tests.kernels.test_token_masks import pack
 
 sample = TRITON["triton"]
+Kernel: Any = type(blocks_kernel)
+"""Of a card, or of the interpreter."""
 VOCAB_SIZE = 5003
 """Three blocks, the last of them in part."""
 
@@ -260,17 +266,37 @@ def test_a_launch_reads_nothing(device: torch.device, monkeypatch: pytest.Monkey
         num_logprobs=[2, -1, 400, 0],
         changes={0: LogitChanges(logit_bias={3: 1.0}), 2: LogitChanges(presence_penalty=1.0, output_token_ids=[1])},
     )
-    run = triton.runtime.interpreter.InterpretedFunction.run
+    run = Kernel.run
 
     def run_apart(*args: Any, **kwargs: Any) -> Any:
         with torch.utils._python_dispatch._disable_current_modes():
             return run(*args, **kwargs)
 
-    monkeypatch.setattr(triton.runtime.interpreter.InterpretedFunction, "run", run_apart)
+    monkeypatch.setattr(Kernel, "run", run_apart)
     with NoReading():
         samples = launch(logits, batch)
     assert samples.token_ids.device == logits.device
     assert samples.token_ids.tolist() == samples.read().token_ids
+
+
+def test_what_is_compiled_ahead_is_what_is_launched(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a start launches each of them once."""
+    launched = set()
+    run = Kernel.run
+
+    def run_noted(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        constants = {name: value for name, value in kwargs.items() if name in ("COUNT", "BEST", "MASS")}
+        launched.add((kernel.fn.__name__, kwargs["num_warps"], *sorted(constants.items())))
+        return run(kernel, *args, **kwargs)
+
+    monkeypatch.setattr(Kernel, "run", run_noted)
+    warm_up(COUNTS[-1] + 1, device)
+    sizes = {"BLOCKS", "GROUPS"}
+    compiled = {
+        (case.kernel.fn.__name__, case.num_warps, *sorted((k, v) for k, v in case.constexprs.items() if k not in sizes))
+        for case in aot_cases()
+    }
+    assert launched == compiled
 
 
 def test_vocabularies_that_are_too_large() -> None:

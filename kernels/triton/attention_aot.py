@@ -1,0 +1,147 @@
+"""What the attention kernels are compiled as: their launches, by the tables of `attention_config`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+from typing import Any
+
+import torch
+
+from paged_backend.kernels.cache_layout import CACHE_DTYPES, LARGEST_NUMBERS
+from paged_backend.kernels.triton.aot import TRITON_TYPES, AotCase
+from paged_backend.kernels.triton.attention_config import HOPPER, attention_config, padded_head_size
+from paged_backend.kernels.triton.decode_attention import (
+    DECODE_HEADS,
+    MERGE_UNROLLED,
+    MERGE_WARPS,
+    SPLIT_UNIT,
+    decode_splits_kernel,
+    merge_splits_kernel,
+)
+from paged_backend.kernels.triton.prefill_attention import prefill_kernel
+
+_GENERATIONS = {"ampere": (80, HOPPER - 1), "hopper": (HOPPER, None)}
+"""The capability from which on, and up to which, a table is used."""
+
+_USUAL = {
+    ("bf16-bfloat16-128", "ampere", False),
+    ("bf16-bfloat16-128", "ampere", True),
+    ("bf16-bfloat16-128", "hopper", False),
+    ("bf16-bfloat16-128", "hopper", True),
+    ("bf16-fp8_e4m3-128", "hopper", False),
+    ("fp32-float32-64", "hopper", True),
+}
+"""Queries, caches and head sizes, cards, and batch-invariant or not, that every run of the tests compiles; the others
+are the wide sweep, all with a window and a cap, which make them largest."""
+
+
+def aot_cases() -> Iterable[AotCase]:
+    """Decode and prefill of every kind of queries and caches and every padded head size, for each generation of cards;
+    and the merge. float16 is to the compiler what bfloat16 is. fp8 has no card here that has it and the older table;
+    int8 takes its place."""
+    for dtype, caches in (
+        (torch.bfloat16, ("bfloat16", "int8", "fp8_e4m3")),
+        (torch.float16, ("float16",)),
+        (torch.float32, ("float32", "bfloat16", "int8")),
+    ):
+        for cache_dtype, head_size, generation in product(caches, (64, 80, 128, 256), _GENERATIONS):
+            if (cache_dtype, generation) == ("fp8_e4m3", "ampere"):
+                continue
+            for batch_invariant in (False, True):
+                yield _decode(dtype, cache_dtype, head_size, generation, batch_invariant)
+                yield _prefill(dtype, cache_dtype, head_size, generation, batch_invariant)
+    for head_size in (128, 256):
+        yield _merge(head_size)
+
+
+def _decode(dtype: torch.dtype, cache_dtype: str, head_size: int, generation: str, batch_invariant: bool) -> AotCase:
+    config, common = _common(dtype, cache_dtype, head_size, generation, batch_invariant)
+    signature = {"states": "*fp32", "split_outs": "*fp32", "num_programs": "i32", "max_splits": "i32"}
+    constexprs = {"SPLIT_UNIT": SPLIT_UNIT, "HEADS": DECODE_HEADS, "BLOCK_M": config.decode_rows}
+    return AotCase(
+        name=f"decode-{common.pop('name')}",
+        kernel=decode_splits_kernel,
+        signature=common.pop("signature") | signature,
+        constexprs=common.pop("constexprs") | constexprs,
+        num_warps=config.decode_warps,
+        num_stages=config.decode_stages,
+        maxnreg=config.decode_registers,
+        **common,
+    )
+
+
+def _prefill(dtype: torch.dtype, cache_dtype: str, head_size: int, generation: str, batch_invariant: bool) -> AotCase:
+    config, common = _common(dtype, cache_dtype, head_size, generation, batch_invariant)
+    constexprs = {"SPLIT_UNIT": SPLIT_UNIT * batch_invariant, "HEADS": 4, "BLOCK_M": config.prefill_rows}
+    return AotCase(
+        name=f"prefill-{common.pop('name')}",
+        kernel=prefill_kernel,
+        signature=common.pop("signature") | {"num_sequences": "i32"},
+        constexprs=common.pop("constexprs") | constexprs,
+        num_warps=config.prefill_warps,
+        num_stages=config.prefill_stages,
+        maxnreg=config.prefill_registers,
+        **common,
+    )
+
+
+def _common(
+    dtype: torch.dtype, cache_dtype: str, head_size: int, generation: str, batch_invariant: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The configuration, and what decode and prefill have alike."""
+    scaled = cache_dtype in LARGEST_NUMBERS
+    oldest, newest = _GENERATIONS[generation]
+    config = attention_config(dtype, head_size, oldest, in_8_bits=scaled, batch_invariant=batch_invariant)
+    kind = f"{TRITON_TYPES[dtype]}-{cache_dtype}-{head_size}"
+    wide = (kind, generation, batch_invariant) not in _USUAL
+    rows, numbers = f"*{TRITON_TYPES[dtype]}", f"*{TRITON_TYPES[CACHE_DTYPES[cache_dtype]]}"
+    scales = ("key_scales", "value_scales")
+    signature = {
+        **dict.fromkeys(("query", "out"), rows),
+        **dict.fromkeys(("keys", "values"), numbers),
+        **dict.fromkeys(scales if scaled else (), "*fp32"),
+        **dict.fromkeys(("block_tables", "query_start", "context_lens"), "*i32"),
+        **dict.fromkeys(("query_stride", "block_stride"), "i32:16"),
+        **dict.fromkeys(("table_stride", "scales_stride", "group_size", "num_kv_heads", "sliding_window"), "i32"),
+        **dict.fromkeys(("score_scale", "exponent_scale", "soft_cap"), "fp32"),
+    }
+    constexprs: dict[str, Any] = {
+        **dict.fromkeys(() if scaled else scales),
+        "WINDOWED": wide,
+        "CAPPED": wide,
+        "BLOCK_SIZE": 16,
+        "HEAD_SIZE": head_size,
+        "BLOCK_N": config.block_n,
+        "BLOCK_D": padded_head_size(head_size),
+    }
+    suffix = "-invariant" if batch_invariant else ""
+    return config, {
+        "name": f"{kind}-{generation}{suffix}",
+        "signature": signature,
+        "constexprs": constexprs,
+        "fp_fusion": False,
+        "min_capability": oldest,
+        "max_capability": newest,
+        "wide": wide,
+    }
+
+
+def _merge(head_size: int) -> AotCase:
+    tensors = {"out": "*bf16", "states": "*fp32", "split_outs": "*fp32", "query_start": "*i32", "context_lens": "*i32"}
+    numbers = dict.fromkeys(("group_size", "num_kv_heads", "max_splits", "sliding_window"), "i32")
+    return AotCase(
+        name=f"merge-{head_size}",
+        kernel=merge_splits_kernel,
+        signature=tensors | numbers | {"exponent_scale": "fp32"},
+        constexprs={
+            "SPLIT_UNIT": SPLIT_UNIT,
+            "HEAD_SIZE": head_size,
+            "HEADS": DECODE_HEADS,
+            "BLOCK_D": padded_head_size(head_size),
+            "UNROLLED": MERGE_UNROLLED,
+        },
+        num_warps=MERGE_WARPS,
+        fp_fusion=False,
+        wide=head_size != 128,
+    )

@@ -1,0 +1,131 @@
+"""What the attention kernels are launched with: tables, by the card's generation, the queries' dtype and the head size.
+
+Nothing here depends on a step. The tile of keys is one for decode and prefill: it is what a row's bits depend on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import MappingProxyType
+
+import torch
+import triton
+
+from paged_backend.kernels.cache_layout import CACHE_DTYPES, LARGEST_NUMBERS
+
+HOPPER = 90
+"""Compute capability, as 10 * major + minor, from which a matrix product is that of four warps together (wgmma)."""
+
+
+FP8 = 89
+"""Compute capability from which fp8 is converted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionConfig:
+    """Sizes of programs.
+
+    Attributes:
+        block_n: keys in a tile.
+        decode_rows: rows of a decode's tile, where 16 or fewer are used.
+        decode_warps, decode_stages: of a decode program.
+        prefill_rows: query heads times positions of a prefill's tile.
+        prefill_warps, prefill_stages: of a prefill program.
+        decode_registers, prefill_registers: that a thread may have; None for what the assembler likes: so many that
+            three programs of 4 warps fit side by side (168) where it can, even if it has to spill some.
+    """
+
+    block_n: int
+    decode_rows: int = 16
+    decode_warps: int = 4
+    decode_stages: int = 5
+    prefill_rows: int
+    prefill_warps: int = 8
+    prefill_stages: int = 3
+    decode_registers: int | None = 255
+    prefill_registers: int = 255
+
+
+# By the padded head size. Stages: loads of keys wait for the block table's, so five stages hold two tiles.
+_AMPERE: Mapping[int, AttentionConfig] = MappingProxyType(
+    {
+        64: AttentionConfig(block_n=64, prefill_rows=128, decode_registers=None),
+        128: AttentionConfig(block_n=32, prefill_rows=64, decode_registers=None),
+        256: AttentionConfig(block_n=32, prefill_rows=32),
+    }
+)
+# What becomes of 8 bits takes registers.
+_AMPERE_8_BITS: Mapping[int, AttentionConfig] = MappingProxyType(
+    {
+        64: AttentionConfig(block_n=32, prefill_rows=64),
+        128: AttentionConfig(block_n=32, prefill_rows=32),
+        256: AttentionConfig(block_n=32, prefill_rows=32),
+    }
+)
+_HOPPER: Mapping[int, AttentionConfig] = MappingProxyType(
+    {
+        64: AttentionConfig(block_n=64, prefill_rows=128, decode_registers=None),
+        128: AttentionConfig(block_n=64, prefill_rows=128, decode_registers=None),
+        256: AttentionConfig(block_n=32, prefill_rows=64),
+    }
+)
+# float32 has no matrix unit, and what it multiplies is held in registers.
+_FLOAT32: Mapping[int, AttentionConfig] = MappingProxyType(
+    {
+        64: AttentionConfig(block_n=16, decode_warps=8, decode_stages=3, prefill_rows=32),
+        128: AttentionConfig(block_n=16, decode_warps=8, decode_stages=3, prefill_rows=32),
+        256: AttentionConfig(block_n=16, decode_warps=8, decode_stages=3, prefill_rows=16),
+    }
+)
+
+
+def padded_head_size(head_size: int) -> int:
+    """Columns of the tiles of a head size of at most 256."""
+    size: int = triton.next_power_of_2(head_size)
+    return max(size, 16)
+
+
+def attention_config(
+    dtype: torch.dtype, head_size: int, capability: int, *, in_8_bits: bool, batch_invariant: bool
+) -> AttentionConfig:
+    """The configuration of a head size of at most 256.
+
+    Args:
+        dtype: of the queries.
+        capability: of the card, as 10 * major + minor.
+        in_8_bits: whether the cache is.
+        batch_invariant: see `paged_attention`.
+    """
+    size = max(padded_head_size(head_size), 64)
+    if dtype == torch.float32:
+        return _FLOAT32[size]
+    if capability < HOPPER:
+        return (_AMPERE_8_BITS if in_8_bits else _AMPERE)[size]
+    config = _HOPPER[size]
+    if in_8_bits or batch_invariant:
+        config = replace(config, decode_registers=255)
+    if not batch_invariant:
+        return config
+    # Both must multiply by the same instruction. A prefill's is wgmma, which wants 64 rows: so does a decode's, then;
+    # but where that spills, both have mma, as on older cards.
+    if size == 256:
+        return replace(config, prefill_rows=32) if in_8_bits else replace(config, decode_rows=64, decode_warps=8)
+    return replace(config, decode_rows=64)
+
+
+def served_cache_dtypes(dtype: torch.dtype, capability: int) -> tuple[str, ...]:
+    """What a cache may be held in, beside queries of a dtype: the same first; any, for float32."""
+    own = str(dtype).removeprefix("torch.")
+    others = [name for name in CACHE_DTYPES if name != own and (dtype == torch.float32 or name in LARGEST_NUMBERS)]
+    return (own, *(name for name in others if name != "fp8_e4m3" or capability >= FP8))
+
+
+@lru_cache
+def device_capability(device: torch.device) -> int:
+    """Of a CUDA device, as 10 * major + minor. The interpreter's CPU counts as a Hopper card."""
+    if device.type != "cuda":
+        return HOPPER
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
