@@ -78,7 +78,6 @@ class LinearWeight(Protocol):
         ...
 
 
-<<<<<<< HEAD
 class Collective(Protocol):
     """What several processes compute together, each of rows of its own, in the middle of a step.
 
@@ -93,7 +92,9 @@ class Collective(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """float [rows, width] to [rows, num_outputs(width)] of the same dtype and device, on the device's stream; x is
         left as it is, and its columns are contiguous. The same numbers in every process."""
-=======
+        ...
+
+
 class ExpertWeights(Protocol):
     """The experts of a mixture as `Kernels.pack_experts` made them; for the same implementation's `experts` alone."""
 
@@ -110,7 +111,6 @@ class ExpertWeights(Protocol):
     @property
     def num_bytes(self) -> int:
         """Memory that it holds, weights and scales."""
->>>>>>> 8f469f6ddff633468180a4185e3c26fd580f78cc
         ...
 
 

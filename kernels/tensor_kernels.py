@@ -11,11 +11,15 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
-<<<<<<< HEAD
-from paged_backend.kernels.interface import Collective, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
-=======
-from paged_backend.kernels.interface import ExpertWeights, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
->>>>>>> 8f469f6ddff633468180a4185e3c26fd580f78cc
+from paged_backend.kernels.interface import (
+    Collective,
+    ExpertWeights,
+    Kernels,
+    LinearWeight,
+    OperationChoice,
+    Rows,
+    StepInputs,
+)
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 from paged_backend.kernels.tensor_operations import TensorExperts, TensorLinear, TensorOperations

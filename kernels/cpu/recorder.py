@@ -23,26 +23,7 @@ CPU_CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 """What the C++ kernels read and write; there, the fastest conversion from fp8 is a table."""
 
 
-<<<<<<< HEAD
-class Recorder:
-=======
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """Rows that do not exist yet: what a recorded operation will give.
-
-    Attributes:
-        recorder: who made it.
-        number: of the program's buffer.
-        width: numbers in a row.
-    """
-
-    recorder: Recorder
-    number: int
-    width: int
-
-
 class Recorder(NoExperts):
->>>>>>> 8f469f6ddff633468180a4185e3c26fd580f78cc
     """`Kernels` whose operations write themselves down. Rows are buffers; inputs are `inputs`, and hold no tokens.
 
     A buffer may be used by any number of operations: memory is used again only when nobody needs what is in it.

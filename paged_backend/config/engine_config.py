@@ -244,16 +244,11 @@ class ExecutorConfig:
             (NVIDIA GPUs).
         batch_invariant: on a GPU, multiply float and fp8 weights by our own kernel too, so that a request's tokens and
             logprobs are the same to the bit whatever is computed beside it; cuBLAS, which is used otherwise, is faster.
-<<<<<<< HEAD
-            On a CPU, and with quantized weights, that is so anyway.
+            On a CPU, and with int8 and int4 weights, that is so anyway.
         num_threads: CPU threads for kernels; None means the physical cores that the process may use. With
             tensor_parallel_size they are each rank's; None divides the cores.
         tensor_parallel_size: processes that divide the model among them, each on a GPU of its own, or all on the CPU:
             heads, the feed-forward's width and the vocabulary. Not together with kv_offloading_dir.
-=======
-            On a CPU, and with int8 and int4 weights, that is so anyway.
-        num_threads: CPU threads for kernels; None means the physical cores that the process may use.
->>>>>>> 8f469f6ddff633468180a4185e3c26fd580f78cc
     """
 
     device: str = "auto"

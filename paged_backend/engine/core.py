@@ -151,8 +151,7 @@ class EngineCore:
             logger.exception("a step failed; its requests end, the others go on")
             return self._fail_step()
         self._num_steps += 1
-        now_s = time.monotonic()
-        self.pace.note_step(plan.num_tokens, now_s - started_s, now_s)
+        self.pace.note_step(plan.num_tokens, (now_s := time.monotonic()) - started_s, now_s)
         self._metrics.iteration_tokens.observe(plan.num_tokens)
         owners = self._scheduler.commit(result)
         failed = self._take_scores(plan, result) if plan.scoring else []

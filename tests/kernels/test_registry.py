@@ -24,11 +24,7 @@ def implementations(kernels: Kernels) -> set[str]:
 
 def test_operations_are_the_protocol() -> None:
     methods = [name for name in vars(Kernels) if not name.startswith("_")]
-<<<<<<< HEAD
-    others = {"report", "token_major_keys", "cache_dtypes", "pack_linear", "collective", "compile"}
-=======
-    others = {"report", "token_major_keys", "cache_dtypes", "pack_linear", "pack_experts", "compile"}
->>>>>>> 8f469f6ddff633468180a4185e3c26fd580f78cc
+    others = {"report", "token_major_keys", "cache_dtypes", "pack_linear", "pack_experts", "collective", "compile"}
     assert set(methods) - others == set(OPERATIONS)
     assert all(callable(getattr(ReferenceKernels, name)) for name in OPERATIONS)
 

@@ -21,6 +21,7 @@ from tests.tiny_models import make_tiny_model
 
 TOKENS = [3 * i % 317 + 2 for i in range(21)]
 CHUNKS = (13, 7, 1)
+THREE = {"num_attention_heads": 6, "num_key_value_heads": 3}
 BIASES = {"attention_bias": True, "mlp_bias": True}
 WIDE = {"hidden_size": 128, "intermediate_size": 256}
 """Whose halves are whole groups of 64."""
@@ -108,7 +109,7 @@ def test_each_rank_holds_its_part_alone(tmp_path: Path) -> None:
         (
             "llama",
             2,
-            {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3},
+            {"hidden_size": 96, **THREE},
             None,
             "3 key/value heads",
         ),
