@@ -151,7 +151,8 @@ class EngineCore:
             logger.exception("a step failed; its requests end, the others go on")
             return self._fail_step()
         self._num_steps += 1
-        self.pace.note_step(plan.num_tokens, (now_s := time.monotonic()) - started_s, now_s)
+        now_s = time.monotonic()
+        self.pace.note_step(plan.num_tokens, now_s - started_s, now_s)
         self._metrics.iteration_tokens.observe(plan.num_tokens)
         owners = self._scheduler.commit(result)
         failed = self._take_scores(plan, result) if plan.scoring else []
@@ -435,9 +436,8 @@ class EngineCore:
 
 def _new_manager(config: EngineConfig, executor: Executor, metrics: EngineMetrics) -> KVCacheManager:
     transfer, observability = executor.transfer, config.observability
-    watch = None
-    if observability.kv_cache_metrics:
-        watch = BlockWatch(observability.kv_cache_metrics_sample, metrics.observe_block)
+    sample = observability.kv_cache_metrics_sample
+    watch = BlockWatch(sample, metrics.observe_block) if observability.kv_cache_metrics else None
     disk = None if transfer is None else transfer.disk
     return KVCacheManager(
         executor.num_blocks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class RankExchange:
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
-        self._group: torch.distributed.Backend | None = None
+        self._group: Any = None  # torch's types of these do not say what they can do
 
     def connect(self, meeting: Path, device: torch.device) -> None:
         """Waits for the other ranks.
@@ -32,8 +33,9 @@ class RankExchange:
         Args:
             meeting: a file that all of them name, and nobody else can reach.
         """
-        from torch import distributed
+        from torch import distributed as _distributed
 
+        distributed: Any = _distributed
         store = distributed.FileStore(str(meeting), self.size)
         if device.type == "cuda":
             options = distributed.ProcessGroupNCCL.Options()
@@ -65,7 +67,7 @@ class RankExchange:
         return out
 
     @property
-    def _ready(self) -> torch.distributed.Backend:
+    def _ready(self) -> Any:
         if self._group is None:
             raise RuntimeError("the ranks are not connected")
         return self._group

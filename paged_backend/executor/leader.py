@@ -69,7 +69,7 @@ class Leader(Ranks):
 
     def agree(self, num_blocks: int) -> int:
         """See `Ranks`."""
-        agreed = min(num_blocks, *(self._receive(child) for child in self._children))
+        agreed: int = min(num_blocks, *(self._receive(child) for child in self._children))
         for child in self._children:
             self._send(child, agreed)
         return agreed

@@ -43,10 +43,9 @@ class StepWork:
         moves, block_copies, arrays = pickle.loads(data)
         inputs = None
         if arrays is not None:
-            inputs = StepInputs(
-                **{
-                    name: value if value is None or isinstance(value, int) else torch.from_numpy(value)
-                    for name, value in arrays.items()
-                }
-            )
+            values: dict[str, Any] = {
+                name: value if value is None or isinstance(value, int) else torch.from_numpy(value)
+                for name, value in arrays.items()
+            }
+            inputs = StepInputs(**values)
         return cls(Transfers(swap_outs=moves[0], swap_ins=moves[1]), block_copies, inputs)

@@ -250,7 +250,7 @@ class _Builder:
             rows: for each part, which of its outputs are wanted; None for all.
         """
         rows = tuple(map(range, outputs)) if rows is None else rows
-        parts = [(part,) for part in rows]
+        parts: list[tuple[range, ...]] = [(part,) for part in rows]
         if len(names) == 1:
             outputs, parts = (sum(outputs),), [places(rows, outputs)]
         weights, biases = [], []
