@@ -89,11 +89,11 @@ class TensorKernels:
         """See `Kernels.experts`."""
         if not isinstance(weights, self._operations.experts_type):
             raise KernelError(f"weights must be of these kernels' pack_experts, got {type(weights).__name__}.")
-        self._check_rows("x", x, None, weights.num_inputs)
-        self._check_rows("router_logits", router_logits, x.shape[0], weights.num_experts)
+        x = self._rows("x", x, None, weights.num_inputs)
+        router_logits = self._rows("router_logits", router_logits, x.shape[0], weights.num_experts)
         checks.check_experts(weights, num_experts_per_tok, activation)
         if residual is not None:
-            self._check_rows("residual", residual, x.shape[0], weights.num_inputs)
+            residual = self._rows("residual", residual, x.shape[0], weights.num_inputs)
         if weights.device != x.device:
             raise KernelError(f"weights must be on the device of x, {x.device}, got {weights.device}.")
         checks.check_devices(("x", x), ("router_logits", router_logits), ("residual", residual))

@@ -14,7 +14,7 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.triton.aot import AotCase
-from paged_backend.kernels.triton.finish import finish
+from paged_backend.kernels.triton.finish import Unfinished
 from paged_backend.kernels.triton.linear_weight import Format, TritonLinear, pack_linear
 from paged_backend.kernels.triton.matmul import TILES, Tile, tile_for
 from paged_backend.kernels.triton.products import finished, sum_products
@@ -107,9 +107,8 @@ def experts(
 ) -> Tensor:
     """See `Kernels.experts`. Each expert's part of the result is rounded to the dtype of x before they are added."""
     num_tokens = len(x)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if num_tokens == 0:
-        return out
+        return torch.empty_like(x)
     num_pairs = num_tokens * num_experts_per_tok
     # For as many as each expert gets if all get equally many.
     tile = tile_for(weights.inner.layer, x.dtype, num_pairs // weights.num_experts)
@@ -118,8 +117,7 @@ def experts(
     rows = x if x.stride(1) == 1 else x.contiguous()
     wide = _product(rows, weights.inner, tile, routing, num_pairs, activation, None)
     parts = _product(wide, weights.outer, tile, routing, num_pairs, None, routing.weights)
-    finish(parts.view(num_experts_per_tok, num_tokens, -1), out, None, None, None, False, None, residual)
-    return out
+    return Unfinished(parts.view(num_experts_per_tok, num_tokens, -1), x.dtype, residual=residual).rows
 
 
 def _product(
@@ -228,7 +226,8 @@ def experts_kernel(
 
 def aot_cases() -> Iterable[AotCase]:
     """Both products of a layer of Qwen3-30B-A3B's kind, in each format and tile."""
-    for format, block_k, group_size in (("float", 64, 0), ("int8", 64, 0), ("int4", 128, 64)):
+    formats: tuple[tuple[Format, int, int], ...] = (("float", 64, 0), ("int8", 64, 0), ("int4", 128, 64))
+    for format, block_k, group_size in formats:
         for dtype in ("bf16", "fp16"):
             for tile in TILES[format]:
                 for gated in (True, False):
