@@ -205,8 +205,7 @@ class TensorKernels:
 
     def collective(self, x: Rows, operation: Collective) -> Tensor:
         """See `Kernels.collective`."""
-        self._check_rows("x", x)
-        return operation(x)
+        return operation(self._rows("x", x))
 
     def copy_blocks(self, storage: Tensor, pairs: Tensor) -> None:
         """See `Kernels.copy_blocks`."""
