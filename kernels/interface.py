@@ -24,7 +24,7 @@ from torch import Tensor
 
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.quantized_weight import QuantizedWeight
-from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+from paged_backend.kernels.sampling_batch import LaunchedSamples, SampledBatch, SamplingBatch
 
 Rows = Any
 """[rows, width] of activations, as an implementation holds them: a tensor, or the number of a buffer."""
@@ -357,6 +357,15 @@ class Kernels(Protocol):
         Args:
             logits: float32 [R, V], any row stride; not changed.
             batch: the parameters of the R rows.
+        """
+        ...
+
+    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
+        """`sample`, whose result is read later, where the device computes by itself: nothing here waits for it.
+
+        Args:
+            logits: see `sample`; read when the device gets there.
+            batch: see `sample`; not looked at any more once this returns.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -105,6 +105,35 @@ class SampledBatch:
     ranks: list[int] = field(default_factory=list)
     top: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     scores: list[float] = field(default_factory=list)
+
+
+class LaunchedSamples(Protocol):
+    """Tokens that are drawn, or will have been by the time that the device gets there."""
+
+    @property
+    def token_ids(self) -> Tensor:
+        """int64 [N], where the logits were, in the order of `SampledBatch.token_ids`: for what is ordered after it."""
+        ...
+
+    def read(self) -> SampledBatch:
+        """All of it, once it is there: waits for the device, if need be."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSamples:
+    """`LaunchedSamples` of an implementation that draws at once, on the CPU."""
+
+    sampled: SampledBatch
+
+    @property
+    def token_ids(self) -> Tensor:
+        """See `LaunchedSamples`."""
+        return torch.tensor(self.sampled.token_ids, dtype=torch.int64)
+
+    def read(self) -> SampledBatch:
+        """See `LaunchedSamples`."""
+        return self.sampled
 
 
 def check_logits(logits: Tensor) -> None:

@@ -21,7 +21,7 @@ from paged_backend.kernels.interface import (
     StepInputs,
 )
 from paged_backend.kernels.quantized_weight import QuantizedWeight
-from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+from paged_backend.kernels.sampling_batch import LaunchedSamples, ReadSamples, SampledBatch, SamplingBatch
 from paged_backend.kernels.tensor_operations import TensorExperts, TensorLinear, TensorOperations
 from paged_backend.kernels.tensors import check_tensor, describe
 
@@ -215,6 +215,10 @@ class TensorKernels:
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         """See `Kernels.sample`."""
         return self._operations.sample(logits, batch)
+
+    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
+        """See `Kernels.launch_sample`. Draws at once."""
+        return ReadSamples(self.sample(logits, batch))
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time."""

@@ -76,6 +76,7 @@ class EmptyExecutor:
     layer_groups = (LayerGroup(0, BLOCK_SIZE, max_model_len),)
     eos_token_ids = frozenset({2})
     transfer = None
+    async_scheduling = False
     default_sampling_params: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, num_seqs: int, num_tokens: int, vocab_size: int, clocks: Clocks) -> None:

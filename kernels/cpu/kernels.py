@@ -33,7 +33,7 @@ from paged_backend.kernels.interface import (
     StepInputs,
 )
 from paged_backend.kernels.quantized_weight import QuantizedWeight
-from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
+from paged_backend.kernels.sampling_batch import LaunchedSamples, ReadSamples, SampledBatch, SamplingBatch
 from paged_backend.kernels.tensors import check_tensor, describe
 
 
@@ -175,6 +175,10 @@ class CpuKernels(NoExperts):
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         """See `Kernels.sample`."""
         return sample(self._runtime, logits, batch)
+
+    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
+        """See `Kernels.launch_sample`. Draws at once."""
+        return ReadSamples(self.sample(logits, batch))
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> CompiledStep | SegmentedStep:
         """See `Kernels.compile`. Calls the step once, to record it."""

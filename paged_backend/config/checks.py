@@ -52,6 +52,14 @@ def texts(name: str, value: object) -> tuple[str, ...]:
     return listed
 
 
+def sizes(name: str, value: object) -> tuple[int, ...]:
+    """Whole numbers from 1 on, each once, the smallest first; or one alone."""
+    listed = value if isinstance(value, (list, tuple)) else (value,)
+    for size in listed:
+        check_range(name, size, low=1)
+    return tuple(sorted(set(listed)))
+
+
 def overrides(value: Any) -> dict[str, Any]:
     """What `override_generation_config` stands for."""
     values = json_object("override_generation_config", value) or {}

@@ -18,6 +18,7 @@ from paged_backend.config.checks import (
     dtype_named,
     json_object,
     overrides,
+    sizes,
     texts,
     unknown_name_message,
 )
@@ -191,6 +192,8 @@ class SchedulerConfig:
             are over, it ends with what it has. None means as long as it takes.
         max_timeout_s: most that a request's timeout_s may be, and what one without gets where default_timeout_s is
             not set. None means no bound.
+        async_scheduling: plan and launch a step before the one before it has been read, so that the device has work
+            while the host makes text; None means on a GPU, and not on the CPU. Nobody's tokens change.
         stream_interval: tokens of a sample that a stream gathers before it gives them out; the first, and those that
             are left at the end, come at once.
     """
@@ -204,6 +207,7 @@ class SchedulerConfig:
     default_timeout_s: float | None = None
     max_timeout_s: float | None = None
     stream_interval: int = 1
+    async_scheduling: bool | None = None
 
     @property
     def max_num_held_reqs(self) -> int | None:
@@ -214,6 +218,8 @@ class SchedulerConfig:
         check_range("max_num_seqs", self.max_num_seqs, low=1)
         check_range("max_num_batched_tokens", self.max_num_batched_tokens, low=1)
         check_range("stream_interval", self.stream_interval, low=1)
+        if self.async_scheduling is not None:
+            check_bool("async_scheduling", self.async_scheduling)
         check_range("max_num_queued_reqs", self.max_num_queued_reqs, low=0, optional=True)
         check_range("max_num_queued_tokens", self.max_num_queued_tokens, low=0, optional=True)
         check_choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority", "fair"))
@@ -245,6 +251,10 @@ class ExecutorConfig:
         batch_invariant: on a GPU, multiply float and fp8 weights by our own kernel too, so that a request's tokens and
             logprobs are the same to the bit whatever is computed beside it; cuBLAS, which is used otherwise, is faster.
             On a CPU, and with int8 and int4 weights, that is so anyway.
+        enforce_eager: on a GPU, launch every kernel of a decode step by itself, in place of one recording (CUDA graph):
+            slower steps, a faster start and a little more free memory. On the CPU nothing is recorded.
+        cudagraph_capture_sizes: numbers of sequences for which decode steps are recorded; a step with fewer is computed
+            as the next larger one. Empty: 1, 2, 4, then by 8 up to 256 and by 16 up to 512, as far as max_num_seqs.
         num_threads: CPU threads for kernels; None means the physical cores that the process may use. With
             tensor_parallel_size they are each rank's; None divides the cores.
         tensor_parallel_size: processes that divide the model among them, each on a GPU of its own, or all on the CPU:
@@ -256,6 +266,8 @@ class ExecutorConfig:
     batch_invariant: bool = False
     num_threads: int | None = None
     tensor_parallel_size: int = 1
+    enforce_eager: bool = False
+    cudagraph_capture_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
@@ -265,6 +277,9 @@ class ExecutorConfig:
             raise ConfigError("kernel_backend cpu cannot compute on device cuda: choose kernel_backend auto or triton.")
         check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
         check_range("tensor_parallel_size", self.tensor_parallel_size, low=1, high=64)
+        check_bool("enforce_eager", self.enforce_eager)
+        sized = sizes("cudagraph_capture_sizes", self.cudagraph_capture_sizes)
+        object.__setattr__(self, "cudagraph_capture_sizes", sized)
         if self.batch_invariant and self.kernel_backend == "reference":
             raise ConfigError("batch_invariant is not for kernel_backend reference: choose auto, cpu or triton.")
 
@@ -357,6 +372,11 @@ class EngineConfig:
         if self.scheduler.preemption_mode == "swap" and not (cache.kv_offloading_size or cache.kv_offloading_dir):
             raise ConfigError(
                 "preemption_mode swap needs memory to swap to: give kv_offloading_size, or choose auto or recompute."
+            )
+        if self.executor.tensor_parallel_size > 1 and self.scheduler.async_scheduling:
+            raise ConfigError(
+                "async_scheduling begins a step before other processes can know its tokens: leave it out with "
+                "tensor_parallel_size."
             )
         if self.executor.tensor_parallel_size > 1 and cache.kv_offloading_dir is not None:
             raise ConfigError(

@@ -12,8 +12,10 @@ from paged_backend.config import EngineConfig
 from paged_backend.engine.deadlines import Deadlines
 from paged_backend.engine.detokenizer import Finish, SampleText
 from paged_backend.engine.grammars import GrammarQueue
+from paged_backend.engine.kv_cache import new_kv_manager
 from paged_backend.engine.metrics import EngineMetrics
 from paged_backend.engine.pace import Pace
+from paged_backend.engine.pipeline import StepPipeline
 from paged_backend.engine.prefetcher import Prefetcher
 from paged_backend.engine.request import EngineRequest, RequestState, SampleState
 from paged_backend.engine.stats import EngineStats, KVMap, SequenceBlocks
@@ -21,9 +23,7 @@ from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.engine.tracing import RequestTracer
 from paged_backend.errors import EngineUnavailableError, InvalidRequestError, PagedBackendError, RequestFailedError
 from paged_backend.executor.executor import Executor
-from paged_backend.kv.block_life import BlockWatch
 from paged_backend.kv.layer_group import NO_BLOCK
-from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, StepPlan, StepResult
 from paged_backend.scheduler.prompt_scoring import PromptScoring
@@ -66,13 +66,14 @@ class EngineCore:
         self._metrics = metrics
         self._tracer = tracer
         self._transfer = executor.transfer
-        self._kv = _new_manager(config, executor, metrics)
+        self._kv = new_kv_manager(config, executor, metrics)
         self._grammars = GrammarQueue(compiler)
         self._prefetcher: Prefetcher | None = None
         if self._transfer is not None and self._transfer.disk is not None:
             self._prefetcher = Prefetcher(self._kv, self._transfer, self._transfer.disk)
         scoring = PromptScoring(max(1, _SCORED_BYTES // (4 * executor.vocab_size)))
         self._scheduler = Scheduler(config.scheduler, self._kv, executor.max_model_len, executor.eos_token_ids, scoring)
+        self._pipeline = StepPipeline(self._scheduler, executor, self._note_started)
         self._seed = config.model.seed
         self._requests: dict[str, RequestState] = {}  # by key, as the scheduler knows them
         self._not_started: dict[int, RequestState] = {}  # by sequence id, until first in a plan
@@ -95,7 +96,7 @@ class EngineCore:
 
     def has_work(self) -> bool:
         """Whether `step` would do something."""
-        if self._scheduler.has_work or self._grammars.num_waiting:
+        if self._scheduler.has_work or self._pipeline.in_flight or self._grammars.num_waiting:
             return True
         return self._prefetcher is not None and self._prefetcher.num_waiting > 0
 
@@ -135,28 +136,23 @@ class EngineCore:
         if self._prefetcher is not None:
             for key, seed in self._prefetcher.take_ready(wait=not self._scheduler.has_work):
                 self._queue(self._requests[key], seed)
-        if not self._scheduler.has_work:
+        if not self._scheduler.has_work and not self._pipeline.in_flight:
             return overdue
         changed = self._compute(started_s)
         return overdue + changed if overdue else changed
 
     def _compute(self, started_s: float) -> list[RequestState]:
-        plan = self._scheduler.plan()
-        self._note_started(plan)
-        try:
-            result = self._executor.run(plan)
-        except EngineUnavailableError:
-            raise  # nor can any other step be computed
-        except Exception:
-            logger.exception("a step failed; its requests end, the others go on")
+        step = self._pipeline.next(started_s)
+        if step.result is None:
             return self._fail_step()
-        self._num_steps += 1
-        now_s = time.monotonic()
-        self.pace.note_step(plan.num_tokens, now_s - started_s, now_s)
-        self._metrics.iteration_tokens.observe(plan.num_tokens)
-        owners = self._scheduler.commit(result)
-        failed = self._take_scores(plan, result) if plan.scoring else []
-        return failed + self._take_tokens(owners, result)
+        if step.num_tokens:  # else nobody who was in it is left
+            self._num_steps += 1
+            now_s = time.monotonic()
+            self.pace.note_step(step.num_tokens, now_s - step.began_s, now_s)
+            self._metrics.iteration_tokens.observe(step.num_tokens)
+        owners = self._scheduler.commit(step.result)
+        failed = self._take_scores(step.plan, step.result) if step.plan.scoring else []
+        return failed + self._take_tokens(owners, step.result)
 
     def stats(self) -> EngineStats:
         """A snapshot."""
@@ -231,6 +227,7 @@ class EngineCore:
         Args:
             keep_cache: write the cache to disk first, where there is a tier for it.
         """
+        self._pipeline.close()
         if keep_cache and self._transfer is not None:
             self._transfer.flush(self._kv.indexed_blocks(), _FLUSH_TIMEOUT_S)
         self._grammars.close()
@@ -432,20 +429,3 @@ class EngineCore:
         self._num_prompt_tokens += num_prompt_tokens
         self._metrics.observe_prompt(num_prompt_tokens, sequence.num_cached_tokens, state.usage.num_external_tokens)
         self._metrics.time_to_first_token.observe(now_s - state.times.arrival_s)
-
-
-def _new_manager(config: EngineConfig, executor: Executor, metrics: EngineMetrics) -> KVCacheManager:
-    transfer, observability = executor.transfer, config.observability
-    sample = observability.kv_cache_metrics_sample
-    watch = BlockWatch(sample, metrics.observe_block) if observability.kv_cache_metrics else None
-    disk = None if transfer is None else transfer.disk
-    return KVCacheManager(
-        executor.num_blocks,
-        executor.block_size,
-        config.cache.enable_prefix_caching,
-        groups=executor.layer_groups,
-        key=None if disk is None else disk.hash_key,
-        num_host_slots=0 if transfer is None else transfer.num_slots,
-        keeps_on_disk=disk is not None,
-        watch=watch,
-    )

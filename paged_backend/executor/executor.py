@@ -8,13 +8,17 @@ from pathlib import Path
 import torch
 
 from paged_backend.config import EngineConfig
+from paged_backend.executor.cuda_device import CudaDevice
+from paged_backend.executor.device import CpuDevice, Device
 from paged_backend.executor.kv_layout import plan_layout
-from paged_backend.executor.kv_storage import KVStorage, cache_dtype, num_cache_blocks
+from paged_backend.executor.kv_storage import cache_dtype
 from paged_backend.executor.kv_transfer import KVTransfer
-from paged_backend.executor.leader import Leader, start_ranks
+from paged_backend.executor.leader import start_ranks
 from paged_backend.executor.offload import open_transfer
+from paged_backend.executor.pending import PendingStep
 from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.runner import Runner
+from paged_backend.executor.step_memory import StepMemory, enough_memory
 from paged_backend.executor.step_work import StepWork
 from paged_backend.kernels.cores import usable_cores
 from paged_backend.kernels.devices import select_device
@@ -23,13 +27,12 @@ from paged_backend.kernels.reference.kernels import ReferenceKernels
 from paged_backend.kernels.registry import select_kernels
 from paged_backend.kv.layer_group import LayerGroup
 from paged_backend.models.architecture import Architecture
-from paged_backend.models.loader import load_model
+from paged_backend.models.loader import activation_dtype, load_model
 from paged_backend.scheduler.plan import StepPlan, StepResult
-from paged_backend.structured.token_masks import TokenMasks
 
 
 class Executor:
-    """A model and its paged cache, or one rank's part of them. `run` is for one thread at a time.
+    """A model and its paged cache on this machine's CPU or GPU, or one rank's part of them. For one thread at a time.
 
     Attributes:
         max_model_len: tokens of prompt and output at most.
@@ -43,6 +46,7 @@ class Executor:
         kernel_report: for each operation, what computes it and why.
         num_threads: CPU threads that a step is computed on.
         transfer: the tiers below the pool; None without any.
+        async_scheduling: whether a step may be launched before the last one's result is read.
     """
 
     def __init__(self, config: EngineConfig, ranks: Ranks | None = None) -> None:
@@ -68,17 +72,25 @@ class Executor:
     def _load(self, config: EngineConfig) -> None:
         shard = self._ranks.shard
         num_threads = config.executor.num_threads or max(1, usable_cores() // shard.size)
-        device = select_device(config.executor.device, shard.rank, shard.size)
+        where = select_device(config.executor.device, shard.rank, shard.size)
         kernels = select_kernels(
             config.executor.kernel_backend,
-            device,
+            where,
             num_threads=num_threads,
+            dtype=activation_dtype(config.model, where),
             batch_invariant=config.executor.batch_invariant,
         )
         # torch's threads wait actively for each other: beside the kernels' own they would only be in the way.
         torch.set_num_threads(num_threads if isinstance(kernels, ReferenceKernels) else 1)
-        dtype = self.kv_cache_dtype = cache_dtype(config, kernels)
-        model = load_model(config.model, kernels, num_threads=num_threads, shard=shard)
+        self.kv_cache_dtype = cache_dtype(config, kernels)
+        overlaps = config.scheduler.async_scheduling
+        if overlaps is None:
+            overlaps = where.type != "cpu" and shard.size == 1  # the other ranks learn of tokens from the host
+        self._device: Device = open_device(where, overlaps=overlaps)
+        self.async_scheduling: bool = self._device.overlaps
+        with enough_memory("load the model's weights", "choose a smaller dtype or quantization, or a smaller model"):
+            model = load_model(config.model, kernels, num_threads=num_threads, device=where, shard=shard)
+        self._ranks.connect(where)
         self.max_model_len: int = model.max_model_len
         self.architecture: Architecture = model.architecture
         self.vocab_size: int = model.architecture.vocab_size
@@ -93,35 +105,18 @@ class Executor:
             config.scheduler.max_num_batched_tokens,
         )
         self.layer_groups: tuple[LayerGroup, ...] = layout.groups
-        local = model.local_architecture
-        self.num_blocks: int = self._ranks.agree(num_cache_blocks(config, local, model.max_model_len, dtype, layout))
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
         self.num_threads: int = num_threads
-        storage = KVStorage(
-            local,
-            self.num_blocks,
-            self.block_size,
-            dtype,
-            layout,
-            token_major_keys=kernels.token_major_keys,
-        )
-        self.transfer: KVTransfer | None = open_transfer(config, model, storage, layout, kernels.report)
-        self._ranks.connect(device)
-        self._runner: Runner | None = Runner(
-            model.decoder,
-            storage,
-            kernels,
-            self.block_size,
-            len(layout.groups),
-            self.transfer,
-            masks=TokenMasks(self.vocab_size, config.scheduler.max_num_seqs),
-            ranks=self._ranks,
-            vocab_size=self.vocab_size,
-        )
+        memory = StepMemory(config, model, kernels, layout, self.kv_cache_dtype, self._device, self._ranks)
+        self.num_blocks: int = memory.num_blocks
+        self.transfer: KVTransfer | None = open_transfer(config, model, memory.storage, layout, kernels.report)
+        self._runner: Runner | None = memory.runner(self.transfer)
+        self._ranks.wait_ready()
 
     def close(self) -> None:
         """Gives up the model and the cache, and ends the other ranks. `run` must not be called any more."""
         self._ranks.close()
+        self._device.close()
         if self.transfer is not None:
             self.transfer.close()
             self.transfer = None
@@ -133,8 +128,7 @@ class Executor:
         Raises:
             EngineUnavailableError: a rank is lost, and with it the model.
         """
-        assert self._runner is not None, "run after close"
-        return self._runner.run(plan)
+        return self.launch(plan).result()
 
     def follow(self, work: StepWork) -> None:
         """Another rank than the first: its part of a step."""
@@ -143,5 +137,19 @@ class Executor:
 
     def on_lost(self, call: Callable[[], None]) -> None:
         """Has this called, from any thread, when nothing can be computed any more."""
-        if isinstance(self._ranks, Leader):
-            self._ranks.on_lost(call)
+        self._ranks.on_lost(call)
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Begins a step, behind those that were launched before; where `async_scheduling` is off, computes it.
+
+        A plan is looked at before this returns, but for a step with a draw that needs the host: see `Runner`.
+        """
+        assert self._runner is not None, "launch after close"
+        return self._runner.launch(plan)
+
+
+def open_device(torch_device: torch.device, *, overlaps: bool) -> Device:
+    """What computes where tensors are."""
+    if torch_device.type == "cpu":
+        return CpuDevice(overlaps=overlaps)
+    return CudaDevice(torch_device, overlaps=overlaps)

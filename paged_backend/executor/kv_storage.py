@@ -20,6 +20,7 @@ from paged_backend.kernels.interface import Kernels
 from paged_backend.models.architecture import Architecture
 
 _MIB = 2**20
+_CPU = torch.device("cpu")
 
 
 class KVStorage:
@@ -39,12 +40,14 @@ class KVStorage:
         layout: KVLayout | None = None,
         *,
         token_major_keys: bool = False,
+        device: torch.device = _CPU,
     ) -> None:
         """Takes the memory.
 
         Args:
             layout: where each layer has its place; None for one group of all of them.
             token_major_keys: how the kernels like keys to lie (`Kernels.token_major_keys`).
+            device: where the memory is.
 
         Raises:
             ConfigError: the system does not give so much.
@@ -54,17 +57,7 @@ class KVStorage:
         if layout is None:
             layout = plan_layout((0,) * architecture.num_layers, architecture.max_positions, block_size, 1)
         shape = (layout.num_lanes, 2, num_blocks, size)
-        # The system gives zeroed pages as they are first written, so an idle pool costs no memory; torch.zeros would
-        # write them all.
-        num_bytes = math.prod(shape)
-        try:
-            pages = lazy_pages(num_bytes)
-        except OSError as error:
-            raise ConfigError(
-                f"The KV cache's {num_blocks} blocks need {num_bytes / _MIB:.0f} MiB, which the system does not give "
-                f"({error.strerror}): lower num_gpu_blocks_override, max_num_seqs or max_model_len."
-            ) from error
-        self.blocks: Tensor = torch.frombuffer(pages, dtype=torch.uint8).view(shape)
+        self.blocks: Tensor = _host_memory(shape) if device.type == "cpu" else _device_memory(shape, device)
         self.layers: Sequence[LayerCache] = tuple(
             LayerCache(
                 keys=self.blocks[lane, 0],
@@ -78,6 +71,30 @@ class KVStorage:
             )
             for group, lane in layout.places
         )
+
+
+def _host_memory(shape: tuple[int, ...]) -> Tensor:
+    # The system gives zeroed pages as they are first written, so an idle pool costs no memory; torch.zeros would
+    # write them all.
+    num_bytes = math.prod(shape)
+    try:
+        pages = lazy_pages(num_bytes)
+    except OSError as error:
+        raise ConfigError(
+            f"The KV cache's {shape[2]} blocks need {num_bytes / _MIB:.0f} MiB, which the system does not give "
+            f"({error.strerror}): lower num_gpu_blocks_override, max_num_seqs or max_model_len."
+        ) from error
+    return torch.frombuffer(pages, dtype=torch.uint8).view(shape)
+
+
+def _device_memory(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    try:
+        return torch.zeros(shape, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"The KV cache's {shape[2]} blocks need {math.prod(shape) / _MIB:.0f} MiB, which {device} does not have "
+            "free: lower gpu_memory_utilization, kv_cache_memory_bytes or num_gpu_blocks_override."
+        ) from error
 
 
 def lazy_pages(num_bytes: int) -> mmap.mmap:
@@ -109,9 +126,17 @@ def cache_dtype(config: EngineConfig, kernels: Kernels) -> str:
 
 
 def num_cache_blocks(
-    config: EngineConfig, architecture: Architecture, max_model_len: int, dtype: str, layout: KVLayout
+    config: EngineConfig,
+    architecture: Architecture,
+    max_model_len: int,
+    dtype: str,
+    layout: KVLayout,
+    free_bytes: int | None = None,
 ) -> int:
     """How many blocks the pool gets: as many as asked for, or as the memory bound allows and can be used.
+
+    Args:
+        free_bytes: of the device's memory; None asks how much of the host's is free.
 
     Raises:
         ConfigError: that is not enough for one sequence of max_model_len tokens.
@@ -131,8 +156,9 @@ def num_cache_blocks(
     if cache.kv_cache_memory_bytes is not None:
         bound, name = cache.kv_cache_memory_bytes, "kv_cache_memory_bytes"
     else:
-        # The ranks of a CPU share its memory.
-        bound = int(free_memory_bytes() * cache.gpu_memory_utilization) // config.executor.tensor_parallel_size
+        if free_bytes is None:
+            free_bytes = free_memory_bytes() // config.executor.tensor_parallel_size  # which is all ranks' together
+        bound = int(free_bytes * cache.gpu_memory_utilization)
         name = "gpu_memory_utilization of free memory"
     # What falls out of windows may stay for prefixes to find.
     filled = len(layout.groups) * -(-max_model_len // block_size) * config.scheduler.max_num_seqs
@@ -142,7 +168,8 @@ def num_cache_blocks(
         raise ConfigError(
             f"{name} gives the KV cache {has:.2f} MiB, room for {num_blocks} blocks of {block_size} tokens, but one "
             f"sequence of max_model_len {max_model_len} needs {needed} blocks ({wants:.2f} MiB): give more "
-            "(kv_cache_memory_bytes), lower max_model_len, or choose a smaller kv_cache_dtype."
+            "(gpu_memory_utilization, kv_cache_memory_bytes), lower max_model_len (or, on a GPU, max_num_seqs and "
+            "max_num_batched_tokens, whose steps need memory, too), or choose a smaller kv_cache_dtype."
         )
     return num_blocks
 

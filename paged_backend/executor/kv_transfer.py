@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,11 +40,11 @@ class TransferStats:
 
 
 class KVTransfer:
-    """Host memory for blocks, and the bytes that go there and back. `run` is for the engine's thread.
+    """Host memory for blocks, and the bytes that go there and back. `save` and `swap` are the device's work.
 
     Attributes:
         num_slots: blocks that host memory holds.
-        disk: the tier below, set before the first `run`; None without one.
+        disk: the tier below, set before the first `save`; None without one.
     """
 
     def __init__(self, storage: KVStorage, num_slots: int) -> None:
@@ -58,33 +59,27 @@ class KVTransfer:
         num_lanes, two, _, block_bytes = storage.blocks.shape
         self._shape = (num_lanes, two, block_bytes)
         self._slot_bytes = num_lanes * two * block_bytes
-        try:
-            pages = lazy_pages(num_slots * self._slot_bytes)
-        except OSError as error:
-            raise ConfigError(
-                f"kv_offloading_size needs {num_slots * self._slot_bytes / _MIB:.0f} MiB, which the system does not "
-                f"give ({error.strerror}): lower it."
-            ) from error
-        self._slots: Tensor = torch.frombuffer(pages, dtype=torch.uint8).view(num_slots, *self._shape)
+        self._slots = _host_slots((num_slots, *self._shape), is_pinned=storage.blocks.is_cuda)
         self._stored = 0
         self._loaded = 0
 
-    def run(self, transfers: Transfers) -> float:
-        """Moves what a step asks for; the seconds that swapping took.
+    def save(self, saves: Iterable[tuple[int, BlockKey]]) -> None:
+        """Copies what goes to disk, which is written elsewhere, later, or dropped where the disk does not keep up.
 
-        What goes to disk is copied here and written elsewhere, later, or dropped where the disk does not keep up.
+        Waits for a GPU, if that is where the blocks are.
         """
         if self.disk is not None:
-            for block, key in transfers.saves:
+            for block, key in saves:
                 self.disk.save(key, partial(self._bytes_of, block))
-        start_s = time.perf_counter()
+
+    def swap(self, transfers: Transfers) -> None:
+        """Moves blocks out and in, behind what a GPU has been told of before, without waiting for it."""
         for block, slot in transfers.swap_outs:
-            self._slots[slot].copy_(self._blocks[:, :, block])
+            self._slots[slot].copy_(self._blocks[:, :, block], non_blocking=True)
         for slot, block in transfers.swap_ins:
-            self._blocks[:, :, block].copy_(self._slots[slot])
+            self._blocks[:, :, block].copy_(self._slots[slot], non_blocking=True)
         self._stored += len(transfers.swap_outs)
         self._loaded += len(transfers.swap_ins)
-        return time.perf_counter() - start_s
 
     def slot(self, slot: int) -> memoryview:
         """A slot's bytes, for a reader to fill while it is reserved."""
@@ -96,7 +91,7 @@ class KVTransfer:
         return TransferStats(self._stored * self._slot_bytes, self._loaded * self._slot_bytes, disk)
 
     def flush(self, saves: Iterable[tuple[int, BlockKey]], timeout_s: float) -> None:
-        """Offers blocks to the disk as `run` does, but waits for room, no longer than that in all."""
+        """Offers blocks to the disk as `save` does, but waits for room, no longer than that in all."""
         if self.disk is None:
             return
         deadline_s = time.monotonic() + timeout_s
@@ -116,6 +111,24 @@ class KVTransfer:
         """A copy of a block's bytes."""
         copy = torch.empty(self._shape, dtype=torch.uint8).copy_(self._blocks[:, :, block])
         return _bytes(copy)
+
+
+def _host_slots(shape: tuple[int, ...], *, is_pinned: bool) -> Tensor:
+    """Memory for slots; pinned, which a GPU reads and writes by itself, or given as it is first written.
+
+    Raises:
+        ConfigError: the system does not give it.
+    """
+    num_bytes = math.prod(shape)
+    try:
+        if is_pinned:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return torch.frombuffer(lazy_pages(num_bytes), dtype=torch.uint8).view(shape)
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        raise ConfigError(
+            f"kv_offloading_size needs {num_bytes / _MIB:.0f} MiB, which the system does not give ({reason}): lower it."
+        ) from error
 
 
 def _bytes(tensor: Tensor) -> memoryview:

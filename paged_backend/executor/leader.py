@@ -59,7 +59,7 @@ class Leader(Ranks):
         self._lost: str | None = None
         self._on_lost: Callable[[], None] | None = None
         self._closing = False
-        self._connected = False
+        self._is_ready = False
         self._meetings = tempfile.mkdtemp(prefix="paged-backend-ranks-")  # for this user alone
         self._children = [_Child(rank, self._note_end) for rank in range(1, size)]
         for child in self._children:
@@ -83,7 +83,12 @@ class Leader(Ranks):
             self._send(child, meeting)
         with self.together():
             self._exchange.connect(meeting, device)
-        self._connected = True
+
+    def wait_ready(self) -> None:
+        """See `Ranks`."""
+        for child in self._children:
+            self._receive(child)
+        self._is_ready = True
 
     def begin(self, work: StepWork) -> None:
         """See `Ranks`."""
@@ -123,7 +128,7 @@ class Leader(Ranks):
         """See `Ranks`."""
         self._closing = True
         for child in self._children:
-            if self._connected:
+            if self._is_ready:
                 child.ask_to_end()
             else:
                 child.kill()  # it loads, and listens to nobody

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,12 +26,15 @@ class Ranks:
 
     shard: Shard = WHOLE
 
+    def connect(self, device: torch.device) -> None:
+        """Waits until every rank has its part of the model; from then on they exchange tensors."""
+
     def agree(self, num_blocks: int) -> int:
         """Blocks of the pool in every rank: as many as the one with the fewest can have."""
         return num_blocks
 
-    def connect(self, device: torch.device) -> None:
-        """Waits until every rank has its part of the model and of the cache; from then on they exchange tensors."""
+    def wait_ready(self) -> None:
+        """Waits until every rank can do steps."""
 
     def begin(self, work: StepWork) -> None:
         """Has the others do a step, which this rank is about to do too."""
@@ -40,6 +43,9 @@ class Ranks:
     def together(self) -> Iterator[None]:
         """Around the part of a step that every rank does."""
         yield
+
+    def on_lost(self, call: Callable[[], None]) -> None:
+        """Has this called, from any thread, when one of the others is lost."""
 
     def close(self) -> None:
         """Ends the others."""
@@ -68,6 +74,10 @@ class Follower(Ranks):
         self._connection.send(None)
         meeting: Path = self._connection.recv()
         self._exchange.connect(meeting, device)
+
+    def wait_ready(self) -> None:
+        """See `Ranks`."""
+        self._connection.send(None)
 
     def works(self) -> Iterator[StepWork]:
         """The steps to do, until the first rank is gone or wants no more."""

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from paged_backend.executor.batch import BatchInputs
+from paged_backend.executor.batch import BatchInputs, BuiltInputs
+from paged_backend.executor.device import Device, Ordered
 from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.executor.kv_transfer import KVTransfer
+from paged_backend.executor.pending import LaunchedStep, StepOutput
 from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.step_work import StepWork
-from paged_backend.kernels.interface import Kernels
-from paged_backend.models.decoder import Decoder
+from paged_backend.kernels.interface import Kernels, StepInputs
+from paged_backend.kernels.sampling_batch import SamplingBatch
+from paged_backend.kv.host_tier import Transfers
 from paged_backend.sampling.description import score
-from paged_backend.sampling.sampler import sample
+from paged_backend.sampling.sampler import build_batch, sample
+from paged_backend.sampling.unseen import can_be_unseen, launch_draws
 from paged_backend.scheduler.plan import StepPlan, StepResult
 from paged_backend.structured.token_masks import TokenMasks
 
 
 class Runner:
-    """Computes plans on the model and its cache. One thread at a time."""
+    """Computes plans on the model and its cache. One thread at a time.
+
+    A plan is read when it is launched: its lines and tasks may be changed afterwards, but for a step that has something
+    to draw that needs the host (`SamplingTask.needs_host`): that is drawn when the result is asked for, and no step
+    may be launched in between that needs its tokens.
+    """
 
     def __init__(
         self,
-        decoder: Decoder,
+        step: Callable[[StepInputs], Tensor],
         storage: KVStorage,
         kernels: Kernels,
         block_size: int,
@@ -34,53 +43,86 @@ class Runner:
         transfer: KVTransfer | None = None,
         *,
         masks: TokenMasks,
+        device: Device,
         ranks: Ranks,
-        vocab_size: int,
     ) -> None:
-        self._step = kernels.compile(lambda kernels, inputs: decoder(kernels, inputs, storage.layers))
+        """
+        Args:
+            step: from inputs to logits, on the storage; see `Kernels.compile`.
+        """
+        self._step = step
         self._storage = storage
         self._kernels = kernels
         self._inputs = BatchInputs(block_size, num_groups)
         self._transfer = transfer
         self._masks = masks
+        self._device = device
         self._ranks = ranks
-        self._vocab_size = vocab_size
+        self._drawn: Tensor | None = None  # by the last step that was computed; the device's alone
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """Moves blocks, copies blocks, computes every sequence's tokens, and draws where the plan asks for it."""
-        with torch.inference_mode():
-            work = StepWork(plan.transfers, plan.block_copies, self._inputs.build(plan) if plan.sequences else None)
-            start_s = time.perf_counter()
-            self._ranks.begin(work)
-            with self._ranks.together():
-                transfer_s, logits = self._compute(work)
-            result = StepResult(()) if logits is None else self._drawn(plan, logits)
-            if self._transfer is None:
-                return result
-            compute_s = time.perf_counter() - start_s - transfer_s
-            return dataclasses.replace(result, transfer_s=transfer_s, compute_s=compute_s)
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Has blocks moved and copied, every sequence's tokens computed, and drawn where the plan asks for it."""
+        device, kernels = self._device, self._kernels
+        tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
+        batch = build_batch(tasks) if tasks and device.overlaps and can_be_unseen(plan) else None
+        built = self._inputs.build(plan) if plan.sequences else None
+        work = StepWork(plan.transfers, plan.block_copies, None if built is None else built.inputs)
+        self._ranks.begin(work)
+        output = self._order(work, built, batch)
+
+        def draw(logits: Tensor) -> StepResult:
+            with torch.inference_mode():
+                if not plan.scoring:
+                    return sample(kernels, logits, tasks, self._masks)
+                scored = score(kernels, logits[len(tasks) :], plan.scoring)
+                drawn = sample(kernels, logits[: len(tasks)], tasks, self._masks)
+                return dataclasses.replace(drawn, scored=scored)
+
+        return LaunchedStep(output, tasks, draw, device, is_timed=self._transfer is not None)
 
     def follow(self, work: StepWork) -> None:
-        """`run` without the draws, for a rank that makes none."""
-        with torch.inference_mode():
-            self._compute(work)
+        """Another rank than the first: what that one does in `launch`, without the draws."""
+        built = None if work.inputs is None else BuiltInputs(work.inputs, None)
+        self._order(work, built, None).result()
 
-    def _compute(self, work: StepWork) -> tuple[float, Tensor | None]:
-        """What all ranks do: the seconds that moving blocks took, and logits, where there are sequences."""
-        transfer_s = 0.0
-        if work.transfers and self._transfer is not None:
-            transfer_s = self._transfer.run(work.transfers)
+    def _order(self, work: StepWork, built: BuiltInputs | None, batch: SamplingBatch | None) -> Ordered[StepOutput]:
+        device = self._device
+        lent = None if built is None else built.lent(device.lend)
+        copies = None
         if work.block_copies:
-            self._kernels.copy_blocks(self._storage.blocks, torch.tensor(work.block_copies, dtype=torch.int64))
-        if work.inputs is None:
-            return transfer_s, None
-        shard = self._ranks.shard
-        logits = self._step(shard.own_tokens(work.inputs, self._vocab_size))
-        return transfer_s, logits if shard.size == 1 else logits[:, : self._vocab_size]
+            copies = device.lend(torch.tensor(work.block_copies, dtype=torch.int64))
+        return device.order(lambda: self._work(work.transfers, copies, lent, batch))
 
-    def _drawn(self, plan: StepPlan, logits: Tensor) -> StepResult:
-        tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
-        if not plan.scoring:
-            return sample(self._kernels, logits, tasks, self._masks)
-        scored = score(self._kernels, logits[len(tasks) :], plan.scoring)
-        return dataclasses.replace(sample(self._kernels, logits[: len(tasks)], tasks, self._masks), scored=scored)
+    def _work(
+        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
+    ) -> StepOutput:
+        """What the device does: of the plan it looks at nothing that changes."""
+        with self._ranks.together():
+            return self._computed(transfers, copies, built, batch)
+
+    def _computed(
+        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
+    ) -> StepOutput:
+        mark = _no_time if self._transfer is None else self._device.mark
+        drawn, self._drawn = self._drawn, None
+        if self._transfer is not None:
+            self._transfer.save(transfers.saves)
+        begin = mark()
+        if transfers:
+            assert self._transfer is not None
+            self._transfer.swap(transfers)
+        moved = mark()
+        if copies is not None:
+            self._kernels.copy_blocks(self._storage.blocks, copies)
+        if built is None:
+            return StepOutput(None, None, (begin, moved, mark()))
+        logits = self._step(built.with_tokens(drawn))
+        if batch is None:
+            return StepOutput(logits, None, (begin, moved, mark()))
+        samples = launch_draws(self._kernels, logits, batch)
+        self._drawn = samples.token_ids
+        return StepOutput(logits, samples, (begin, moved, mark()))
+
+
+def _no_time() -> None:
+    """In place of a mark, where nobody asks for seconds."""

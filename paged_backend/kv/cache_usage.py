@@ -12,7 +12,8 @@ class CacheUsage:
 
     Attributes:
         block_ns: nanoseconds that blocks were held, summed over the blocks; true while it holds none.
-        num_steps: steps that one of its sequences at least was in; true while none runs.
+        num_steps: steps that one of its sequences at least was in, without one that was in flight at its end; true
+            while none runs.
         num_recomputes, num_swaps: how often its blocks were taken away, to be computed again or kept in host memory.
         num_external_tokens: prompt tokens that came from host memory or disk.
     """
@@ -51,7 +52,7 @@ class CacheUsage:
         self._num_tables += 1
 
     def stop(self, num_steps: int) -> None:
-        """A table holds no blocks any more; the engine has planned so many steps."""
+        """A table holds no blocks any more; so many of the engine's steps are over."""
         self._num_tables -= 1
         if not self._num_tables:
             self.num_steps += num_steps - self._began

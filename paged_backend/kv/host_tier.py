@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ class HostTier:
         self._outs: dict[int, int] = {}  # slot -> block
         self._ins: dict[int, int] = {}  # block -> slot
         self._sources: list[int] = []  # slots of _ins, held until they are taken
-        self._in_flight: frozenset[int] = frozenset()  # slots that the running step fills
+        self._in_flight: deque[tuple[list[int], list[int]]] = deque()  # slots that a step fills, and reads
         self._loose: set[int] = set()  # slots that are held and cannot be found
 
     # Questions
@@ -132,7 +133,7 @@ class HostTier:
         return slots
 
     def hold_for_step(self, slots: Iterable[int]) -> None:
-        """Leaves slots as they are until the step's transfers are taken, so that `load` may read them."""
+        """Leaves slots as they are until the step is over, so that `load` may read them."""
         for slot in slots:
             self._pool.hold(slot)
             self._sources.append(slot)
@@ -146,31 +147,32 @@ class HostTier:
         self._ins.pop(block, None)
 
     def take(self) -> Transfers:
-        """Ends a step's planning: what it must move. `settle` must follow."""
-        assert not self._in_flight, "the last transfers were not settled"
-        if not (self._saves or self._outs or self._ins):
-            return NO_TRANSFERS
-        transfers = Transfers(
-            saves=tuple(self._saves),
-            swap_outs=tuple((block, slot) for slot, block in self._outs.items()),
-            swap_ins=tuple((slot, block) for block, slot in self._ins.items()),
-        )
-        self._in_flight = frozenset(self._outs)
-        sources, self._sources = self._sources, []
-        self.release(sources)
-        self._saves, self._outs, self._ins = [], {}, {}
+        """Ends a step's planning: what it must move. `settle` must follow; until then nobody else gets the slots."""
+        transfers = NO_TRANSFERS
+        if self._saves or self._outs or self._ins:
+            transfers = Transfers(
+                saves=tuple(self._saves),
+                swap_outs=tuple((block, slot) for slot, block in self._outs.items()),
+                swap_ins=tuple((slot, block) for block, slot in self._ins.items()),
+            )
+        filled = list(self._outs)
+        for slot in filled:
+            self._pool.hold(slot)
+        self._in_flight.append((filled, self._sources))
+        self._saves, self._outs, self._ins, self._sources = [], {}, {}, []
         return transfers
 
     def settle(self, done: bool) -> frozenset[int]:
-        """Ends a step. Where it failed, what its slots hold is unknown: they are found no more, and given back."""
-        filled, self._in_flight = self._in_flight, frozenset()
-        if done:
-            return frozenset()
-        for slot in filled:
-            self._index.remove(slot)
-            if self._pool.ref_counts[slot]:
+        """Ends the oldest step. Where it failed, what its slots hold is unknown: they are found no more, and given
+        back."""
+        filled, sources = self._in_flight.popleft()
+        if not done:
+            for slot in filled:
+                self._index.remove(slot)
                 self._loose.add(slot)
-        return filled
+        self.release(filled[::-1])
+        self.release(sources)
+        return frozenset() if done else frozenset(filled)
 
     # Slots
 
@@ -191,9 +193,11 @@ class HostTier:
                 self._pool.retire(slot, keep=slot in self._index)
 
     def check_invariants(self, swapped: Iterable[SwappedBlocks], num_reserved: int = 0) -> None:
-        """Asserts, between steps, that exactly the swapped sequences and reservations hold slots. For tests."""
-        assert not (self._outs or self._ins or self._saves or self._sources or self._in_flight)
+        """Asserts, between steps, that exactly the swapped sequences, reservations and steps in flight hold slots. For
+        tests."""
+        assert not (self._outs or self._ins or self._saves or self._sources)
         holders = sum(len(blocks.slots) for blocks in swapped)
+        holders += sum(len(filled) + len(sources) for filled, sources in self._in_flight)
         assert sum(self._pool.ref_counts) == holders + num_reserved, "a slot is lost or leaked"
         for blocks in swapped:
             assert all(self._pool.ref_counts[slot] > 0 for slot in blocks.slots)

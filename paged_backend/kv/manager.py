@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from paged_backend.kv.block_copies import BlockCopies
 from paged_backend.kv.block_life import BlockWatch
@@ -78,7 +79,8 @@ class KVCacheManager:
         self._prefix_hits = 0
         self._watch = watch
         self._clock_ns = clock_ns
-        self._num_steps = 0
+        self._num_planned_steps = 0
+        self._num_steps = 0  # that are over
 
     @property
     def num_free_blocks(self) -> int:
@@ -159,7 +161,7 @@ class KVCacheManager:
         if self.offload is not None:
             self.offload.load(table, self._allocate_block, count)
         table.num_writable = len(table.block_ids) // num_groups * self.block_size
-        table.usage.start(self._num_steps)
+        table.usage.start(self._num_planned_steps)
         table.usage.gain(table.num_held, self._clock_ns())
 
     def allocate(self, table: BlockTable, num_tokens: int) -> bool:
@@ -191,13 +193,19 @@ class KVCacheManager:
         table.num_writable = num_blocks * self.block_size
         return True
 
+    def missing_to_write(self, table: BlockTable, num_tokens: int) -> int:
+        """Blocks that `allocate` takes for a table that shares none of those which it is to write to."""
+        if num_tokens <= table.num_writable:
+            return 0
+        return max(-(-num_tokens // self.block_size) * len(self.groups) - len(table.block_ids), 0)
+
     def take_copies(self) -> tuple[tuple[int, int], ...]:
         """Ends a step's allocations: its (source, destination) pairs, to be copied before it computes.
 
         No destination is twice in it, and none is also a source: until this call a source whose last holder
         goes stays out of the free queue. So the copies may be done in any order, or at once.
         """
-        self._num_steps += 1
+        self._num_planned_steps += 1
         return self._copies.take()
 
     def take_transfers(self) -> Transfers:
@@ -205,7 +213,8 @@ class KVCacheManager:
         return NO_TRANSFERS if self.offload is None else self.offload.host.take()
 
     def settle_transfers(self, done: bool) -> None:
-        """Ends a step. Where it failed, sequences that it was to swap out must be computed again."""
+        """Ends the oldest step. Where it failed, sequences that it was to swap out must be computed again."""
+        self._num_steps += 1
         if self.offload is not None:
             self.offload.settle(done)
 
@@ -246,7 +255,7 @@ class KVCacheManager:
             if block != NO_BLOCK:
                 self.pool.hold(block)
         self._tables[child] = None
-        child.usage.start(self._num_steps)
+        child.usage.start(self._num_planned_steps)
         child.usage.gain(child.num_held, self._clock_ns())
         return child
 
@@ -338,17 +347,21 @@ class KVCacheManager:
                 filled[block] = max(filled.get(block, 0), tokens)
         return sum(self.block_size - tokens for tokens in filled.values())
 
-    def check_invariants(self) -> None:
-        """Asserts, between steps, that no block is lost, leaked or doubly owned. For tests."""
+    def check_invariants(self, planned: Mapping[BlockTable, int] = MappingProxyType({})) -> None:
+        """Asserts, between steps, that no block is lost, leaked or doubly owned. For tests.
+
+        Args:
+            planned: for tables that a step in flight computes, their tokens after it.
+        """
         assert not self._copies and not self._copies.sources, "a step's copies were not taken"
         holders: Counter[int] = Counter()
         for table in self._tables:
             assert table.active
             held = [block for block in table.block_ids if block != NO_BLOCK]
             assert len(set(held)) == len(held), "a block is twice in a table"
-            self._check_groups(table)
+            self._check_groups(table, planned.get(table, table.num_computed))
             holders.update(held)
-            self._check_digests(table)
+            self._check_digests(table, is_planned=table in planned)
         free = self.pool.free_blocks()
         for block, count in enumerate(self.pool.ref_counts):
             assert count == holders[block], f"block {block}: counted {count}, held {holders[block]}"
@@ -361,9 +374,9 @@ class KVCacheManager:
         if self.offload is not None:
             self.offload.check_invariants()
 
-    def _check_groups(self, table: BlockTable) -> None:
+    def _check_groups(self, table: BlockTable, num_planned: int) -> None:
         size, num_groups, num_computed = self.block_size, len(self.groups), table.num_computed
-        num_blocks = -(-num_computed // size)
+        num_blocks = -(-num_planned // size)
         assert len(table.block_ids) == num_blocks * num_groups, "blocks and tokens disagree"
         assert num_computed <= table.num_writable <= num_blocks * size
         for g, group in enumerate(self.groups):
@@ -375,11 +388,12 @@ class KVCacheManager:
             if num_computed < table.num_writable:
                 assert self.pool.ref_counts[blocks[-1]] == 1, "a shared block is taken for writable"
 
-    def _check_digests(self, table: BlockTable) -> None:
+    def _check_digests(self, table: BlockTable, is_planned: bool) -> None:
         if self.index is None:
             return
         num_groups, num_full = len(self.groups), table.num_computed // self.block_size
-        assert table.num_indexed == num_full
+        # What comes back from host memory is indexed when it is there.
+        assert table.num_indexed == num_full or (is_planned and table.num_indexed < num_full)
         for i, block in enumerate(table.block_ids):
             digest, place = self.index.digest_of(block), i // num_groups
             if digest is not None:

@@ -29,13 +29,14 @@ from paged_backend.models.layers import (
     RowParallelLinear,
 )
 from paged_backend.models.registry import WeightNames, read_architecture
-from paged_backend.models.rotary import rotary_tables
+from paged_backend.models.rotary import RotarySpec, rotary_tables
 from paged_backend.models.shard import WHOLE, Shard, places
 from paged_backend.quantization.quantizers import QUANTIZERS, Quantizer
 
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,37 @@ class LoadedModel:
         return self.shard.architecture(self.architecture)
 
 
-def load_model(config: ModelConfig, kernels: Kernels, *, num_threads: int = 1, shard: Shard = WHOLE) -> LoadedModel:
+def activation_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """What activations are held in: float32 on the CPU; on a GPU the model's dtype, by its own files if it is "auto".
+
+    Raises:
+        ModelLoadError: the model's folder or configuration cannot be used.
+    """
+    if device.type == "cpu":
+        return torch.float32
+    name = config.dtype
+    if name == "auto":
+        folder = resolve_folder(config.model, config.revision, load_format=config.load_format)
+        stored = read_json(folder / "config.json")
+        name = str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
+    return _DTYPES.get(name, torch.float32)
+
+
+def load_model(
+    config: ModelConfig,
+    kernels: Kernels,
+    *,
+    num_threads: int = 1,
+    device: torch.device = _CPU,
+    shard: Shard = WHOLE,
+) -> LoadedModel:
     """Loads config.model.
 
     Args:
         config: which one, and how it is held.
         kernels: what its layers are packed for.
         num_threads: that quantize weights.
+        device: where weights and tables are put.
         shard: which part of the model to load.
 
     Raises:
@@ -91,7 +116,7 @@ def load_model(config: ModelConfig, kernels: Kernels, *, num_threads: int = 1, s
     quantizer = None if config.quantization is None else QUANTIZERS[config.quantization]
     with Checkpoint(folder, names.prefix, config.load_format) as checkpoint:
         dtype = _DTYPES.get(config.dtype)
-        builder = _Builder(architecture, shard, names, checkpoint, kernels, dtype, quantizer, num_threads)
+        builder = _Builder(architecture, shard, names, checkpoint, kernels, dtype, quantizer, num_threads, device)
         decoder = builder.decoder(max_model_len)
         checkpoint.finish(names.ignored)
     return LoadedModel(
@@ -128,6 +153,7 @@ class _Builder:
         dtype: what weights and tables are rounded to; None holds them as they are stored.
         quantizer: makes whole numbers of the linear layers' weights; None for none.
         num_threads: that it works with.
+        device: where everything ends up, each piece before the next is read.
     """
 
     architecture: Architecture
@@ -138,6 +164,7 @@ class _Builder:
     dtype: torch.dtype | None
     quantizer: Quantizer | None
     num_threads: int
+    device: torch.device
 
     def decoder(self, num_positions: int) -> Decoder:
         arch, names = self.architecture, self.names
@@ -146,7 +173,7 @@ class _Builder:
         return Decoder(
             embedding=embedding,
             positions=self._positions(),
-            rotary=None if arch.rotary is None else rotary_tables(arch.rotary, num_positions),
+            rotary=None if arch.rotary is None else self._rotary(arch.rotary, num_positions),
             project_in=self._linear((names.project_in,), (arch.hidden_size,), arch.embedding_size, False)
             if projected
             else None,
@@ -160,6 +187,13 @@ class _Builder:
             shard=self.shard,
         )
 
+    def _rotary(self, spec: RotarySpec, num_positions: int) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary_tables(spec, num_positions)
+        return cos.to(self.device), sin.to(self.device)
+
+    def _take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+        return self.checkpoint.take(name, shape, dtype).to(self.device)
+
     def _embedding_and_head(self) -> tuple[Tensor, LinearWeight]:
         """Tied weights are one tensor, unless the checkpoint holds two that differ (as in transformers 5)."""
         shape = (self.architecture.vocab_size, self.architecture.embedding_size)
@@ -170,8 +204,10 @@ class _Builder:
         weights = [self._padded(self.checkpoint.take(name, shape, self.dtype, ranges=own)) for name in stored]
         if self.architecture.tied_embeddings and len(weights) == 2 and torch.equal(*weights):
             del weights[1]
+        if self.quantizer is None:
+            weights = [weight.to(self.device) for weight in weights]
         head = weights[-1] if self.shard.size == 1 else weights[-1][:-1]
-        return weights[0], self._packed(stored[-1], head, is_head=True)
+        return weights[0].to(self.device), self._packed(stored[-1], head, is_head=True)
 
     def _padded(self, table: Tensor) -> Tensor:
         """This rank's rows of the vocabulary, as many as every rank has, and one of zeros for all other tokens."""
@@ -185,7 +221,7 @@ class _Builder:
         if arch.position_offset is None:
             return None
         shape = (arch.max_positions + arch.position_offset, arch.hidden_size)
-        return self.checkpoint.take(f"{self.names.positions}.weight", shape, self.dtype)[arch.position_offset :]
+        return self._take(f"{self.names.positions}.weight", shape, self.dtype)[arch.position_offset :]
 
     def _layer(self, layer: int) -> DecoderLayer:
         arch, names = self.architecture, self.names
@@ -307,8 +343,9 @@ class _Builder:
         columns: range | None = None,
     ) -> LinearWeight:
         """Packs a weight, quantized if need be; columns: the inputs that are wanted, where it has more."""
+        bias = None if bias is None else bias.to(self.device)
         if self.quantizer is None:
-            return self.kernels.pack_linear(weight, bias, gated=gated)
+            return self.kernels.pack_linear(weight.to(self.device), bias, gated=gated)
         if not weight.isfinite().all():
             raise ModelLoadError(f"{name} holds numbers that are not finite, so that it cannot be quantized.")
         quantize = self.quantizer.head if is_head else self.quantizer.layer
@@ -316,23 +353,26 @@ class _Builder:
         if columns is not None and len(columns) < weight.shape[1]:
             values = quantized.values[:, columns.start : columns.stop].contiguous()
             quantized = dataclasses.replace(quantized, values=values, group_size=len(columns))
+        if self.device.type != "cpu":
+            values, scales = quantized.values.to(self.device), quantized.scales.to(self.device)
+            quantized = dataclasses.replace(quantized, values=values, scales=scales)
         return self.kernels.pack_linear(quantized, bias, gated=gated)
 
     def _norm(self, template: str, layer: int = 0) -> Norm:
         arch = self.architecture
         name, shape = template.format(layer), (arch.hidden_size,)
-        weight = self.checkpoint.take(f"{name}.weight", shape, torch.float32) if arch.norm_affine else None
+        weight = self._take(f"{name}.weight", shape, torch.float32) if arch.norm_affine else None
         if arch.norm == "rms":
             assert weight is not None
             return RMSNorm(weight=weight, eps=arch.norm_eps)
-        bias = self.checkpoint.take(f"{name}.bias", shape, torch.float32) if arch.norm_affine else None
+        bias = self._take(f"{name}.bias", shape, torch.float32) if arch.norm_affine else None
         return LayerNorm(weight=weight, bias=bias, eps=arch.norm_eps)
 
     def _head_norm(self, template: str, layer: int) -> Tensor | None:
         if not self.architecture.qk_norm:
             return None
         shape = (self.architecture.head_dim,)
-        return self.checkpoint.take(f"{template.format(layer)}.weight", shape, torch.float32)
+        return self._take(f"{template.format(layer)}.weight", shape, torch.float32)
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

@@ -30,7 +30,8 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
 def logit_changes(task: SamplingTask) -> LogitChanges:
     """What applies, as `Kernels.sample` takes it."""
     params = task.params
-    output = task.output_token_ids
+    # Where the host is not needed, nobody looks at the output, and its last token may not be drawn yet.
+    output = task.output_token_ids if task.needs_host else ()
     suppressed = task.suppressed_token_ids
     if bad_words := params.bad_words_token_ids:
         assert isinstance(bad_words, BadWords)

@@ -64,7 +64,7 @@ def _draw(kernels: Kernels, logits: Tensor, tasks: Sequence[SamplingTask], masks
         logger.exception("a row cannot be sampled; its request ends")
         num_results = tasks[0].num_results
         return StepResult((NOT_DRAWN,) * num_results, scores=(-math.inf,) * num_results, faults={0: _OURS})
-    return StepResult(sampled.token_ids, _described(sampled, tasks) if sampled.logprobs else {}, sampled.scores)
+    return StepResult(sampled.token_ids, described_tokens(sampled, tasks) if sampled.logprobs else {}, sampled.scores)
 
 
 def _draw_apart(
@@ -109,7 +109,7 @@ def build_batch(tasks: Sequence[SamplingTask], masks: TokenMasks | None = None) 
     return batch
 
 
-def _described(sampled: SampledBatch, tasks: Sequence[SamplingTask]) -> dict[int, SampledToken]:
+def described_tokens(sampled: SampledBatch, tasks: Sequence[SamplingTask]) -> dict[int, SampledToken]:
     """By its place among all, each drawn token of the tasks that ask for logprobs."""
     described = {}
     end = 0

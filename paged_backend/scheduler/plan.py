@@ -2,7 +2,8 @@
 
 A sequence's line in the plan is made when it is admitted and lent to every step until it ends or is preempted;
 between steps the scheduler writes to it what has changed, nobody else ever does. So an executor that keeps
-something by sequence may know it by the line itself, and a decode step makes nothing per sequence.
+something by sequence may know it by the line itself, and a decode step makes nothing per sequence. Where a step is
+planned while the one before is computed, lines are the newest plan's: an executor reads a plan when it gets it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from paged_backend.structured.matcher import Matcher
 
 NOT_DRAWN = -1
 """In the place of a token: logits were not numbers, or the parameters left no token."""
+
+NOT_YET_DRAWN = -2
+"""In the place of a token that the step before draws, which is still being computed: only its executor knows it."""
 
 
 _ALL = 2**40
@@ -41,6 +45,8 @@ class SamplingTask:
         stands_apart: whether its row is looked at by itself: functions of the user's change its logits, or more is to
             be told of it than the token drawn and the most likely ones.
         num_logprobs: candidates that the draw describes beside its token, of any size; -1 for no description at all.
+        needs_host: whether the draw looks at the tokens before it, at Python functions, or (where they may leave
+            nothing to draw) at logits again. Else it can be made where the logits are, unseen.
     """
 
     params: SamplingParams
@@ -53,6 +59,7 @@ class SamplingTask:
     changes_logits: bool = field(init=False)
     stands_apart: bool = field(init=False)
     num_logprobs: int = field(init=False)
+    needs_host: bool = field(init=False)
 
     def __post_init__(self) -> None:
         params = self.params
@@ -67,6 +74,16 @@ class SamplingTask:
         )
         self.stands_apart = bool(params.logits_processors or params.logprob_token_ids)
         self.num_logprobs = -1 if params.logprobs is None or self.stands_apart else num_described(params.logprobs)
+        self.needs_host = bool(
+            self.stands_apart
+            or params.allowed_token_ids is not None
+            or params.use_beam_search
+            or params.repetition_penalty != 1.0
+            or params.presence_penalty != 0.0
+            or params.frequency_penalty != 0.0
+            or params.bad_words_token_ids
+            or params.structured_outputs is not None
+        )
 
     @property
     def num_results(self) -> int:
@@ -89,7 +106,8 @@ class ScheduledSequence:
     """One sequence's share of a step; compared by identity.
 
     Attributes:
-        token_ids: tokens to compute, at least one; decode is the case of one.
+        token_ids: tokens to compute, at least one; decode is the case of one, and then it may be NOT_YET_DRAWN: what
+            the step before, still in flight, draws for this sequence.
         num_computed_tokens: tokens whose K/V are in the cache already: the position of token_ids[0].
         block_table: block ids that hold positions 0 .. num_computed_tokens + len(token_ids) - 1, laid out like
             `BlockTable.block_ids`. From step to step it only grows, but where the plan's block_copies put a copy in the

@@ -120,6 +120,7 @@ class Roster:
 
     def end(self, sequence: Sequence) -> None:
         """Gives the blocks back and forgets the sequence; whoever calls takes it out of its list."""
+        sequence.forget_expected()
         if sequence.status is SequenceStatus.RUNNING:
             self.waiting.stop(sequence)
         sequence.status = SequenceStatus.FINISHED

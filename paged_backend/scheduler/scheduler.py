@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as TokenIds
 
@@ -11,7 +12,9 @@ from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.beam_group import BeamGroup, slots_for_each
 from paged_backend.scheduler.beam_search import BeamText
+from paged_backend.scheduler.in_flight import StepInFlight, commit_followed
 from paged_backend.scheduler.limits import resolve_max_tokens
+from paged_backend.scheduler.next_shares import next_shares, start_shares
 from paged_backend.scheduler.plan import NOT_DRAWN, StepPlan, StepResult
 from paged_backend.scheduler.preemption import Preemption
 from paged_backend.scheduler.prompt_scoring import PromptScoring
@@ -24,6 +27,10 @@ class Scheduler:
 
     A step is `plan`, then the executor, then `commit` with what it drew (or `fail`, where it raised).
     Everything else (`add`, `abort`, `finish_sequence`) comes between steps. One thread only.
+
+    The next step may be planned before that commit, by `plan_ahead`, and is then in flight when the commit is over,
+    as if `plan` had come right after it: what happens between steps happens beside it. It computes on for sequences
+    that turn out to have ended; `strike` takes what it drew for them out of its result.
 
     Running sequences are kept in the policy's order (the fair policy's: of arrival). Each gets at least one token a
     step, and a longer chunk leaves one for each behind it, so a long prompt never holds up a decode. Where blocks run
@@ -57,8 +64,7 @@ class Scheduler:
         self._scoring = PromptScoring() if scoring is None else scoring
         self._roster = Roster(kv, config.scheduling_policy, eos_token_ids, self._scoring)
         self._preemption = Preemption(self._roster, kv, config.preemption_mode)
-        self._in_flight: list[Sequence] | None = None
-        self._plan: StepPlan | None = None
+        self._steps: deque[StepInFlight] = deque()  # two at most, the second planned ahead
 
     # Questions
 
@@ -148,7 +154,7 @@ class Scheduler:
         Raises:
             InvalidRequestError: see `check_fits`.
         """
-        assert self._in_flight is None and request_id not in self._roster, request_id
+        assert len(self._steps) < 2 and request_id not in self._roster, request_id
         max_tokens = self.check_fits(len(prompt_token_ids), params)
         return self._roster.enter(
             request_id,
@@ -171,8 +177,10 @@ class Scheduler:
 
     def finish_sequence(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         """Ends one sequence for a reason that its token ids do not tell: a stop string, an abort, a fault."""
-        assert self._in_flight is None, "between steps only"
+        assert len(self._steps) < 2, "not while two steps are in flight"
         assert not sequence.finished, sequence
+        if sequence.status is SequenceStatus.RUNNING and self._steps:
+            self._steps[0].has_ended = True
         self._roster.take_out(sequence)
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
@@ -182,7 +190,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Decides a step and takes its blocks. Empty only if there is no work."""
-        assert self._in_flight is None, "the last step was neither committed nor failed"
+        assert not self._steps, "the last step was neither committed nor failed"
         running = self._roster.running
         allocate = self.kv.allocate
         num_preemptions = self.num_preemptions
@@ -206,21 +214,43 @@ class Scheduler:
                     break
                 # The last one gives way, be it this one; of its tokens, one may be spent again here.
                 spare += self._preemption.preempt_last()
-        in_flight = running.copy()
         if self.num_preemptions != num_preemptions:  # one that gave way may have had more than one token
             spare = self.config.max_num_batched_tokens - sum([len(sequence.line.token_ids) for sequence in running])
-        elif all(sequence.line.sampling is not None or sequence in self._scoring for sequence in changing):
-            spare = self._admit(spare, in_flight)
-        assert in_flight or not self.has_work, "a step without progress"
-        lines = tuple([sequence.line for sequence in in_flight])
-        self._in_flight = in_flight
-        num_tokens = self.config.max_num_batched_tokens - spare
-        scoring = self._scoring.plan(in_flight) if self._scoring else ()
-        self._plan = StepPlan(lines, self.kv.take_copies(), num_tokens, self.kv.take_transfers(), scoring)
-        return self._plan
+            return self._begin(running.copy(), spare)
+        return self._begin(*self._admit(spare, running.copy(), changing))
+
+    def plan_ahead(self) -> StepPlan | None:
+        """Decides the step after the one in flight, whose tokens nobody has seen: NOT_YET_DRAWN stands for them.
+
+        None, and nothing changes, where nobody would be in it, or where it cannot be known: a draw that needs to see
+        the tokens before it, samples that part, a beam search, a prompt that is scored, or blocks that would have to be
+        taken from somebody. Then the step in flight must be over first.
+        """
+        (step,) = self._steps
+        running = self._roster.running
+        shares = None if self._scoring else next_shares(running, self.config.max_num_batched_tokens, self.kv)
+        if shares is None or not (shares.lasting or len(self._roster.waiting)):
+            return None
+        start_shares(shares, self.kv)
+        spare = self.config.max_num_batched_tokens - shares.num_tokens
+        lasting, spare = self._admit(spare, shares.lasting, shares.changing)
+        if not lasting:
+            return None
+        step.leaving = shares.leaving
+        plan = self._begin(lasting, spare)
+        self._steps[1].changing = shares.changing
+        return plan
+
+    def strike(self, result: StepResult) -> tuple[StepResult, int]:
+        """What is left of the oldest step's result without sequences that have ended since it was planned, and the
+        number of tokens that it computed for others. Changes nothing; `commit` takes what it gives."""
+        return self._steps[0].strike(result, is_followed=len(self._steps) > 1)
 
     def commit(self, result: StepResult) -> list[Sequence]:
-        """Books a step that was computed.
+        """Books the oldest step in flight, which was computed.
+
+        Args:
+            result: after `strike`, where anything was planned ahead.
 
         Returns:
             Whose each of the result's tokens is. Sequences that this ended are out of the scheduler, their blocks
@@ -230,12 +260,17 @@ class Scheduler:
             `finish_sequence` before the next plan. Candidates belong to the beam that they would continue; its group
             says when the search is over or has failed, and in the latter case the same holds for what is left of it.
         """
-        assert self._in_flight is not None and self._plan is not None, "commit without a plan"
-        in_flight, self._in_flight = self._in_flight, None
+        assert self._steps, "commit without a plan"
+        step = self._steps.popleft()
         self.kv.settle_transfers(done=True)
         self._scoring.settle(done=True)
         self._roster.waiting.end_step()
-        self._preemption.costs.observe(self._plan, result)
+        self._preemption.costs.observe(step.plan, result)
+        in_flight = step.sequences
+        if step.has_ended:
+            in_flight = [sequence for sequence in in_flight if not sequence.finished]
+        if self._steps:
+            return commit_followed(step, in_flight, self._steps[0], result.token_ids, self._roster, self.kv)
         token_ids = result.token_ids
         owners: list[Sequence] = []
         groups: dict[BeamGroup, dict[Sequence, int]] = {}
@@ -283,7 +318,7 @@ class Scheduler:
         return owners
 
     def fail(self) -> list[Sequence]:
-        """Drops the requests whose sequences were in the plan, after the executor raised; others go on.
+        """Drops the requests whose sequences were in the oldest plan, after the executor raised; others go on.
 
         Blocks that were computed before this step stay found by the prefix index; those that it may have half
         written are not in it.
@@ -292,12 +327,14 @@ class Scheduler:
             Their sequences that had not ended, now ended with finish_reason "error". A request may have
             samples that ended well in earlier steps; as a request it has failed.
         """
-        assert self._in_flight is not None, "fail without a plan"
-        in_flight, self._in_flight = self._in_flight, None
+        assert self._steps, "fail without a plan"
+        hit = self._steps.popleft().sequences
         self.kv.settle_transfers(done=False)
         self._scoring.settle(done=False)
+        if self._steps and self._steps[0].plan.transfers.swap_ins:
+            hit = hit + self._steps[0].sequences  # they may have loaded what this step was to store
         dropped: list[Sequence] = []
-        for sequence in in_flight:
+        for sequence in [sequence for sequence in hit if not sequence.finished]:
             for sibling in self.sequences(sequence.request_id):
                 self.finish_sequence(sibling, "error")
                 dropped.append(sibling)
@@ -305,30 +342,53 @@ class Scheduler:
 
     def check_invariants(self) -> None:
         """Asserts, between steps, that queue, running list, requests and blocks agree. For tests."""
-        assert self._in_flight is None
+        assert len(self._steps) <= 1
         running = self._roster.running
         assert sum(sequence.num_samples for sequence in running) <= self.config.max_num_seqs
         for sequence in running:
             self._check_line(sequence)
+        planned = {}
+        if self._steps:
+            planned = {s.table: s.line.num_computed_tokens + len(s.line.token_ids) for s in running}
+            assert set(running) == {sequence for sequence in self._steps[0].sequences if not sequence.finished}
         self._roster.check_invariants()
-        self.kv.check_invariants()
+        self.kv.check_invariants(planned)
 
     def _check_line(self, sequence: Sequence) -> None:
         line, table, known = sequence.line, sequence.table, sequence.token_ids
         assert line.block_table is table.block_ids
         assert line.num_computed_tokens == table.num_computed < len(known), sequence
         if sequence.quiet_below:
-            assert list(line.token_ids) == known[table.num_computed :] and line.sampling is sequence.task, sequence
+            assert self._steps or list(line.token_ids) == known[table.num_computed :], sequence
+            assert line.sampling is sequence.task, sequence
             assert len(line.token_ids) == 1 == sequence.num_samples and len(known) <= table.num_writable, sequence
 
-    def _admit(self, budget: int, in_flight: list[Sequence]) -> int:
-        """Starts waiting sequences, in order, until one does not fit, or has more to compute than this step's tokens;
-        returns what is left of the budget."""
-        kv, waiting = self.kv, self._roster.waiting
+    def _begin(self, in_flight: list[Sequence], spare: int) -> StepPlan:
+        """Makes a plan of what the sequences' lines say."""
+        assert in_flight or not self.has_work, "a step without progress"
+        lines = tuple([sequence.line for sequence in in_flight])
+        num_tokens = self.config.max_num_batched_tokens - spare
+        scoring = self._scoring.plan(in_flight) if self._scoring else ()
+        plan = StepPlan(lines, self.kv.take_copies(), num_tokens, self.kv.take_transfers(), scoring)
+        self._steps.append(StepInFlight(plan, in_flight))
+        return plan
+
+    def _admit(self, budget: int, in_flight: list[Sequence], changing: list[Sequence]) -> tuple[list[Sequence], int]:
+        """Starts waiting sequences, in order, until one does not fit, or has more to compute than this step's tokens.
+
+        Args:
+            changing: of those in flight, the ones that may have more to compute already.
+
+        Returns:
+            Who is in flight then, and what is left of the budget.
+        """
+        kv, waiting, running = self.kv, self._roster.waiting, self._roster.running
         max_num_seqs = self.config.max_num_seqs
-        if not len(waiting) or len(in_flight) >= max_num_seqs:
-            return budget
-        num_samples = sum([sequence.num_samples for sequence in in_flight])
+        if not len(waiting) or len(running) >= max_num_seqs:
+            return in_flight, budget
+        if not all(sequence.line.sampling is not None or sequence in self._scoring for sequence in changing):
+            return in_flight, budget
+        num_samples = sum([sequence.num_samples for sequence in running])
         while budget > 0 and len(waiting):
             sequence = waiting.peek()
             if num_samples + sequence.num_samples > max_num_seqs:
@@ -360,7 +420,7 @@ class Scheduler:
             num_samples += sequence.num_samples
             if sequence.line.sampling is None and sequence not in self._scoring:
                 break
-        return budget
+        return in_flight, budget
 
     def _schedule_group(self, group: BeamGroup, spare: int) -> int:
         """As many tokens of each of a search's sequences, or none where blocks run out; what is left of the budget."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from paged_backend.kv.block_table import BlockTable
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import RepetitionDetectionParams, SamplingParams
-from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, ScheduledSequence
+from paged_backend.scheduler.plan import NOT_DRAWN, NOT_YET_DRAWN, SamplingTask, ScheduledSequence
 
 if TYPE_CHECKING:
     from paged_backend.scheduler.beam_group import BeamGroup
@@ -45,6 +45,7 @@ class Sequence:
         arrival: the request's number in order of arrival.
         prompt_token_ids: shared with the request's other samples, never changed.
         token_ids: the known tokens, the prompt's and those drawn so far; the block table and the task read them too.
+            While two steps are in flight, the last may be NOT_YET_DRAWN.
         max_tokens: output tokens at most, resolved: the context's and the pool's bounds are in it.
         eos_token_ids: the model's, sorted.
         num_cached_tokens: prompt tokens that came from the prefix cache on first admission.
@@ -178,6 +179,11 @@ class Sequence:
         return len(self.prompt_token_ids) + self.max_tokens - 1
 
     @property
+    def ends_with_next(self) -> bool:
+        """Whether the next token is its last one, whatever it is."""
+        return self.num_output_tokens + 1 >= self.max_tokens
+
+    @property
     def finished(self) -> bool:
         """Whether it has ended."""
         return self.status is SequenceStatus.FINISHED
@@ -222,6 +228,23 @@ class Sequence:
         known.append(token_id)
         return (token_id in self.telling_ids or len(known) >= self._num_tokens_to_check) and self._check(token_id)
 
+    def expect(self) -> None:
+        """Counts the token that a step in flight draws as known, which does not end the sequence by its number."""
+        self.token_ids.append(NOT_YET_DRAWN)
+        if len(self.token_ids) >= self._num_tokens_to_check:
+            self._reach_minimum()
+
+    def learn(self, token_id: int) -> bool:
+        """Puts the token in the place of the expected one; as `append` says."""
+        known = self.token_ids
+        known[-1] = token_id
+        return (token_id in self.telling_ids or len(known) >= self._num_tokens_to_check) and self._check(token_id)
+
+    def forget_expected(self) -> None:
+        """Takes the expected token back, if there is one: it will never be known."""
+        if self.token_ids[-1] == NOT_YET_DRAWN:
+            self.token_ids.pop()
+
     def admit(self) -> None:
         """Begins a stay among the running: its table has been started."""
         self.status = SequenceStatus.RUNNING
@@ -242,10 +265,8 @@ class Sequence:
 
     def _check(self, token_id: int) -> bool:
         """What a token that may end the sequence does."""
+        self._reach_minimum()
         num_output = self.num_output_tokens
-        if self.task.suppressed_token_ids and num_output >= self.params.min_tokens:
-            self.task.suppressed_token_ids = ()
-            self._num_tokens_to_check = self._first_to_check()
         end: tuple[FinishReason, int | str | None] | None = self.end_by(token_id, num_output)
         if end is None and self._goes_round(num_output):
             end = "repetition", REPETITION_DETECTED
@@ -253,6 +274,12 @@ class Sequence:
             return False
         self.finish_reason, self.stop_reason = end
         return True
+
+    def _reach_minimum(self) -> None:
+        """Lets the next draw end it, once min_tokens are out."""
+        if self.task.suppressed_token_ids and self.num_output_tokens >= self.params.min_tokens:
+            self.task.suppressed_token_ids = ()
+            self._num_tokens_to_check = self._first_to_check()
 
     def _first_to_check(self) -> int:
         """Known tokens from which on any may end it, min_tokens aside."""

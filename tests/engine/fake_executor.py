@@ -28,6 +28,7 @@ class FakeExecutor:
     layer_groups = (LayerGroup(0, 4, 256),)
     eos_token_ids = frozenset({EOS})
     transfer = None
+    async_scheduling = False
     default_sampling_params: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self) -> None:

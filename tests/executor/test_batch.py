@@ -11,7 +11,7 @@ import torch
 from paged_backend.executor.batch import BatchInputs, build_inputs
 from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence, StepPlan
+from paged_backend.scheduler.plan import NOT_YET_DRAWN, SamplingTask, ScheduledSequence, StepPlan
 
 TASK = SamplingTask(SamplingParams(), (0,), (), ())
 
@@ -92,7 +92,7 @@ def test_kept_tables_are_those_made_afresh(seed: int) -> None:
                 table[written] = copies[-1][1]
             needed = -(-(line.num_computed_tokens + num_new) // block_size) + rng.choice([0, 0, 2])
             table.extend(next(free) for _ in range(needed - len(table)))
-        inputs = kept.build(StepPlan(tuple(lines), tuple(copies)))
+        inputs = kept.build(StepPlan(tuple(lines), tuple(copies))).inputs
         fresh = build_inputs(lines, block_size)
         for name in ("token_ids", "positions", "slot_mapping", "query_start", "context_lens"):
             assert getattr(inputs, name).tolist() == getattr(fresh, name).tolist(), name
@@ -103,6 +103,43 @@ def test_kept_tables_are_those_made_afresh(seed: int) -> None:
         for row, line in enumerate(lines):
             num_read = -(-(line.num_computed_tokens + len(line.token_ids)) // block_size)
             assert inputs.block_tables[row, :num_read].tolist() == list(line.block_table)[:num_read]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tokens_that_the_step_before_draws(seed: int) -> None:
+    """Whoever comes, leaves, or computes a chunk: each gets the token that was drawn for it."""
+    rng = random.Random(seed)
+    kept = BatchInputs(4)
+    lines: list[ScheduledSequence] = []
+    drawing: list[ScheduledSequence] = []
+    num_drawn_tokens = 0
+    for step in range(60):
+        drawn = torch.tensor([rng.randrange(500) for _ in drawing], dtype=torch.int64)
+        token_of = dict(zip(drawing, drawn.tolist(), strict=True))
+        if rng.random() < 0.5:
+            lines = [line for line in lines if rng.random() < 0.8]
+            rng.shuffle(lines)
+        while not lines or (len(lines) < 9 and rng.random() < 0.3):
+            lines.insert(rng.randrange(len(lines) + 1), ScheduledSequence(step, [1], 0, list(range(200)), TASK))
+        wanted = []
+        for line in lines:
+            line.num_computed_tokens += len(line.token_ids)
+            if line in token_of and rng.random() < 0.9:
+                line.token_ids = (NOT_YET_DRAWN,)
+                wanted.append(token_of[line])
+                num_drawn_tokens += 1
+            else:
+                line.token_ids = [rng.randrange(500) for _ in range(rng.choice([1, 1, 3]))]
+                wanted += line.token_ids
+            line.sampling = TASK if rng.random() < 0.8 else None
+        built = kept.build(StepPlan(tuple(lines))).lent(torch.clone)
+        drawing = [line for line in lines if line.sampling is not None]
+        for line in lines:
+            line.sampling = None  # a plan is read when it is built
+        assert built.with_tokens(drawn).token_ids.tolist() == wanted
+        nobody = built.with_tokens(None).token_ids
+        assert min(nobody.tolist()) >= 0
+    assert num_drawn_tokens > 100
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -127,7 +164,7 @@ def test_groups_are_as_many_single_ones(seed: int) -> None:
             table.extend(next(free) for _ in range(needed - len(table)))
             num_left = max(0, line.num_computed_tokens - 20) // block_size
             table[1 : num_left * num_groups : num_groups] = [NO_BLOCK] * num_left
-        inputs = kept.build(StepPlan(tuple(lines)))
+        inputs = kept.build(StepPlan(tuple(lines))).inputs
         num_tokens, num_seqs = len(inputs.token_ids), len(lines)
         for group in range(num_groups):
             own = [replace(line, block_table=line.block_table[group::num_groups]) for line in lines]
@@ -144,5 +181,5 @@ def test_groups_are_as_many_single_ones(seed: int) -> None:
 def test_tables_shrink_when_long_sequences_leave() -> None:
     kept = BatchInputs(1)
     long, short = (ScheduledSequence(i, [1], length - 1, list(range(length)), TASK) for i, length in ((0, 900), (1, 5)))
-    assert kept.build(StepPlan((long, short))).block_tables.shape[1] >= 900
-    assert kept.build(StepPlan((short,))).block_tables.shape[1] < 20
+    assert kept.build(StepPlan((long, short))).inputs.block_tables.shape[1] >= 900
+    assert kept.build(StepPlan((short,))).inputs.block_tables.shape[1] < 20

@@ -227,15 +227,15 @@ def test_a_step_that_raises_while_it_swaps(folder: Path, monkeypatch: pytest.Mon
     core = start(folder, num_gpu_blocks_override=34, kv_offloading_size=HOST_GIB, preemption_mode="swap")
     transfer = core._transfer
     assert transfer is not None
-    real, broken = transfer.run, []
+    real, broken = transfer.swap, []
 
-    def run_or_raise(transfers: Any) -> float:
+    def swap_or_raise(transfers: Any) -> None:
         if transfers.swap_outs and len(broken) < 2:
             broken.append(transfers)
             raise RuntimeError("a copy failed")
-        return real(transfers)
+        real(transfers)
 
-    monkeypatch.setattr(transfer, "run", run_or_raise)
+    monkeypatch.setattr(transfer, "swap", swap_or_raise)
     collector = Collector()
     for i, (prompt, params) in enumerate(requests()):
         request = new_request(f"r{i}", prompt, params)

@@ -9,7 +9,7 @@ given back while a window still reaches it, is seen at once, and changes tokens 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,7 +17,15 @@ from paged_backend.kv.host_tier import Transfers
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.kv.prefix_index import BlockKey, group_suffixes
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, SamplingTask, ScoringTask, StepPlan, StepResult
+from paged_backend.scheduler.plan import (
+    NOT_DRAWN,
+    SampledToken,
+    SamplingTask,
+    ScheduledSequence,
+    ScoringTask,
+    StepPlan,
+    StepResult,
+)
 
 EOS = 0
 VOCAB_SIZE = 7
@@ -150,14 +158,23 @@ class SimulatedExecutor:
         self.slots: list[list[Cell]] = [[GARBAGE] * block_size for _ in range(num_host_slots)]
         self.disk: dict[BlockKey, list[Cell]] = {}
 
-    def run(self, plan: StepPlan, *, undrawable: int | None = None) -> StepResult:
-        """Moves, copies, writes all new K/V, and draws, but for one sequence that nothing can be drawn for."""
+    def run(self, plan: StepPlan, *, undrawable: int | None = None, ended: Collection[int] = ()) -> StepResult:
+        """Moves, copies, writes all new K/V, and draws, but for one sequence that nothing can be drawn for.
+
+        Args:
+            ended: sequences that nobody waits for any more: what they write and draw is garbage.
+        """
         self.move_blocks(plan.transfers)
         self.copy_blocks(plan.block_copies)
-        self._write(plan)
+        self._write(plan, ended)
         samples: list[int] = []
         scores: list[float] = []
         for scheduled in plan.sequences:
+            if scheduled.seq_id in ended:
+                num_results = 0 if scheduled.sampling is None else scheduled.sampling.num_results
+                samples += [VOCAB_SIZE] * num_results
+                scores += [0.0] * num_results
+                continue
             known = self.known(scheduled.seq_id)
             start, end = scheduled.num_computed_tokens, scheduled.num_computed_tokens + len(scheduled.token_ids)
             digest = 0
@@ -195,9 +212,7 @@ class SimulatedExecutor:
             for _, slot in plan.transfers.swap_outs:
                 self.slots[slot] = [GARBAGE] * self.block_size
         for scheduled in plan.sequences:
-            for i in range(len(scheduled.token_ids)):
-                for group in range(len(self.windows)):
-                    self._set(scheduled.block_table, scheduled.num_computed_tokens + i, group, GARBAGE)
+            self._spoil(scheduled)
 
     def move_blocks(self, transfers: Transfers) -> None:
         """First all that reads blocks, then what fills them, each in any order."""
@@ -237,8 +252,11 @@ class SimulatedExecutor:
                     continue  # the first token to be computed does not see it
                 assert self._cell(found, position, group) == (scope, position, digest, group)
 
-    def check_host(self, kv: KVCacheManager, prompt: tuple[int, ...], scope: str | None) -> None:
-        """What is found in host memory for a prompt's blocks, each for itself, is what a slot holds for it."""
+    def check_host(
+        self, kv: KVCacheManager, prompt: tuple[int, ...], scope: str | None, unfilled: Collection[int] = ()
+    ) -> None:
+        """What is found in host memory for a prompt's blocks, each for itself, is what a slot holds for it, or is to
+        hold when the step in flight is over (unfilled)."""
         if kv.offload is None or kv.index is None:
             return
         table = kv.new_table(prompt, scope)
@@ -250,11 +268,16 @@ class SimulatedExecutor:
             for group, suffix in enumerate(group_suffixes(len(self.windows))):
                 slot = kv.offload.host.find(table.key(place, suffix))
                 wanted = [(scope, *pair, group) for pair in zip(positions, digests, strict=True)]
-                assert slot is None or self.slots[slot] == wanted
+                assert slot is None or slot in unfilled or self.slots[slot] == wanted
 
-    def _write(self, plan: StepPlan) -> None:
+    def _write(self, plan: StepPlan, ended: Collection[int]) -> None:
         written: dict[tuple[int, int], int] = {}
         for scheduled in plan.sequences:
+            if scheduled.seq_id in ended:
+                self._spoil(scheduled)
+        for scheduled in plan.sequences:
+            if scheduled.seq_id in ended:
+                continue
             known = self.known(scheduled.seq_id)
             start = scheduled.num_computed_tokens
             end = start + len(scheduled.token_ids)
@@ -272,6 +295,11 @@ class SimulatedExecutor:
                     assert slot not in written, f"{slot} is written by {written[slot]} and {scheduled.seq_id}"
                     written[slot] = scheduled.seq_id
                     self._set(scheduled.block_table, position, group, (known.scope, position, digest, group))
+
+    def _spoil(self, scheduled: ScheduledSequence) -> None:
+        for i in range(len(scheduled.token_ids)):
+            for group in range(len(self.windows)):
+                self._set(scheduled.block_table, scheduled.num_computed_tokens + i, group, GARBAGE)
 
     def _score(self, plan: StepPlan, task: ScoringTask) -> list[SampledToken]:
         """By the K/V that this step has written."""

@@ -108,6 +108,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(count):
             if self.led.scheduler.has_work:
                 self.led.step()
+                self.led.check_patience()  # which wants to see an end at once
 
     @precondition(lambda self: self.led.live())
     @rule(data=st.data())

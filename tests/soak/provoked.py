@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from paged_backend.engine.core import EngineCore
+from paged_backend.executor.pending import PendingStep
 from paged_backend.outputs import CompletionOutput, RequestOutput
-from paged_backend.scheduler.plan import StepPlan, StepResult
+from paged_backend.scheduler.plan import NOT_YET_DRAWN, StepPlan
 
 
 @dataclass
@@ -18,6 +19,7 @@ class Provoked:
         requests, tokens, logprobs: that were compared with those of the same request alone.
         aborts: requests beside them that were ended early.
         steps: of the engine.
+        ahead: those that computed tokens which the step before had not drawn when they were launched.
         chunks: parts of prompts computed in a step that was not the prompt's last.
         recomputed, swapped: preemptions, by what became of the blocks.
         copies: of blocks that somebody else had, too.
@@ -31,6 +33,7 @@ class Provoked:
     logprobs: int = 0
     aborts: int = 0
     steps: int = 0
+    ahead: int = 0
     chunks: int = 0
     recomputed: int = 0
     swapped: int = 0
@@ -48,15 +51,16 @@ class Provoked:
 
     def watch(self, core: EngineCore) -> None:
         """Counts, from now on, what an engine's steps are made of."""
-        run = core._executor.run
+        launch = core._executor.launch
 
-        def counted(plan: StepPlan) -> StepResult:
+        def counted(plan: StepPlan) -> PendingStep:
             self.steps += 1
             self.chunks += sum(line.sampling is None for line in plan.sequences)
             self.copies += len(plan.block_copies)
-            return run(plan)
+            self.ahead += any(NOT_YET_DRAWN in line.token_ids for line in plan.sequences)
+            return launch(plan)
 
-        core._executor.run = counted
+        core._executor.launch = counted
 
     def take_stats(self, core: EngineCore) -> None:
         """Adds what an engine, once and at its end, says of itself."""

@@ -25,16 +25,19 @@ class Surrounding:
         budget: tokens of a step.
         tier: "none", "host" (memory) or "disk" (by way of little host memory); with a disk the engine is started anew,
             too.
+        overlaps: whether steps are launched before the last one is read.
     """
 
     preemption: str | None
     budget: int
     num_threads: int
     tier: str
+    overlaps: bool = False
 
     def __str__(self) -> str:
         preemption = self.preemption or "roomy"
-        return f"{preemption}-{self.budget}-threads{self.num_threads}-{self.tier}"
+        overlaps = "-overlaps" if self.overlaps else ""
+        return f"{preemption}-{self.budget}-threads{self.num_threads}-{self.tier}{overlaps}"
 
     @property
     def must_provoke(self) -> Iterator[str]:
@@ -48,6 +51,8 @@ class Surrounding:
             yield "offload_hits"
         if self.tier == "disk":
             yield "disk_bytes"
+        if self.overlaps:
+            yield "ahead"
 
     def start(self, subject: Subject, seed: int, folder: Path) -> EngineCore:
         """An engine, whose other properties the seed decides.
@@ -63,6 +68,7 @@ class Surrounding:
             "max_num_seqs": rng.choice((12, 16) if self.budget == 16 else (16, 32, 64)),
             "scheduling_policy": rng.choice(("fcfs", "priority", "fair")),
             "preemption_mode": self.preemption or "recompute",
+            "async_scheduling": self.overlaps,
         }
         if self.tier == "host":
             arguments["kv_offloading_size"] = _HOST_GIB
@@ -87,17 +93,18 @@ def surroundings(place: int) -> Iterator[Surrounding]:
     tiers = {"recompute": ("none", "host", "disk"), "swap": ("host", "disk")}
     for preemption, choices in tiers.items():
         for number, budget in enumerate(budgets, start=place):
-            yield Surrounding(preemption, budget, 1 + number % 2, choices[number // 2 % len(choices)])
+            tier = choices[number // 2 % len(choices)]
+            yield Surrounding(preemption, budget, 1 + number % 2, tier, number % 3 == 0)
     yield Surrounding(None, budgets[place % len(budgets)], 2 - place % 2, ("none", "disk")[place // 2 % 2])
 
 
 REDUCED: tuple[tuple[str, Surrounding], ...] = (
     ("llama-float32", Surrounding("recompute", 16, 2, "none")),
-    ("llama-float32", Surrounding("swap", 256, 1, "disk")),
+    ("llama-float32", Surrounding("swap", 256, 1, "disk", overlaps=True)),
     ("llama-float32", Surrounding(None, 2048, 2, "none")),
-    ("qwen2-mixed-windows", Surrounding("recompute", 2048, 1, "disk")),
+    ("qwen2-mixed-windows", Surrounding("recompute", 2048, 1, "disk", overlaps=True)),
     ("qwen2-mixed-windows", Surrounding("swap", 64, 2, "host")),
-    ("llama-int8", Surrounding("recompute", 64, 2, "host")),
+    ("llama-int8", Surrounding("recompute", 64, 2, "host", overlaps=True)),
     ("llama-int8", Surrounding("swap", 16, 1, "disk")),
 )
 """Models and surroundings for a quick look."""

@@ -1,0 +1,147 @@
+"""What a runner needs of the machine that it computes on, and the CPU, which has it in two ways."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Ordered(Protocol[T_co]):
+    """Work that a device does when it gets there."""
+
+    def result(self) -> T_co:
+        """What the work gave; on a GPU that is tensors that may still be computed.
+
+        Raises:
+            Exception: what the work raised.
+        """
+        ...
+
+
+class Device(Protocol):
+    """Does work in the order in which it is told of it. One thread tells it, and waits for nothing but `result`s.
+
+    Attributes:
+        torch_device: where tensors are.
+        overlaps: whether work is done while the host goes on.
+        records: whether `capture` is worth its while.
+    """
+
+    torch_device: torch.device
+    overlaps: bool
+    records: bool
+
+    def order(self, work: Callable[[], T]) -> Ordered[T]:
+        """Has work done after all that was ordered before; what it raises is raised by `result`."""
+        ...
+
+    def lend(self, tensor: Tensor) -> Tensor:
+        """A host tensor for work to read, whatever becomes of it after this call; on the device."""
+        ...
+
+    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Work on fixed tensors, to be done again and again with what is in them then, into the same result."""
+        ...
+
+    def free_bytes_after(self, work: Callable[[], object]) -> int | None:
+        """Bytes of memory that are free beside what some work takes while it is done; None where that is the host's, of
+        which a step takes next to nothing: then the work is not done."""
+        ...
+
+    def mark(self) -> Any:
+        """Now, where work is: for `seconds`."""
+        ...
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Between two marks, both passed."""
+        ...
+
+    def close(self) -> None:
+        """Ends what belongs to it; nothing must be ordered any more."""
+        ...
+
+
+class CpuDevice:
+    """The CPU: work is done at once, or, where it overlaps, in a thread of its own.
+
+    Overlapped, it is a GPU's stand-in: what is ordered next may not depend on what the host has read.
+    """
+
+    torch_device = torch.device("cpu")
+    records = False
+
+    def __init__(self, *, overlaps: bool = False) -> None:
+        self.overlaps = overlaps
+        self._thread: ThreadPoolExecutor | None = None
+        if overlaps:
+            # torch keeps the number of its threads by thread.
+            self._thread = ThreadPoolExecutor(1, "paged-device", torch.set_num_threads, (torch.get_num_threads(),))
+
+    def order(self, work: Callable[[], T]) -> Ordered[T]:
+        """See `Device`."""
+        if self._thread is None:
+            return Done(work)
+        future: Future[T] = self._thread.submit(_without_gradients, work)
+        return future
+
+    def lend(self, tensor: Tensor) -> Tensor:
+        """See `Device`."""
+        return tensor.clone() if self.overlaps else tensor
+
+    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """See `Device`. The work is done each time."""
+        result = _without_gradients(work).clone()
+
+        def replay() -> Tensor:
+            return result.copy_(work())
+
+        return replay
+
+    def free_bytes_after(self, work: Callable[[], object]) -> int | None:
+        """See `Device`."""
+        return None
+
+    def mark(self) -> float:
+        """See `Device`."""
+        return time.perf_counter()
+
+    def seconds(self, begin: float, end: float) -> float:
+        """See `Device`."""
+        return end - begin
+
+    def close(self) -> None:
+        """See `Device`."""
+        if self._thread is not None:
+            self._thread.shutdown()
+
+
+class Done(Generic[T]):
+    """Work that has been done, well or not."""
+
+    __slots__ = ("_error", "_value")
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._error: Exception | None = None
+        try:
+            self._value = _without_gradients(work)
+        except Exception as error:
+            self._error = error
+
+    def result(self) -> T:
+        """See `Ordered`."""
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def _without_gradients(work: Callable[[], T]) -> T:
+    with torch.inference_mode():
+        return work()

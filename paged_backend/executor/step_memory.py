@@ -1,0 +1,157 @@
+"""What steps need memory for beside the weights: the cache, recorded decodes, and what a step leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from paged_backend.config import EngineConfig
+from paged_backend.errors import ConfigError
+from paged_backend.executor.cuda_graph import GraphedStep, ScratchBlocks, default_capture_sizes
+from paged_backend.executor.device import Device
+from paged_backend.executor.kv_layout import KVLayout
+from paged_backend.executor.kv_storage import KVStorage, num_cache_blocks
+from paged_backend.executor.kv_transfer import KVTransfer
+from paged_backend.executor.largest_step import largest_step, num_blocks_of
+from paged_backend.executor.ranks import Ranks
+from paged_backend.executor.runner import Runner
+from paged_backend.kernels.interface import Kernels, StepInputs
+from paged_backend.models.loader import LoadedModel
+from paged_backend.structured.token_masks import TokenMasks
+
+
+@contextmanager
+def enough_memory(purpose: str, remedy: str) -> Iterator[None]:
+    """Says what to do about a device that runs out of memory.
+
+    Raises:
+        ConfigError: it does.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"The device has too little free memory to {purpose} ({reason}): {remedy}.") from error
+
+
+class StepMemory:
+    """Divides a device's memory: a step as large as any is computed, to see what it takes, then the cache gets its part
+    of the rest, and decode steps are recorded in what is left.
+
+    Attributes:
+        num_blocks: of the pool.
+        storage: the pool, and behind it blocks for rows of recorded steps that are nobody's.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: LoadedModel,
+        kernels: Kernels,
+        layout: KVLayout,
+        cache_dtype: str,
+        device: Device,
+        ranks: Ranks,
+    ) -> None:
+        """
+        Args:
+            ranks: who do all of this at the same time.
+
+        Raises:
+            ConfigError: there is too little, and what to lower.
+        """
+        self._config = config
+        self._model = model
+        self._kernels = kernels
+        self._layout = layout
+        self._cache_dtype = cache_dtype
+        self._device = device
+        self._ranks = ranks
+        self._given_back_bytes = 0  # of the cache that the largest step was computed on
+        self._masks = TokenMasks(model.architecture.vocab_size, config.scheduler.max_num_seqs)
+        with enough_memory("compute a step", "lower max_num_batched_tokens or max_num_seqs"):
+            free_bytes = device.free_bytes_after(self._compute_largest_step)
+        if free_bytes is not None:
+            free_bytes += self._given_back_bytes
+        local, max_model_len = model.local_architecture, model.max_model_len
+        self.num_blocks = ranks.agree(num_cache_blocks(config, local, max_model_len, cache_dtype, layout, free_bytes))
+        self._sizes: tuple[int, ...] = ()
+        if device.records and not config.executor.enforce_eager:
+            max_num_seqs = config.scheduler.max_num_seqs
+            asked = tuple(size for size in config.executor.cudagraph_capture_sizes if size <= max_num_seqs)
+            self._sizes = asked or default_capture_sizes(max_num_seqs)
+        self._scratch = ScratchBlocks.behind(self.num_blocks, self._sizes, config.cache.block_size)
+        self.storage = self._storage(self.num_blocks + (self._scratch.count if self._sizes else 0))
+
+    def runner(self, transfer: KVTransfer | None) -> Runner:
+        """What computes steps; records decodes first, where the device does so.
+
+        Raises:
+            ConfigError: there is too little memory for that.
+        """
+        step = self._compiled(self.storage)
+        if self._sizes:
+            with enough_memory(
+                "record decode steps",
+                "lower gpu_memory_utilization, max_num_seqs or cudagraph_capture_sizes, or set enforce_eager",
+            ):
+                step = GraphedStep(
+                    step,
+                    self._device,
+                    self._sizes,
+                    num_groups=len(self._layout.groups),
+                    max_blocks=-(-self._model.max_model_len // self._config.cache.block_size),
+                    scratch=self._scratch,
+                )
+        return self._runner(step, self.storage, transfer, self._ranks)
+
+    def _storage(self, num_blocks: int) -> KVStorage:
+        return KVStorage(
+            self._model.local_architecture,
+            num_blocks,
+            self._config.cache.block_size,
+            self._cache_dtype,
+            self._layout,
+            token_major_keys=self._kernels.token_major_keys,
+            device=self._device.torch_device,
+        )
+
+    def _compiled(self, storage: KVStorage) -> Callable[[StepInputs], Tensor]:
+        decoder, shard, vocab_size = self._model.decoder, self._model.shard, self._model.architecture.vocab_size
+        step = self._kernels.compile(lambda kernels, inputs: decoder(kernels, inputs, storage.layers))
+        if shard.size == 1:
+            return step
+        return lambda inputs: step(shard.own_tokens(inputs, vocab_size))[:, :vocab_size]
+
+    def _runner(
+        self, step: Callable[[StepInputs], Tensor], storage: KVStorage, transfer: KVTransfer | None, ranks: Ranks
+    ) -> Runner:
+        num_groups, block_size = len(self._layout.groups), self._config.cache.block_size
+        return Runner(
+            step,
+            storage,
+            self._kernels,
+            block_size,
+            num_groups,
+            transfer,
+            masks=self._masks,
+            device=self._device,
+            ranks=ranks,
+        )
+
+    def _compute_largest_step(self) -> None:
+        scheduler = self._config.scheduler
+        plan = largest_step(
+            scheduler.max_num_seqs,
+            scheduler.max_num_batched_tokens,
+            self._model.max_model_len,
+            len(self._layout.groups),
+            self._config.cache.block_size,
+        )
+        storage = self._storage(num_blocks_of(plan))
+        self._given_back_bytes = storage.blocks.nbytes
+        # Every rank does this by itself: none has to be told.
+        self._runner(self._compiled(storage), storage, None, Ranks()).launch(plan).result()
