@@ -43,8 +43,7 @@ $(BIN)/python:
 # torch: on a machine with no NVIDIA driver PyPI's Linux wheel would bring gigabytes of CUDA libraries that can't be
 # used. So the CPU build of the pinned version is asked for by its full name: first where pip is set up to look (a
 # mirror, a folder of wheels), then on PyTorch's own index if that answers within 5 seconds. Only where neither has
-# it does PyPI's own build come, and it is said. A CUDA build brings the one Triton that it works with, which therefore
-# must not be named in constraints.txt; a CPU build brings none, and the tests of the GPU's kernels want it on Linux.
+# it does PyPI's own build come, and it is said.
 $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@version=$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt); \
 	cpu="torch==$$version+cpu"; \
@@ -61,14 +60,13 @@ $(VENV)/.torch: constraints.txt | $(BIN)/python
 	    echo "no CPU build of torch $$version found (see $(VENV)/torch.log): installing PyPI's own build"; \
 	    $(PIP) install --quiet --quiet "torch==$$version" -c constraints.txt; \
 	fi
-	@if $(BIN)/python -c 'import sys, torch; sys.exit(sys.platform != "linux" or torch.version.cuda is not None)'; then \
-	    $(PIP) install --quiet --quiet $(TRITON); \
-	fi
 	@touch $@
 
 # The editable install remembers which files there are and holds a compiled module: it is made again when a Python
 # file came or went, or when something changed that the build reads. An edit in a Python file needs nothing. It is
 # built with the pinned tools of .venv, not in an environment of its own that would be downloaded anew each time.
+# Triton is not in constraints.txt: a CUDA build of torch has brought the one that it works with. A CPU build brings none,
+# and the tests of the GPU's kernels want it, on Linux.
 BUILD_TOOLS = scikit-build-core nanobind cmake ninja
 FILES := $(sort $(shell find $(SOURCES) -name '*.py'))
 NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.hpp' -o -name '*.h' -o -name 'CMakeLists.txt')
@@ -82,6 +80,9 @@ $(VENV)/.files: | $(BIN)/python
 $(VENV)/.installed: $(VENV)/.torch $(VENV)/.files pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 	@echo "Installing paged-backend with both hosts, and building its C++ kernels"
 	@$(PIP) install --quiet --quiet -c constraints.txt $(BUILD_TOOLS)
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(sys.platform != "linux" or torch.version.cuda is not None)'; then \
+	    $(PIP) install --quiet --quiet $(TRITON); \
+	fi
 	@$(PIP) install --quiet --quiet -c constraints.txt --no-build-isolation --editable '.[all,dev]'
 	@touch $@
 

@@ -15,6 +15,7 @@ def describe_installation() -> str:
         ("paged-backend", __version__),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("torch", _torch()),
+        ("triton", _version("triton")),
         *_kernels(),
         ("bentoml", _version("bentoml")),
         ("torchserve", _version("torchserve")),

@@ -85,7 +85,7 @@ class TensorKernels:
         norm_topk_prob: bool,
         activation: str,
         residual: Rows | None = None,
-    ) -> Tensor:
+    ) -> Rows:
         """See `Kernels.experts`."""
         if not isinstance(weights, self._operations.experts_type):
             raise KernelError(f"weights must be of these kernels' pack_experts, got {type(weights).__name__}.")

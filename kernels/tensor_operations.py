@@ -86,7 +86,7 @@ class TensorOperations:
     linear: Callable[[Tensor, Any, str | None, Tensor | None], Rows]
     experts_type: type[TensorExperts]
     pack_experts: Callable[[Sequence[Tensor | QuantizedWeight], Sequence[Tensor | QuantizedWeight]], TensorExperts]
-    experts: Callable[[Tensor, Tensor, Any, int, bool, str, Tensor | None], Tensor]
+    experts: Callable[[Tensor, Tensor, Any, int, bool, str, Tensor | None], Rows]
     embedding: Callable[[Tensor, Tensor, Tensor | None, torch.dtype], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]

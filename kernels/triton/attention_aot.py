@@ -92,7 +92,7 @@ def _common(
     """The configuration, and what decode and prefill have alike."""
     scaled = cache_dtype in LARGEST_NUMBERS
     oldest, newest = _GENERATIONS[generation]
-    config = attention_config(dtype, head_size, oldest, in_8_bits=scaled, batch_invariant=batch_invariant)
+    config = attention_config(dtype, cache_dtype, head_size, oldest, batch_invariant=batch_invariant)
     kind = f"{TRITON_TYPES[dtype]}-{cache_dtype}-{head_size}"
     wide = (kind, generation, batch_invariant) not in _USUAL
     rows, numbers = f"*{TRITON_TYPES[dtype]}", f"*{TRITON_TYPES[CACHE_DTYPES[cache_dtype]]}"

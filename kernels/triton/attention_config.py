@@ -88,19 +88,22 @@ def padded_head_size(head_size: int) -> int:
 
 
 def attention_config(
-    dtype: torch.dtype, head_size: int, capability: int, *, in_8_bits: bool, batch_invariant: bool
+    dtype: torch.dtype, cache_dtype: str, head_size: int, capability: int, *, batch_invariant: bool
 ) -> AttentionConfig:
     """The configuration of a head size of at most 256.
 
     Args:
         dtype: of the queries.
+        cache_dtype: a key of `CACHE_DTYPES`.
         capability: of the card, as 10 * major + minor.
-        in_8_bits: whether the cache is.
         batch_invariant: see `paged_attention`.
     """
     size = max(padded_head_size(head_size), 64)
+    in_8_bits = cache_dtype in LARGEST_NUMBERS
     if dtype == torch.float32:
-        return _FLOAT32[size]
+        config = _FLOAT32[size]
+        # Numbers that are on their way into float32, and more of them coming, are too many for registers.
+        return config if cache_dtype == "float32" else replace(config, decode_stages=1, prefill_stages=1)
     if capability < HOPPER:
         return (_AMPERE_8_BITS if in_8_bits else _AMPERE)[size]
     config = _HOPPER[size]

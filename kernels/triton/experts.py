@@ -106,9 +106,22 @@ def experts(
     residual: Tensor | None,
 ) -> Tensor:
     """See `Kernels.experts`. Each expert's part of the result is rounded to the dtype of x before they are added."""
+    return expert_parts(x, router_logits, weights, num_experts_per_tok, norm_topk_prob, activation, residual).rows
+
+
+def expert_parts(
+    x: Tensor,
+    router_logits: Tensor,
+    weights: TritonExperts,
+    num_experts_per_tok: int,
+    norm_topk_prob: bool,
+    activation: str,
+    residual: Tensor | None,
+) -> Unfinished:
+    """`experts`, whose parts are left to be added up."""
     num_tokens = len(x)
     if num_tokens == 0:
-        return torch.empty_like(x)
+        return Unfinished(x[None], x.dtype, result=torch.empty_like(x))
     num_pairs = num_tokens * num_experts_per_tok
     # For as many as each expert gets if all get equally many.
     tile = tile_for(weights.inner.layer, x.dtype, num_pairs // weights.num_experts)
@@ -117,7 +130,9 @@ def experts(
     rows = x if x.stride(1) == 1 else x.contiguous()
     wide = _product(rows, weights.inner, tile, routing, num_pairs, activation, None)
     parts = _product(wide, weights.outer, tile, routing, num_pairs, None, routing.weights)
-    return Unfinished(parts.view(num_experts_per_tok, num_tokens, -1), x.dtype, residual=residual).rows
+    if residual is not None and residual.stride(1) != 1:
+        residual = residual.contiguous()
+    return Unfinished(parts.view(num_experts_per_tok, num_tokens, -1), x.dtype, residual=residual)
 
 
 def _product(

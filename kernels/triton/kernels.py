@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from paged_backend.kernels.interface import OPERATIONS, Kernels, OperationChoice, Rows, StepInputs
-from paged_backend.kernels.reference.kernels import REFERENCE_OPERATIONS
 from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
@@ -34,14 +32,14 @@ from paged_backend.kernels.triton.target import check_target
 
 
 class TritonKernels(TensorKernels):
-    """Operations in Triton; those that have no kernel there are computed in plain torch on the same device.
+    """All operations in Triton, but for the products of float and fp8 weights, which are the library's by default.
 
-    A row's bits do not depend on the rows beside it.
+    With batch_invariant, and of quantized weights anyway, a row's bits do not depend on the rows beside it.
 
     Attributes:
         device: where all tensors are.
         dtype: what activations are held in.
-        report: for each operation, "triton", or "reference" where plain torch computes it.
+        report: for each operation, "triton" and the card.
         cache_dtypes, token_major_keys: see `Kernels`; a cache is held in what the activations are, if nobody asks.
     """
 
@@ -60,14 +58,8 @@ class TritonKernels(TensorKernels):
         how = check_target(device)
         self.device = device
         self.cache_dtypes = served_cache_dtypes(dtype, device_capability(device))
-        pack = partial(pack_linear, device=device, dtype=dtype, batch_invariant=batch_invariant)
-        operations = dataclasses.replace(
-            TRITON_OPERATIONS,
-            pack_linear=pack,
-            pack_experts=partial(pack_experts, device=device, dtype=dtype),
-            paged_attention=partial(paged_attention, batch_invariant=batch_invariant),
-        )
-        super().__init__(operations, dtype, _report(operations, how, batch_invariant))
+        operations = _operations(device, dtype, batch_invariant)
+        super().__init__(operations, dtype, _report(how, batch_invariant))
 
     def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
         """`sample` whose results are read later, and are on the device before: waits for nothing.
@@ -95,36 +87,32 @@ class TritonKernels(TensorKernels):
         return partial(StepKernels(self._operations, self.dtype, self.report, self.cache_dtypes).run, step)
 
 
-TRITON_OPERATIONS = dataclasses.replace(
-    REFERENCE_OPERATIONS,
-    linear_type=TritonLinear,
-    linear=linear,
-    experts_type=TritonExperts,
-    experts=experts,
-    embedding=embedding,
-    rms_norm=rms_norm,
-    layer_norm=layer_norm,
-    qkv_to_cache=qkv_to_cache,
-    select_rows=select_rows,
-    soft_cap=soft_cap,
-    copy_blocks=copy_blocks,
-    sample=sample,
-)
-"""One line for each operation that has a kernel."""
+def _operations(device: torch.device, dtype: torch.dtype, batch_invariant: bool) -> TensorOperations:
+    return TensorOperations(
+        linear_type=TritonLinear,
+        pack_linear=partial(pack_linear, device=device, dtype=dtype, batch_invariant=batch_invariant),
+        linear=linear,
+        experts_type=TritonExperts,
+        pack_experts=partial(pack_experts, device=device, dtype=dtype),
+        experts=experts,
+        embedding=embedding,
+        rms_norm=rms_norm,
+        layer_norm=layer_norm,
+        qkv_to_cache=qkv_to_cache,
+        paged_attention=partial(paged_attention, batch_invariant=batch_invariant),
+        select_rows=select_rows,
+        soft_cap=soft_cap,
+        copy_blocks=copy_blocks,
+        sample=sample,
+    )
 
 
-def _report(operations: TensorOperations, how: str, batch_invariant: bool) -> Mapping[str, OperationChoice]:
+def _report(how: str, batch_invariant: bool) -> Mapping[str, OperationChoice]:
     products = (
         "with batch_invariant for weights of every format."
         if batch_invariant
         else "for quantized weights; float ones by the library's product, which is faster."
     )
     ours = OperationChoice("triton", f"Triton kernel ({how}).")
-    torchs = OperationChoice("reference", "It has no Triton kernel: plain torch on the same device.")
-    return MappingProxyType(
-        {
-            name: torchs if getattr(operations, name) is getattr(REFERENCE_OPERATIONS, name) else ours
-            for name in OPERATIONS
-        }
-        | {"linear": OperationChoice("triton", f"Triton kernel ({how}) {products}")}
-    )
+    linears = OperationChoice("triton", f"Triton kernel ({how}) {products}")
+    return MappingProxyType({name: linears if name == "linear" else ours for name in OPERATIONS})

@@ -118,7 +118,7 @@ def norm_kernel(
     numbers = tl.load(sums + row * sums_stride + columns, mask=here, other=0.0).to(tl.float32)
     for part in tl.static_range(1, NUM_PARTS):
         pointers = sums + (tl.cast(part, tl.int64) * num_rows + row) * sums_stride + columns
-        numbers += tl.load(pointers, mask=here, other=0.0)
+        numbers += tl.load(pointers, mask=here, other=0.0).to(tl.float32)
     if row_scales is not None:
         numbers *= tl.load(row_scales + row)
     if column_scales is not None:

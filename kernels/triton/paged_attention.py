@@ -96,9 +96,9 @@ class _Launch:
         _check_cache(query, cache)
         self.config: AttentionConfig = attention_config(
             query.dtype,
+            cache.dtype,
             cache.head_size,
             device_capability(query.device),
-            in_8_bits=cache.has_scales,
             batch_invariant=batch_invariant,
         )
         self.num_rows, width = query.shape

@@ -13,6 +13,7 @@ from paged_backend.kernels import checks
 from paged_backend.kernels.interface import Kernels, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
+from paged_backend.kernels.triton.experts import expert_parts
 from paged_backend.kernels.triton.finish import Unfinished
 from paged_backend.kernels.triton.linear import product
 from paged_backend.kernels.triton.norms import layer_norm, rms_norm
@@ -21,8 +22,8 @@ from paged_backend.kernels.triton.norms import layer_norm, rms_norm
 class StepKernels(TensorKernels):
     """The kernels that a compiled step is called with: the same numbers with fewer launches, and checks.
 
-    The inputs are checked once, and a linear layer may give rows that are unfinished, for the norm that comes next to
-    finish; whoever else wants them has them finished first.
+    The inputs are checked once, and a linear layer and experts may give rows that are unfinished, for the norm that
+    comes next to finish; whoever else wants them has them finished first.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class StepKernels(TensorKernels):
         report: Mapping[str, OperationChoice],
         cache_dtypes: Sequence[str],
     ) -> None:
-        super().__init__(dataclasses.replace(operations, linear=product), dtype, report)
+        super().__init__(dataclasses.replace(operations, linear=product, experts=expert_parts), dtype, report)
         self.token_major_keys = True
         self.cache_dtypes = cache_dtypes
         self._inputs: StepInputs | None = None

@@ -76,7 +76,8 @@ class CudaDevice:
     def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
         """See `Device`."""
         end.synchronize()
-        return begin.elapsed_time(end) / 1000
+        milliseconds: float = begin.elapsed_time(end)
+        return milliseconds / 1000
 
     def close(self) -> None:
         """See `Device`."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from paged_backend.config import ModelConfig
 from paged_backend.errors import ConfigError, ModelLoadError
 from paged_backend.kernels.interface import Kernels, LinearWeight
-from paged_backend.models.architecture import Architecture
+from paged_backend.models.architecture import Architecture, RotarySpec
 from paged_backend.models.checkpoint import Checkpoint
 from paged_backend.models.decoder import Decoder
 from paged_backend.models.folder import read_json, resolve_folder
@@ -29,7 +29,7 @@ from paged_backend.models.layers import (
     RowParallelLinear,
 )
 from paged_backend.models.registry import WeightNames, read_architecture
-from paged_backend.models.rotary import RotarySpec, rotary_tables
+from paged_backend.models.rotary import rotary_tables
 from paged_backend.models.shard import WHOLE, Shard, places
 from paged_backend.quantization.quantizers import QUANTIZERS, Quantizer
 

@@ -92,7 +92,7 @@ def test_splits_of_every_length(device: torch.device, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("sliding_window", [0, 37])
 def test_a_row_does_not_depend_on_its_batch(device: torch.device, sliding_window: int) -> None:
     """Each sequence alone, where tables are narrow and programs many, as among the others."""
-    case = new_case(torch.float16, sliding_window=sliding_window)
+    case = new_case(torch.float16, sliding_window=sliding_window, num_kv_heads=1)
     attention = Attention(device)
     together = case.run(attention)
     for index, num_rows in enumerate(ROWS):
@@ -109,7 +109,7 @@ def test_a_row_does_not_depend_on_its_batch(device: torch.device, sliding_window
     ("dtype", "unit", "options"),
     [
         (torch.float16, 64, {"head_size": 64, "num_heads": 6}),
-        (torch.float32, 16, {"head_size": 32, "sliding_window": 70, "num_kv_heads": 1}),
+        (torch.float32, 16, {"head_size": 32, "sliding_window": 30, "num_kv_heads": 1}),
         (torch.float16, 64, {"head_size": 32, "cache_dtype": "int8", "soft_cap": 5.0, "num_kv_heads": 1}),
     ],
     ids=str,
@@ -119,10 +119,11 @@ def test_decodes_chunks_and_whole_prompts_are_equal_where_batch_invariant(
 ) -> None:
     """A position's bits, however the steps that compute its sequence are cut."""
     monkeypatch.setattr(launches, "SPLIT_UNIT", unit)
-    case = new_case(dtype, [140], [140], **options)
+    length = 2 * unit + 12
+    case = new_case(dtype, [length], [length], **options)
     attention = Attention(device, batch_invariant=True)
     whole = case.run(attention)
-    for first, count in [(0, 1), (63, 1), (64, 2), (127, 1), (128, 1), (139, 1), (40, 61)]:
+    for first, count in [(0, 1), (unit - 1, 1), (unit, 2), (2 * unit, 1), (length - 1, 1), (unit // 2, unit)]:
         assert torch.equal(case.part(0, first, count).run(attention), whole[first : first + count]), (first, count)
 
 

@@ -12,6 +12,7 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels.interface import Kernels, Rows, StepInputs
 from paged_backend.kernels.triton import finish, norms
 from paged_backend.kernels.triton.kernels import TritonKernels
+from tests.kernels.experts_case import make_experts
 from tests.kernels.linear_case import make_weight
 from tests.kernels.step_case import make_inputs
 from tests.kernels.triton.dtypes import DTYPES
@@ -30,6 +31,8 @@ class Layers:
         self.first = kernels.pack_linear(make_weight(weights, HIDDEN, HIDDEN), bias)
         self.second = kernels.pack_linear(make_weight(weights, HIDDEN, HIDDEN), bias)
         self.gated = kernels.pack_linear(make_weight(weights, 2 * HIDDEN, HIDDEN), gated=True)
+        self.router = kernels.pack_linear(make_weight("float32", 3, HIDDEN))
+        self.experts = kernels.pack_experts(*make_experts(weights, 3, HIDDEN, 32))
         self.weight = torch.randn(HIDDEN).to(device)
 
     def step(self, kernels: Kernels, inputs: StepInputs) -> Rows:
@@ -40,6 +43,10 @@ class Layers:
         normed = kernels.layer_norm(hidden, None, self.weight, 1e-5)
         hidden = kernels.linear(normed, self.first, activation="tanh", residual=hidden)
         normed = kernels.layer_norm(hidden, self.weight, self.weight, 1e-5)
+        logits = kernels.linear(normed, self.router)
+        options = {"num_experts_per_tok": 2, "norm_topk_prob": True, "activation": "silu"}
+        hidden = kernels.experts(normed, logits, self.experts, **options, residual=hidden)  # type: ignore[arg-type]
+        normed = kernels.rms_norm(hidden, self.weight, 1e-5)
         # Nobody's norm: the rows are wanted as they are, twice.
         hidden = kernels.linear(normed, self.second, residual=hidden)
         chosen = kernels.select_rows(hidden, inputs)
@@ -78,8 +85,8 @@ def test_a_sum_and_its_norm_are_one_launch(device: torch.device, monkeypatch: py
     monkeypatch.setattr(finish, "finish_kernel", Counted("finish", finish.finish_kernel))
     monkeypatch.setattr(norms, "norm_kernel", Counted("norm", norms.norm_kernel))
     kernels.compile(layers.step)(inputs_on(device))
-    # Two are finished by norms; the gated one, the one with an activation and the one without a norm are not.
-    assert launched == ["norm", "norm", "finish", "norm", "finish", "norm", "finish", "norm"]
+    # Norms finish two linear layers and the experts; not the gated one, that with an activation, and the last one.
+    assert launched == ["norm", "norm", "finish", "norm", "finish", "norm", "norm", "finish", "norm"]
 
 
 def test_the_sum_is_there_after_its_norm(device: torch.device) -> None:
