@@ -74,8 +74,8 @@ class Deployment:
 
     @property
     def num_gpus(self) -> int:
-        """GPUs that it is to be given, where `device: cuda` asks for them: its engines share them, so as many as the one
-        with the most ranks has. 0 where none asks."""
+        """GPUs that it is to be given where `device: cuda` asks for some, else 0: its engines share them, so as many as
+        the one with the most ranks has."""
         sizes = [engine.executor.tensor_parallel_size for engine in self.engines if engine.executor.device == "cuda"]
         return max(sizes, default=0)
 

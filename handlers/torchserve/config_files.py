@@ -105,8 +105,8 @@ def _devices(num_gpus: int) -> dict[str, Any]:
     """What TorchServe is to do about GPUs: nothing, so that the worker sees all of them and takes the first; or, for a
     model on several, to show it as many.
 
-    Any other parallelType than "custom" starts the worker through torchrun, once for each GPU: each would load the whole
-    model and answer requests. The one worker starts the other ranks itself.
+    Any parallelType but "custom" starts the worker through torchrun, once for each GPU, and each would load the whole
+    model and answer requests. Here one worker does, and starts the other ranks itself.
     """
     if num_gpus < 2:
         return {"deviceType": "cpu"}
