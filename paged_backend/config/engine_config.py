@@ -123,7 +123,8 @@ class CacheConfig:
     Attributes:
         block_size: tokens in a block.
         num_gpu_blocks_override: blocks in the pool; None derives them from the memory bound.
-        kv_cache_memory_bytes: bytes for the pool; None means gpu_memory_utilization of the memory that is free.
+        kv_cache_memory_bytes: bytes for the pool, or each rank's part of it; None means gpu_memory_utilization of the
+            memory that is free.
         gpu_memory_utilization: fraction of the device's free memory that the pool may take, in (0, 1]. The pool
             never takes more than max_num_seqs sequences of max_model_len tokens need.
         enable_prefix_caching: find full blocks again by their tokens.
@@ -258,7 +259,7 @@ class ExecutorConfig:
         num_threads: CPU threads for kernels; None means the physical cores that the process may use. With
             tensor_parallel_size they are each rank's; None divides the cores.
         tensor_parallel_size: processes that divide the model among them, each on a GPU of its own, or all on the CPU:
-            heads, the feed-forward's width and the vocabulary. Not together with kv_offloading_dir.
+            heads, the feed-forward's width and the vocabulary. Not together with kv_offloading_dir or async_scheduling.
     """
 
     device: str = "auto"
