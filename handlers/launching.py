@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shlex
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
@@ -17,10 +15,9 @@ from typing import Any
 from paged_backend.errors import ConfigError
 from paged_backend.handlers.access.api_key import words_of
 from paged_backend.handlers.deployment import API_KEY_VARIABLE, Deployment
+from paged_backend.parent_death import die_with_parent
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def reachable(host: str) -> str:
@@ -87,8 +84,7 @@ def curl_line(deployment: Deployment, base_url: str) -> str:
 
 def die_with_launcher() -> None:
     """For Popen's preexec_fn: Linux sends the child SIGTERM when the launcher's main thread ends, SIGKILL included."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    die_with_parent(signal.SIGTERM)
 
 
 class StopSignals:

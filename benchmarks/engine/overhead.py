@@ -172,16 +172,18 @@ def measure_steps(num_seqs: int, num_steps: int, tokenizer: Tokenizer, kind: str
     executor = EmptyExecutor(num_seqs, num_tokens, tokenizer.vocab_size, clocks)
     config = EngineConfig.from_args(max_num_seqs=num_seqs, max_num_batched_tokens=num_seqs * num_tokens)
     client = EngineClient(config, cast(Any, executor), tokenizer)
-    core, loop = client._core, client._loop
+    engine: Any = client._engine
+    core, loop, desk = engine.core, engine.loop, engine.desk
     clocks.wrap(core._scheduler, "plan", "plan")
     clocks.wrap(core._scheduler, "commit", "commit")
     clocks.wrap(core, "_take_tokens", "gains")
     clocks.wrap(executor, "run", "run")
     clocks.wrap(core, "step", "step")
     clocks.wrap(loop, "_take_inbox", "inbox")
-    clocks.wrap(loop, "_publish", "snapshot")
-    clocks.wrap(loop, "_deliver", "streams")
-    clocks.after(loop, "_deliver", clocks.end_step)
+    clocks.wrap(core, "stats", "snapshot")
+    clocks.wrap(desk, "publish", "snapshot")
+    clocks.wrap(desk, "deliver", "streams")
+    clocks.after(desk, "deliver", clocks.end_step)
     draw = random.Random(0)
     for i in range(num_seqs):
         prompt = [draw.randrange(16, tokenizer.vocab_size) for _ in range(MIN_PROMPT_TOKENS + i % BLOCK_SIZE)]

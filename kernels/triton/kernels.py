@@ -62,12 +62,7 @@ class TritonKernels(TensorKernels):
         super().__init__(operations, dtype, _report(how, batch_invariant))
 
     def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
-        """`sample` whose results are read later, and are on the device before: waits for nothing.
-
-        Args:
-            logits: see `Kernels.sample`; read when the device gets there.
-            batch: not looked at any more once this returns.
-        """
+        """See `Kernels.launch_sample`."""
         return launch(logits, batch)
 
     def warm_up_sampling(self, vocab_size: int) -> None:

@@ -260,6 +260,7 @@ class ExecutorConfig:
             tensor_parallel_size they are each rank's; None divides the cores.
         tensor_parallel_size: processes that divide the model among them, each on a GPU of its own, or all on the CPU:
             heads, the feed-forward's width and the vocabulary. Not together with kv_offloading_dir or async_scheduling.
+        engine_process: step the engine in a process of its own, so that HTTP work does not hold it up.
     """
 
     device: str = "auto"
@@ -269,6 +270,7 @@ class ExecutorConfig:
     tensor_parallel_size: int = 1
     enforce_eager: bool = False
     cudagraph_capture_sizes: tuple[int, ...] = ()
+    engine_process: bool = False
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
@@ -281,6 +283,7 @@ class ExecutorConfig:
         check_bool("enforce_eager", self.enforce_eager)
         sized = sizes("cudagraph_capture_sizes", self.cudagraph_capture_sizes)
         object.__setattr__(self, "cudagraph_capture_sizes", sized)
+        check_bool("engine_process", self.engine_process)
         if self.batch_invariant and self.kernel_backend == "reference":
             raise ConfigError("batch_invariant is not for kernel_backend reference: choose auto, cpu or triton.")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import operator
 import sys
 import time
@@ -13,22 +12,19 @@ import weakref
 from collections.abc import Mapping, Sequence
 
 from paged_backend.config import EngineConfig
-from paged_backend.engine.core import EngineCore
+from paged_backend.engine.engine_thread import EngineThread
+from paged_backend.engine.front_desk import Entrant
 from paged_backend.engine.grammars import GrammarDesk
-from paged_backend.engine.loop import EngineLoop, Entrant
-from paged_backend.engine.metrics import EngineMetrics
+from paged_backend.engine.loading import load_engine
 from paged_backend.engine.parameters import ParameterDesk
+from paged_backend.engine.process.engine_process import EngineProcess
 from paged_backend.engine.request import DeadlineName, EngineRequest
 from paged_backend.engine.stats import EngineStats
 from paged_backend.engine.stream import RequestStream
 from paged_backend.engine.tokenizer import Tokenizer
-from paged_backend.engine.tracing import RequestTracer, require_opentelemetry
 from paged_backend.errors import AdmissionError, EngineUnavailableError, InvalidRequestError
 from paged_backend.executor.executor import Executor
-from paged_backend.models.folder import resolve_folder
 from paged_backend.sampling_params import SamplingParams
-
-logger = logging.getLogger(__name__)
 
 
 class EngineClient:
@@ -38,59 +34,51 @@ class EngineClient:
         config: as given.
         tokenizer: None with `skip_tokenizer_init`.
         max_model_len: most tokens of prompt plus output.
+        vocab_size: token ids are 0 .. vocab_size - 1.
         default_sampling_params: sampling parameters by name that the model, or its operator, wants where a request
             gives none. `submit` adds nothing to what it is given.
     """
 
-    def __init__(self, config: EngineConfig, executor: Executor, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, config: EngineConfig, engine: Executor | EngineProcess, tokenizer: Tokenizer | None) -> None:
+        """A client of a new engine.
+
+        Args:
+            engine: what a thread of this process is to step, or what runs in another one.
+            tokenizer: None with `skip_tokenizer_init`.
+        """
         self.config = config
         self.tokenizer = tokenizer
-        self.max_model_len: int = executor.max_model_len
-        self.default_sampling_params: Mapping[str, float | int] = executor.default_sampling_params
-        self._vocab_size: int = executor.vocab_size
-        self._parameters = ParameterDesk(config, tokenizer, executor.vocab_size, executor.eos_token_ids)
-        self._metrics = EngineMetrics(
-            config.model.served_model_name[0],
-            self.max_model_len,
-            kv_cache_metrics=config.observability.kv_cache_metrics,
-        )
-        endpoint = config.observability.otlp_traces_endpoint
-        tracer = None if endpoint is None else RequestTracer.to(endpoint, config.model.served_model_name[0])
-        self._grammars = GrammarDesk(tokenizer, executor.vocab_size, executor.eos_token_ids)
-        self._core = EngineCore(config, executor, tokenizer, self._metrics, tracer, self._grammars.compiler)
-        self._loop = EngineLoop(self._core, config.scheduler)
+        self._engine = engine if isinstance(engine, EngineProcess) else EngineThread(config, engine, tokenizer)
+        facts = self._facts = self._engine.facts
+        self._desk, self._metrics = self._engine.desk, self._engine.metrics
+        self.max_model_len: int = facts.max_model_len
+        self.vocab_size: int = facts.vocab_size
+        self.default_sampling_params: Mapping[str, float | int] = facts.default_sampling_params
         # When nobody holds the client any more, or the interpreter ends: a thread that still computes would abort it.
-        weakref.finalize(self, self._loop.shutdown)
+        weakref.finalize(self, self._engine.shutdown)
+        self._grammars = GrammarDesk(facts.grammars_lack)
+        try:
+            self._parameters = ParameterDesk(config, tokenizer, facts.vocab_size, facts.eos_token_ids)
+        except BaseException:
+            self.shutdown()
+            raise
 
     @classmethod
     def start(cls, config: EngineConfig) -> EngineClient:
-        """Loads the model and starts the engine's thread; blocks until requests can be served.
+        """Loads the model and starts the engine, in a thread or with engine_process in a process of its own; blocks
+        until requests can be served.
 
         What computes it, and on how many threads, goes to the log.
 
         Raises:
             ConfigError, ModelLoadError: with what to change.
         """
-        if config.observability.otlp_traces_endpoint is not None:
-            require_opentelemetry()  # before the model is loaded for nothing
-        model = config.model
-        folder = resolve_folder(
-            model.tokenizer or model.model,
-            None if model.tokenizer else model.revision,
-            load_format=model.load_format,
-            trust_remote_code=model.trust_remote_code,
-        )
-        executor = Executor(config)
-        # As a rule one implementation computes all operations.
-        choices = dict.fromkeys(f"{chosen}, {reason}" for chosen, reason in executor.kernel_report.values())
-        name, kernels = model.served_model_name[0], " ".join(choices)
-        logger.info("%s is loaded; CPU threads: %d; kernels: %s", name, executor.num_threads, kernels)
-        tokenizer = None
-        if not model.skip_tokenizer_init:
-            template = config.chat.chat_template
-            tokenizer = Tokenizer.load(folder, template, trust_remote_code=model.trust_remote_code)
+        if config.executor.engine_process:
+            return cls(config, *EngineProcess.start(config))
+        executor, tokenizer = load_engine(config)
         client = cls(config, executor, tokenizer)
-        executor.on_lost(client._loop.lose)
+        if isinstance(client._engine, EngineThread):
+            executor.on_lost(client._engine.loop.lose)
         return client
 
     def submit(
@@ -185,12 +173,12 @@ class EngineClient:
                 trace_headers=trace_headers,
                 grammar=grammar,
             )
-            max_tokens = self._core.check_fits(request)
+            max_tokens = self._facts.check_fits(request, self.config.scheduler)
             text = prompt if isinstance(prompt, str) else None
-            stream = RequestStream(request, text, self.tokenizer, self._loop.abort_stream)
+            stream = RequestStream(request, text, self.tokenizer, self._desk.abort_stream)
             entrants.append((request, max_tokens, stream))
         try:
-            self._loop.submit(entrants)
+            self._desk.submit(entrants)
         except AdmissionError as error:
             self._metrics.count_rejection(error.reason)
             raise
@@ -203,7 +191,7 @@ class EngineClient:
             tenant: who asks: only a request of its own is ended, another's is unknown to it. None ends those of all
                 tenants.
         """
-        self._loop.abort(request_id, tenant)
+        self._desk.abort(request_id, tenant)
 
     def stats(self, *, kv_map: bool = False) -> EngineStats:
         """What the engine is doing, as of its last step.
@@ -216,9 +204,9 @@ class EngineClient:
             EngineUnavailableError: the engine, which a map was asked of, has stopped or died.
         """
         if not kv_map:
-            return self._loop.stats()
-        blocks = self._loop.kv_map()
-        return dataclasses.replace(self._loop.stats(), kv_map=blocks)
+            return self._desk.stats()
+        blocks = self._desk.kv_map()
+        return dataclasses.replace(self._desk.stats(), kv_map=blocks)
 
     def metrics_text(self) -> str:
         """Prometheus exposition text, under vLLM's names."""
@@ -230,18 +218,18 @@ class EngineClient:
         Args:
             stall_timeout_s: how long a step may take; None does not ask.
         """
-        self._loop.check_alive()
+        self._desk.check_alive()
         age_s = self.stats().heartbeat_age_s
         if stall_timeout_s is not None and age_s > stall_timeout_s:
             raise EngineUnavailableError(f"The engine has made no step for {age_s:.0f} s.")
 
     def drain(self, timeout_s: float) -> bool:
         """Admits nothing more, waits for what runs; True if all of it ended within timeout_s seconds."""
-        return self._loop.drain(timeout_s)
+        return self._desk.drain(timeout_s)
 
     def shutdown(self) -> None:
         """Ends what is left with EngineUnavailableError and frees the model. Safe to call twice."""
-        self._loop.shutdown()
+        self._engine.shutdown()
 
     def _tokenize(self, prompt: str | Sequence[int], add_special_tokens: bool) -> list[int]:
         if not isinstance(prompt, str):
@@ -288,10 +276,12 @@ class EngineClient:
         return None if tenant is None and cache_salt is None else json.dumps([tenant, cache_salt])
 
     def _check_prompt(self, token_ids: Sequence[int]) -> None:
-        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._vocab_size):
-            bad = next(token for token in token_ids if not 0 <= token < self._vocab_size)
+        vocab_size = self._facts.vocab_size
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+            bad = next(token for token in token_ids if not 0 <= token < vocab_size)
             raise InvalidRequestError(
-                f"prompt holds token id {bad}, but the model's ids are 0 to {self._vocab_size - 1}.", param="prompt"
+                f"prompt holds token id {bad}, but the model's ids are 0 to {vocab_size - 1}.",
+                param="prompt",
             )
 
 

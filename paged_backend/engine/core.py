@@ -86,14 +86,6 @@ class EngineCore:
         self._num_generated_tokens = 0
         self.last_stats = EngineStats()
 
-    def check_fits(self, request: EngineRequest) -> int:
-        """The most tokens of a sample, if the request can ever be served here. Any thread may ask.
-
-        Raises:
-            InvalidRequestError: it cannot.
-        """
-        return self._scheduler.check_fits(len(request.prompt_token_ids), request.params)
-
     def has_work(self) -> bool:
         """Whether `step` would do something."""
         if self._scheduler.has_work or self._pipeline.in_flight or self._grammars.num_waiting:
@@ -101,7 +93,7 @@ class EngineCore:
         return self._prefetcher is not None and self._prefetcher.num_waiting > 0
 
     def add(self, request: EngineRequest) -> None:
-        """Queues a request that `check_fits` accepts, under a key that is not in use."""
+        """Queues a request that fits (`EngineFacts.check_fits`), under a key that is not in use."""
         params = request.params
         seed = params.seed if params.seed is not None else self._own_seed()
         self._num_added += 1
@@ -210,15 +202,7 @@ class EngineCore:
         for state in states:
             state.fail(EngineUnavailableError(reason))
             self._forget(state, "error")
-        self.last_stats = dataclasses.replace(
-            self.last_stats,
-            num_running=0,
-            num_waiting=0,
-            num_waiting_tokens=0,
-            num_free_blocks=self.last_stats.num_total_blocks,
-            num_used_blocks=0,
-            kv_cache_usage=0.0,
-        )
+        self.last_stats = self.last_stats.emptied()
         return states
 
     def close(self, *, keep_cache: bool = True) -> None:

@@ -26,25 +26,12 @@ _IDLE_WAIT_S = 0.005
 class GrammarDesk:
     """Knows whether this engine can serve a constraint. Safe to use from any thread.
 
-    Attributes:
-        compiler: None where it can serve none.
-
     Args:
-        tokenizer: None where the engine runs without one.
-        vocab_size: token ids are 0 .. vocab_size - 1.
-        eos_token_ids: the model's.
+        lacks: why it can serve none; None where it can.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
-        self.compiler: GrammarCompiler | None = None
-        self._lacks = "it runs without a tokenizer (skip_tokenizer_init)"
-        if tokenizer is None:
-            return
-        try:
-            self.compiler = GrammarCompiler(Vocabulary(tokenizer.to_json(), vocab_size, eos_token_ids))
-        except ValueError as error:
-            self._lacks = str(error)
-            logger.warning("structured_outputs cannot be served here: %s", error)
+    def __init__(self, lacks: str | None) -> None:
+        self._lacks = lacks
 
     def source(self, params: SamplingParams) -> GrammarSource | None:
         """What a request's grammar is compiled from; None where it has none.
@@ -55,11 +42,30 @@ class GrammarDesk:
         structure = params.structured_outputs
         if structure is None:
             return None
-        if self.compiler is None:
+        if self._lacks is not None:
             raise InvalidRequestError(
                 f"{structure.param} cannot be served by this engine: {self._lacks}.", param=structure.param
             )
         return GrammarSource.of(structure)
+
+
+def make_compiler(
+    tokenizer: Tokenizer | None, vocab_size: int, eos_token_ids: frozenset[int]
+) -> tuple[GrammarCompiler | None, str | None]:
+    """What compiles an engine's grammars; None, and why, where it can serve none.
+
+    Args:
+        tokenizer: None where the engine runs without one.
+        vocab_size: token ids are 0 .. vocab_size - 1.
+        eos_token_ids: the model's.
+    """
+    if tokenizer is None:
+        return None, "it runs without a tokenizer (skip_tokenizer_init)"
+    try:
+        return GrammarCompiler(Vocabulary(tokenizer.to_json(), vocab_size, eos_token_ids)), None
+    except ValueError as error:
+        logger.warning("structured_outputs cannot be served here: %s", error)
+        return None, str(error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,15 @@ class Pace:
         self._queue_s = 0.0
         self._num_starts = 0.0
 
+    def numbers(self) -> tuple[float, ...]:
+        """All that has been measured, for another process."""
+        return tuple([getattr(self, name) for name in self.__slots__])
+
+    def take_over(self, numbers: tuple[float, ...]) -> None:
+        """Replaces what has been measured by the `numbers` of another one."""
+        for name, number in zip(self.__slots__, numbers, strict=True):
+            setattr(self, name, number)
+
     def note_step(self, num_tokens: int, seconds: float, now_s: float) -> None:
         """A step of so many tokens, which ends now, took so many seconds."""
         self.stepped_s = now_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -12,6 +13,7 @@ from paged_backend.config import EngineConfig
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.errors import ConfigError, InvalidRequestError
 from paged_backend.sampling.processors import check_token_ids
+from paged_backend.sampling.user_processors import processor_name
 from paged_backend.sampling_params import (
     MAX_BAD_WORD_TOKENS,
     MAX_BAD_WORDS,
@@ -44,6 +46,7 @@ class ParameterDesk:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
+        self._engine_process = config.executor.engine_process
         self._processors = {name: _load(name) for name in config.model.logits_processors}
 
     def prepare(self, params: SamplingParams) -> SamplingParams:
@@ -57,14 +60,27 @@ class ParameterDesk:
             words = dict.fromkeys((*(params.bad_words_token_ids or ()), *self._bad_word_tokens(params.bad_words)))
             self._check_bad_words(len(words))
             changes |= {"bad_words": (), "bad_words_token_ids": tuple(words)}
-        if params.logits_processors:
-            changes["logits_processors"] = tuple(map(self._processor, params.logits_processors))
         if params.stream_interval is None or params.stream_interval < self._stream_interval:
             changes["stream_interval"] = self._stream_interval
         if changes:
             params = replace(params, **changes)
         self._check(params)
-        return params
+        made = self.make_processors(params)
+        if self._engine_process:
+            for given in params.logits_processors or ():
+                _check_importable(given)
+            return params  # they are made there
+        return made
+
+    def make_processors(self, params: SamplingParams) -> SamplingParams:
+        """The parameters with functions in the place of their names; the same where there are none.
+
+        Raises:
+            InvalidRequestError: there is no such function, or it cannot be made.
+        """
+        if not params.logits_processors:
+            return params
+        return replace(params, logits_processors=tuple(map(self._processor, params.logits_processors)))
 
     def _check(self, params: SamplingParams) -> None:
         check_token_ids(params, self._vocab_size)
@@ -178,6 +194,24 @@ class ParameterDesk:
             raise _wrong_arguments(name, "gave nothing that can be called")
         processor = cast("LogitsProcessor", made)
         return processor
+
+
+def _check_importable(given: object) -> None:
+    """A function itself goes to the engine's process by its name, an object with its class's."""
+    if isinstance(given, (str, LogitsProcessorConstructor)):
+        return
+    try:
+        pickle.dumps(given)
+        if getattr(given, "__module__", None) != "__main__":
+            return
+        reason = "it is the program's own"
+    except Exception as error:  # whatever a user's code raises
+        reason = str(error)
+    raise InvalidRequestError(
+        f"logits_processors: {processor_name(given)} cannot be sent to the engine's process ({reason}): define it in a "
+        "module that can be imported, or leave engine_process out.",
+        param="logits_processors",
+    )
 
 
 def default_sampling_params(defaults: Mapping[str, float | int]) -> SamplingParams:

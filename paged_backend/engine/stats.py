@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paged_backend.executor.kv_transfer import TransferStats
 from paged_backend.kv.cache_stats import BlockState
@@ -97,3 +97,17 @@ class EngineStats:
     draining: bool = False
     heartbeat_age_s: float = 0.0
     kv_map: KVMap | None = None
+
+    def emptied(self) -> EngineStats:
+        """The same, with nothing that runs, waits, or holds a block."""
+        return replace(
+            self,
+            num_running=0,
+            num_waiting=0,
+            num_fetching=0,
+            num_waiting_tokens=0,
+            num_free_blocks=self.num_total_blocks,
+            num_used_blocks=0,
+            kv_cache_usage=0.0,
+            num_swapped=0,
+        )

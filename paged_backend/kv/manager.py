@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -11,11 +10,12 @@ from types import MappingProxyType
 from paged_backend.kv.block_copies import BlockCopies
 from paged_backend.kv.block_life import BlockWatch
 from paged_backend.kv.block_pool import BlockPool
-from paged_backend.kv.block_table import ALL_TOKENS, BlockTable
+from paged_backend.kv.block_table import BlockTable
 from paged_backend.kv.cache_stats import NO_OFFLOAD, BlockState, CacheStats
 from paged_backend.kv.host_tier import NO_TRANSFERS, Transfers
 from paged_backend.kv.layer_group import NO_BLOCK, LayerGroup
 from paged_backend.kv.offload import OffloadManager
+from paged_backend.kv.pool_shape import PoolShape
 from paged_backend.kv.prefix_index import BlockKey, PrefixIndex, new_hash_key
 from paged_backend.kv.prefix_search import PrefixSearch
 from paged_backend.kv.remembered_prefix import RememberedPrefix
@@ -44,7 +44,7 @@ class KVCacheManager:
         clock_ns: what the time that blocks are held is measured with, in nanoseconds.
 
     Attributes:
-        max_sequence_tokens: tokens of a sequence that has the whole pool to itself.
+        shape: what fits into it.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class KVCacheManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.groups = (LayerGroup(0, block_size, 1),) if groups is None else tuple(groups)
-        self.max_sequence_tokens: int = bisect_right(range(ALL_TOKENS), num_blocks, key=self.blocks_for) - 1
+        self.shape = PoolShape(num_blocks, block_size, self.groups)
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex(key=key) if enable_prefix_caching else None
         self._search = PrefixSearch(self.groups, block_size)
@@ -89,15 +89,7 @@ class KVCacheManager:
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that a sequence of so many tokens holds at most at any time."""
-        return sum([group.most_blocks(num_tokens) for group in self.groups])
-
-    def blocks_for_each(self, num_tokens: int, num_common: int, count: int) -> int:
-        """Blocks that `count` sequences of so many tokens hold at most, if they share those of their first num_common.
-
-        Sure to stay shared are full blocks, of groups that see all.
-        """
-        num_shared = num_common // self.block_size * (len(self.groups) - len(self._windowed))
-        return count * self.blocks_for(num_tokens) - (count - 1) * num_shared
+        return self.shape.blocks_for(num_tokens)
 
     def new_table(self, token_ids: Sequence[int], salt: str | None = None) -> BlockTable:
         """A table for a sequence whose known tokens are `token_ids`, which its owner appends to in place."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable
 
 from paged_backend.kv.manager import KVCacheManager
@@ -196,17 +195,8 @@ class BeamGroup:
         """Sets what has to be free beside the waiting sequence's own blocks: those that its beams will not share."""
         kv, lead = self._kv, self.sequences[0]
         num_common, most = len(lead.table.token_ids), lead.max_cached_tokens
-        wanted = kv.blocks_for_each(min(len(lead.token_ids) + 1, most), num_common, self.search.width)
+        wanted = kv.shape.blocks_for_each(min(len(lead.token_ids) + 1, most), num_common, self.search.width)
         lead.num_extra_blocks = max(wanted - kv.blocks_for(min(num_common + 1, most)), 0)
-
-
-def slots_for_each(num_prompt_tokens: int, width: int, kv: KVCacheManager) -> int:
-    """Tokens that each of `width` sequences may have that are sure to share no more than their prompt."""
-    if width == 1:
-        return kv.max_sequence_tokens
-    lengths = range(kv.max_sequence_tokens + 1)
-    fits = bisect_right(lengths, kv.num_blocks, key=lambda n: kv.blocks_for_each(n, num_prompt_tokens, width))
-    return fits - 1
 
 
 def _append(sequence: Sequence, beam: Beam) -> None:

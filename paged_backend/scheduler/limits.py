@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from paged_backend.errors import InvalidRequestError
+from paged_backend.kv.pool_shape import PoolShape
 from paged_backend.sampling_params import SamplingParams
 
 
 def resolve_max_tokens(
-    num_prompt_tokens: int, params: SamplingParams, *, max_num_seqs: int, max_model_len: int, num_slots: int
+    num_prompt_tokens: int, params: SamplingParams, *, max_num_seqs: int, max_model_len: int, pool: PoolShape
 ) -> int:
     """Checks that a request can be served, if need be alone, and resolves its max_tokens.
 
@@ -19,7 +20,7 @@ def resolve_max_tokens(
         params: the request's parameters; n, best_of, max_tokens and min_tokens count here.
         max_num_seqs: most sequences that run at once.
         max_model_len: most tokens of prompt plus output.
-        num_slots: tokens of one sequence that the whole KV cache holds; of each beam where there are several.
+        pool: the KV cache.
 
     Returns:
         Output tokens that each sample may have at most: params.max_tokens within the context's room, or all
@@ -44,6 +45,7 @@ def resolve_max_tokens(
             "at least for the output: shorten the prompt, or raise max_model_len.",
             param="prompt",
         )
+    num_slots = pool.slots_for_each(num_prompt_tokens, params.num_sequences if params.use_beam_search else 1)
     holds = f"{num_slots} for each of {params.num_sequences} beams" if params.use_beam_search else str(num_slots)
     # The last token of a sequence is never computed, so it needs no slot.
     cache_room = num_slots + 1 - num_prompt_tokens

@@ -10,7 +10,7 @@ from paged_backend.config import SchedulerConfig
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.outputs import FinishReason
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.beam_group import BeamGroup, slots_for_each
+from paged_backend.scheduler.beam_group import BeamGroup
 from paged_backend.scheduler.beam_search import BeamText
 from paged_backend.scheduler.in_flight import StepInFlight, commit_followed
 from paged_backend.scheduler.limits import resolve_max_tokens
@@ -115,13 +115,12 @@ class Scheduler:
         Raises:
             InvalidRequestError: the prompt, the output or n can never fit.
         """
-        width = params.num_sequences if params.use_beam_search else 1
         return resolve_max_tokens(
             num_prompt_tokens,
             params,
             max_num_seqs=self.config.max_num_seqs,
             max_model_len=self.max_model_len,
-            num_slots=slots_for_each(num_prompt_tokens, width, self.kv),
+            pool=self.kv.shape,
         )
 
     # Between steps

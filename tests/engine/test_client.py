@@ -139,7 +139,7 @@ def test_a_dead_engine_ends_every_request(client: EngineClient, monkeypatch: pyt
     def broken() -> None:
         raise AssertionError("a bug of ours")
 
-    monkeypatch.setattr(client._core, "step", broken)
+    monkeypatch.setattr(client._engine.core, "step", broken)
     with pytest.raises(EngineUnavailableError, match="died"):
         client.submit([5], params()).collect()
     with pytest.raises(EngineUnavailableError, match="died"):
@@ -261,14 +261,14 @@ def test_wrong_arguments_never_reach_the_engine(client: EngineClient, arguments:
 
 
 def test_a_request_that_breaks_on_the_way_in_ends_alone(client: EngineClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    add = client._core.add
+    add = client._engine.core.add
 
     def add_but_nine(request: Any) -> None:
         if request.prompt_token_ids == [9]:
             raise RuntimeError("a bug of ours")
         add(request)
 
-    monkeypatch.setattr(client._core, "add", add_but_nine)
+    monkeypatch.setattr(client._engine.core, "add", add_but_nine)
     streams = [client.submit(prompt, params(3)) for prompt in ([9], [30])]
     with pytest.raises(RequestFailedError):
         streams[0].collect()

@@ -111,8 +111,8 @@ def test_who_asks_while_the_engine_dies_is_told(monkeypatch: pytest.MonkeyPatch)
 
     asker = threading.Thread(target=ask)
     asker.start()
-    monkeypatch.setattr(client._core, "stats", die)
-    while not client._loop._inbox:
+    monkeypatch.setattr(client._engine.core, "stats", die)
+    while not client._engine.loop._inbox:
         time.sleep(0.001)
     go_on.set()
     asker.join(TIMEOUT_S)
@@ -142,7 +142,7 @@ def test_an_engine_that_dies_of_a_map_answers_all_who_asked(monkeypatch: pytest.
     for asker in askers:
         asker.start()
     wait_for_inbox(client, 2)
-    monkeypatch.setattr(client._core._kv, "block_states", lambda: 1 / 0)
+    monkeypatch.setattr(client._engine.core._kv, "block_states", lambda: 1 / 0)
     go_on.set()
     for asker in askers:
         asker.join(TIMEOUT_S)
@@ -154,6 +154,6 @@ def test_an_engine_that_dies_of_a_map_answers_all_who_asked(monkeypatch: pytest.
 
 def wait_for_inbox(client: EngineClient, num_items: int) -> None:
     end_s = time.monotonic() + TIMEOUT_S
-    while len(client._loop._inbox) < num_items:
+    while len(client._engine.loop._inbox) < num_items:
         assert time.monotonic() < end_s
         time.sleep(0.001)

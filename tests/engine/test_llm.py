@@ -43,7 +43,7 @@ def test_prompts_of_every_form_keep_their_order(llm: LLM) -> None:
 def test_the_log_says_what_computes(folder: Path, backend: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "paged_backend.engine"):
         LLM(model=str(folder), served_model_name="tiny", num_threads=1, kernel_backend=backend).close()
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "paged_backend.engine.client"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "paged_backend.engine.loading"]
     assert line.startswith(f"tiny is loaded; CPU threads: 1; kernels: {backend}, ")
     if backend == "cpu":
         assert f"({_cpu.available_instruction_sets()[0]})" in line

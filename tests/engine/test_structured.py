@@ -15,7 +15,7 @@ import pytest
 from paged_backend import LLM, InvalidRequestError, SamplingParams
 from paged_backend.engine.client import EngineClient
 from paged_backend.engine.core import EngineCore
-from paged_backend.engine.grammars import GrammarDesk
+from paged_backend.engine.grammars import GrammarDesk, make_compiler
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.outputs import RequestOutput
 from paged_backend.sampling_params import StructuredOutputsParams
@@ -173,12 +173,12 @@ class GatedVocabulary:
 @pytest.fixture
 def gated(folder: Path) -> Iterator[tuple[EngineCore, GatedVocabulary, GrammarDesk]]:
     tokenizer = Tokenizer.load(folder)
-    desk = GrammarDesk(tokenizer, 320, frozenset({EOS}))
-    assert desk.compiler is not None
-    vocabulary = GatedVocabulary(desk.compiler._vocabulary)  # type: ignore[arg-type]
-    desk.compiler._vocabulary = vocabulary
-    core = new_core(folder, tokenizer, compiler=desk.compiler)
-    yield core, vocabulary, desk
+    compiler, lacks = make_compiler(tokenizer, 320, frozenset({EOS}))
+    assert compiler is not None
+    vocabulary = GatedVocabulary(compiler._vocabulary)  # type: ignore[arg-type]
+    compiler._vocabulary = vocabulary
+    core = new_core(folder, tokenizer, compiler=compiler)
+    yield core, vocabulary, GrammarDesk(lacks)
     vocabulary.gate.set()
     core.close()
 
@@ -239,9 +239,9 @@ def test_engines_that_cannot(folder: Path, llm: LLM) -> None:
     with LLM(str(folder), skip_tokenizer_init=True) as blind:
         with pytest.raises(InvalidRequestError, match="skip_tokenizer_init"):
             blind.generate([[1, 2]], SamplingParams(structured_outputs=JSON, detokenize=False), use_tqdm=False)
-    desk = GrammarDesk(llm._client.tokenizer, 320, frozenset())
+    _, lacks = make_compiler(llm._client.tokenizer, 320, frozenset())
     with pytest.raises(InvalidRequestError, match="no EOS"):
-        desk.source(structured())
+        GrammarDesk(lacks).source(structured())
 
 
 def test_a_stream_begins_or_is_refused(llm: LLM) -> None:

@@ -78,7 +78,7 @@ def test_no_name_leads_into_anothers_scope(ask: Ask, name: str) -> None:
 @pytest.mark.parametrize(("who", "end"), [("b", "length"), ("a", "abort"), (None, "abort")])
 def test_a_tenant_aborts_its_own_requests_alone(client: EngineClient, who: str | None, end: str) -> None:
     go_on = threading.Event()
-    cast(FakeExecutor, client._core._executor).before_run = lambda plan: cast(None, go_on.wait(TIMEOUT_S))
+    cast(FakeExecutor, client._engine.core._executor).before_run = lambda plan: cast(None, go_on.wait(TIMEOUT_S))
     stream = client.submit(PROMPT, SamplingParams(max_tokens=20, seed=0), tenant="a", request_id="r")
     client.abort("r", tenant=who)
     go_on.set()
@@ -88,7 +88,7 @@ def test_a_tenant_aborts_its_own_requests_alone(client: EngineClient, who: str |
 def test_an_id_is_a_tenants_own(client: EngineClient) -> None:
     """Nobody learns of another's ids, by a refusal or otherwise, and nobody ends what another calls the same."""
     go_on = threading.Event()
-    cast(FakeExecutor, client._core._executor).before_run = lambda plan: cast(None, go_on.wait(TIMEOUT_S))
+    cast(FakeExecutor, client._engine.core._executor).before_run = lambda plan: cast(None, go_on.wait(TIMEOUT_S))
     params = SamplingParams(max_tokens=20, seed=0)
     streams = {tenant: client.submit(PROMPT, params, tenant=tenant, request_id="r") for tenant in ("a", "b", None)}
     for tenant in streams:
@@ -105,7 +105,7 @@ def test_an_id_is_a_tenants_own(client: EngineClient) -> None:
 
 def test_an_operators_abort_ends_all_of_that_id(client: EngineClient) -> None:
     go_on = threading.Event()
-    cast(FakeExecutor, client._core._executor).before_run = lambda plan: cast(None, go_on.wait(TIMEOUT_S))
+    cast(FakeExecutor, client._engine.core._executor).before_run = lambda plan: cast(None, go_on.wait(TIMEOUT_S))
     params = SamplingParams(max_tokens=20, seed=0)
     streams = [client.submit(PROMPT, params, tenant=tenant, request_id="r") for tenant in ("a", None)]
     client.abort("r")

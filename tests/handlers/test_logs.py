@@ -79,7 +79,7 @@ def test_what_the_host_logs_is_json_too(capsys: pytest.CaptureFixture[str]) -> N
     host.handlers[:], host.propagate = [logging.StreamHandler()], False
     configure_logging("json", "info")
     logging.getLogger("bentoml.paged_backend").warning('two\nlines and a "quote"')
-    logging.getLogger("paged_backend.engine.client").info("%s is loaded", "tiny")
+    logging.getLogger("paged_backend.engine.loading").info("%s is loaded", "tiny")
     captured = capsys.readouterr()
     assert json.loads(captured.err)["message"] == 'two\nlines and a "quote"'
     assert json.loads(captured.out)["message"] == "tiny is loaded"

@@ -68,14 +68,14 @@ def test_the_longest_sequence_that_fits() -> None:
     for windows in ([0], [5], [0, 5], [0, 0, 3, 9]):
         for num_blocks in range(1, 30):
             kv = new_manager(num_blocks, *windows)
-            longest = kv.max_sequence_tokens
+            longest = kv.shape.max_sequence_tokens
             assert kv.blocks_for(longest) <= num_blocks
             assert longest > 2**39 or kv.blocks_for(longest + 1) > num_blocks
-    assert new_manager(10, 0).max_sequence_tokens == 40
-    assert new_manager(10, 5).max_sequence_tokens > 2**39, "a window's blocks are enough for any length"
-    assert new_manager(3, 5).max_sequence_tokens == 12, "but not if they are too few"
+    assert new_manager(10, 0).shape.max_sequence_tokens == 40
+    assert new_manager(10, 5).shape.max_sequence_tokens > 2**39, "a window's blocks are enough for any length"
+    assert new_manager(3, 5).shape.max_sequence_tokens == 12, "but not if they are too few"
     # A step's 8 tokens and the 4 before them lie in up to 4 blocks; 6 are left for the full group.
-    assert new_manager(10, 5, 0).max_sequence_tokens == 24
+    assert new_manager(10, 5, 0).shape.max_sequence_tokens == 24
 
 
 def test_groups_are_served_together_or_not_at_all() -> None:

@@ -64,7 +64,7 @@ class MapMachine(RuleBasedStateMachine):
     def add(self, text: list[int], length: int, n: int, max_tokens: int, salt: str | None) -> None:
         params = SamplingParams(n=n, seed=len(self.requests), max_tokens=max_tokens, ignore_eos=True)
         request = new_request(f"r{len(self.requests)}", text[:length], params, cache_salt=salt)
-        self.engine.check_fits(request)
+        self.engine._scheduler.check_fits(length, params)
         self.engine.add(request)
         self.requests[request.request_id] = request
 

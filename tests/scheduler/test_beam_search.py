@@ -6,7 +6,6 @@ import pytest
 
 from paged_backend.kv.manager import KVCacheManager
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.beam_group import slots_for_each
 from paged_backend.scheduler.beam_search import Beam, BeamSearch, Candidate
 
 END = 0
@@ -76,6 +75,6 @@ def test_the_length_penalty_ranks() -> None:
 
 
 def test_slots_for_each() -> None:
-    assert slots_for_each(20, 1, KVCacheManager(10, 8)) == 80
-    assert slots_for_each(20, 4, KVCacheManager(10, 8)) == (2 + 2) * 8
-    assert slots_for_each(16, 4, KVCacheManager(5, 8)) == 16
+    assert KVCacheManager(10, 8).shape.slots_for_each(20, 1) == 80
+    assert KVCacheManager(10, 8).shape.slots_for_each(20, 4) == (2 + 2) * 8
+    assert KVCacheManager(5, 8).shape.slots_for_each(16, 4) == 16

@@ -53,7 +53,7 @@ def test_a_request_is_followed(each_host: Host, receiver: OtlpReceiver) -> None:
 
 
 def test_the_engine_tells_of_its_start(each_host: Host) -> None:
-    started = [line for line in log_lines(each_host) if line["logger"] == "paged_backend.engine.client"]
+    started = [line for line in log_lines(each_host) if line["logger"] == "paged_backend.engine.loading"]
     assert len(started) == 2 and all("is loaded" in line["message"] for line in started), "one for each model"
 
 

@@ -72,7 +72,7 @@ class Crowd:
             cache_salt=rng.choice((None, None, None, "salt")),
             grammar=None if structure is None else GrammarSource.of(structure),
         )
-        self._core.check_fits(accepted)
+        self._core._scheduler.check_fits(len(accepted.prompt_token_ids), accepted.params)
         self._streams[request_id] = RequestStream(accepted, None, self._tokenizer, lambda stream: None)
         self._core.add(accepted)
         return accepted.key

@@ -23,6 +23,8 @@ CASES = all_cases()
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """What a program may take of a multiprocessor's shared memory, by compute capability: A100 and H100."""
 
+LINEAR = ("matmul/", "experts/")
+
 capabilities = pytest.mark.parametrize("capability", sorted(SHARED_BYTES))
 Resources = Mapping[str, Mapping[str, Any]]
 
@@ -64,6 +66,14 @@ def check(name: str, resources: Resources, capability: int) -> None:
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.wide])
 def test_compiles_without_spilling(name: str, capability: int, resources: dict[int, Resources]) -> None:
     check(name, resources[capability], capability)
+
+
+def test_linear_layers_multiply_by_one_kind_of_instruction(resources: dict[int, Resources]) -> None:
+    """However few rows there are, so that a row's sums are the same: Ampere's of a warp, Hopper's of four."""
+    for capability, generation in ((80, "2"), (90, "3")):
+        found = {name: found["products"] for name, found in resources[capability].items() if name.startswith(LINEAR)}
+        assert {product[0] for products in found.values() for product in products} == {generation}
+        assert all(found.values()), "some do not use the matrix unit"
 
 
 PAIRS = [
