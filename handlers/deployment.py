@@ -72,6 +72,13 @@ class Deployment:
         """The names that requests may use; the first one is meant where a request names none."""
         return tuple(name for engine in self.engines for name in engine.model.served_model_name)
 
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that it is to be given where `device: cuda` asks for some, else 0: its engines share them, so as many as
+        the one with the most ranks has."""
+        sizes = [engine.executor.tensor_parallel_size for engine in self.engines if engine.executor.device == "cuda"]
+        return max(sizes, default=0)
+
     @classmethod
     def load(cls, path: str | Path, *, environ: Mapping[str, str] | None = None) -> Deployment:
         """Reads a deployment's YAML file.

@@ -7,14 +7,14 @@ import torch
 from paged_backend.errors import ConfigError
 
 
-def select_device(device: str = "auto") -> torch.device:
-    """The device of a name.
+def select_device(device: str = "auto", rank: int = 0, num_ranks: int = 1) -> torch.device:
+    """The device of a name. Of several ranks each gets a GPU of its own, which becomes its process's current one.
 
     Args:
         device: "cpu"; "cuda", the current GPU; or "auto", which is that where there is one.
 
     Raises:
-        ConfigError: there is no GPU that torch can use.
+        ConfigError: there is no GPU that torch can use, or there are too few.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -28,4 +28,11 @@ def select_device(device: str = "auto") -> torch.device:
             "device cuda needs an NVIDIA GPU, and torch finds none (see nvidia-smi and CUDA_VISIBLE_DEVICES): choose "
             "device cpu."
         )
+    if num_ranks > 1:
+        if torch.cuda.device_count() < num_ranks:
+            raise ConfigError(
+                f"tensor_parallel_size {num_ranks} needs as many GPUs, and torch finds {torch.cuda.device_count()} "
+                "(see nvidia-smi and CUDA_VISIBLE_DEVICES): lower it, or choose device cpu."
+            )
+        torch.cuda.set_device(rank)
     return torch.device("cuda", torch.cuda.current_device())

@@ -78,6 +78,23 @@ class LinearWeight(Protocol):
         ...
 
 
+class Collective(Protocol):
+    """What several processes compute together, each of rows of its own, in the middle of a step.
+
+    All of them call the same ones in the same order, for as many rows. What comes out for a row depends on that row in
+    each process alone.
+    """
+
+    def num_outputs(self, num_inputs: int) -> int:
+        """Width of the rows that come out where those that go in are num_inputs wide."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """float [rows, width] to [rows, num_outputs(width)] of the same dtype and device, on the device's stream; x is
+        left as it is, and its columns are contiguous. The same numbers in every process."""
+        ...
+
+
 class ExpertWeights(Protocol):
     """The experts of a mixture as `Kernels.pack_experts` made them; for the same implementation's `experts` alone."""
 
@@ -317,6 +334,10 @@ class Kernels(Protocol):
 
     def soft_cap(self, x: Rows, cap: float) -> Rows:
         """cap * tanh(x / cap), cap positive. It may take the memory of x, which must not be used any more."""
+        ...
+
+    def collective(self, x: Rows, operation: Collective) -> Rows:
+        """What the operation makes of rows: the one thing in a step that kernels have others compute."""
         ...
 
     def copy_blocks(self, storage: Tensor, pairs: Tensor) -> None:

@@ -11,7 +11,15 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
-from paged_backend.kernels.interface import ExpertWeights, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
+from paged_backend.kernels.interface import (
+    Collective,
+    ExpertWeights,
+    Kernels,
+    LinearWeight,
+    OperationChoice,
+    Rows,
+    StepInputs,
+)
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import LaunchedSamples, ReadSamples, SampledBatch, SamplingBatch
 from paged_backend.kernels.tensor_operations import TensorExperts, TensorLinear, TensorOperations
@@ -194,6 +202,10 @@ class TensorKernels:
         x = self._rows("x", x)
         checks.check_soft_cap(cap)
         return self._operations.soft_cap(x, float(cap))
+
+    def collective(self, x: Rows, operation: Collective) -> Tensor:
+        """See `Kernels.collective`."""
+        return operation(self._rows("x", x))
 
     def copy_blocks(self, storage: Tensor, pairs: Tensor) -> None:
         """See `Kernels.copy_blocks`."""

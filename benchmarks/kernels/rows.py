@@ -26,7 +26,8 @@ from benchmarks.machine import num_cores
 from benchmarks.report import finish, make_parser, say
 from paged_backend.kernels.cache_layout import LayerCache, block_bytes
 from paged_backend.kernels.cpu import _cpu
-from paged_backend.kernels.cpu.recorder import Buffer, Recorder, run
+from paged_backend.kernels.cpu.recorder import Recorder, run
+from paged_backend.kernels.cpu.segments import Buffer
 from paged_backend.kernels.interface import StepInputs
 
 BLOCK_SIZE: Final = 16

@@ -67,6 +67,7 @@ def _owns(path: str) -> bool:
 
 @bentoml.service(
     name="paged_llm",
+    resources={"gpu": DEPLOYMENT.num_gpus} if DEPLOYMENT.num_gpus else {},  # it sees no others
     workers=1,  # every worker would hold an engine of its own; one engine batches all requests
     traffic={"timeout": DEPLOYMENT.bento.timeout_s},
     # The client behind `depends` closes its session, open streams included, every 100 requests or 300 s.

@@ -92,13 +92,25 @@ def model_config(deployment: Deployment) -> dict[str, Any]:
         "responseTimeout": deployment.torchserve.response_timeout_s,
         "startupTimeout": deployment.torchserve.startup_timeout_s,
         "jobQueueSize": deployment.torchserve.job_queue_size,
-        "deviceType": "cpu",
+        **_devices(deployment.num_gpus),
         "continuousBatching": True,
         "handler": {
             "deployment": deployment.to_dict(with_api_key=False),
             "needs_api_key": bool(deployment.server.api_key),
         },
     }
+
+
+def _devices(num_gpus: int) -> dict[str, Any]:
+    """What TorchServe is to do about GPUs: nothing, so that the worker sees all of them and takes the first; or, for a
+    model on several, to show it as many.
+
+    Any parallelType but "custom" starts the worker through torchrun, once for each GPU, and each would load the whole
+    model and answer requests. Here one worker does, and starts the other ranks itself.
+    """
+    if num_gpus < 2:
+        return {"deviceType": "cpu"}
+    return {"deviceType": "gpu", "parallelType": "custom", "parallelLevel": num_gpus}
 
 
 def config_properties(

@@ -19,9 +19,19 @@ from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.cpu.experts import NO_EXPERTS, NoExperts
 from paged_backend.kernels.cpu.linear import CpuLinear
-from paged_backend.kernels.cpu.recorder import CPU_CACHE_DTYPES, Buffer, CompiledStep, Recorder, check_memory, run
+from paged_backend.kernels.cpu.recorder import CPU_CACHE_DTYPES, CompiledStep, Recorder, check_memory, run
 from paged_backend.kernels.cpu.sampling import sample
-from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
+from paged_backend.kernels.cpu.segmented_step import SegmentedStep, inputs_of_rows
+from paged_backend.kernels.cpu.segments import Buffer
+from paged_backend.kernels.interface import (
+    OPERATIONS,
+    Collective,
+    Kernels,
+    LinearWeight,
+    OperationChoice,
+    Rows,
+    StepInputs,
+)
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.reference.swap_blocks import swap_blocks
 from paged_backend.kernels.sampling_batch import LaunchedSamples, ReadSamples, SampledBatch, SamplingBatch
@@ -148,6 +158,10 @@ class CpuKernels(NoExperts):
         """See `Kernels.soft_cap`."""
         return self._computed(lambda recorder, x: recorder.soft_cap(x, cap), {"x": x})
 
+    def collective(self, x: Rows, operation: Collective) -> Tensor:
+        """See `Kernels.collective`."""
+        return operation(_checked_rows("x", x))
+
     def copy_blocks(self, storage: Tensor, pairs: Tensor) -> None:
         """See `Kernels.copy_blocks`."""
         checks.check_copy_blocks(storage, pairs)
@@ -172,10 +186,12 @@ class CpuKernels(NoExperts):
         """See `Kernels.launch_sample`. Draws at once."""
         return ReadSamples(self.sample(logits, batch))
 
-    def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> CompiledStep:
+    def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> CompiledStep | SegmentedStep:
         """See `Kernels.compile`. Calls the step once, to record it."""
         recorder = Recorder(self._runtime, self.report)
-        logits = step(recorder, recorder.inputs)
+        logits: Buffer = step(recorder, recorder.inputs)
+        if recorder.has_collectives:
+            return SegmentedStep(recorder.finish_segments(logits), logits)
         return CompiledStep(recorder.finish([logits]), logits)
 
     def _computed(
@@ -188,7 +204,7 @@ class CpuKernels(NoExperts):
         is_given = {name: x is not None or name not in _OPTIONAL_ROWS for name, x in rows.items()}
         given = {name: _checked_rows(name, x) for name, x in rows.items() if is_given[name]}
         if inputs is None:
-            inputs = _inputs_of_rows(next(iter(given.values())).shape[0])
+            inputs = inputs_of_rows(next(iter(given.values())).shape[0])
         checks.check_inputs(inputs)
         num_rows = inputs.token_ids.shape[0]
         for name, x in given.items():
@@ -218,17 +234,3 @@ def _checked_rows(name: str, x: object) -> Tensor:
     x = x.contiguous()
     check_memory(name, x)
     return x
-
-
-def _inputs_of_rows(num_rows: int) -> StepInputs:
-    """Inputs of a step that has rows, for operations that look at nothing else."""
-    zeros = torch.zeros(num_rows, dtype=torch.int64)
-    return StepInputs(
-        token_ids=zeros,
-        positions=zeros,
-        slot_mapping=zeros,
-        block_tables=torch.empty(0, 0, dtype=torch.int32),
-        query_start=torch.zeros(1, dtype=torch.int32),
-        context_lens=torch.empty(0, dtype=torch.int32),
-        logits_rows=None,
-    )

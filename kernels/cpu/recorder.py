@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,27 +14,13 @@ from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.cpu.experts import NoExperts
 from paged_backend.kernels.cpu.linear import CpuLinear
-from paged_backend.kernels.interface import Kernels, LinearWeight, OperationChoice, Rows, StepInputs
+from paged_backend.kernels.cpu.segments import Buffer, Segment, mark_last_uses
+from paged_backend.kernels.interface import Collective, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.sampling_batch import LaunchedSamples, SampledBatch, SamplingBatch
 
 CPU_CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 """What the C++ kernels read and write; there, the fastest conversion from fp8 is a table."""
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """Rows that do not exist yet: what a recorded operation will give.
-
-    Attributes:
-        recorder: who made it.
-        number: of the program's buffer.
-        width: numbers in a row.
-    """
-
-    recorder: Recorder
-    number: int
-    width: int
 
 
 class Recorder(NoExperts):
@@ -56,7 +41,16 @@ class Recorder(NoExperts):
         self.report = report
         self.inputs = _no_tokens()
         self._runtime = runtime
-        self._program = _cpu.Program(runtime)
+        self._segments = [Segment(self, _cpu.Program(runtime))]
+
+    @property
+    def has_collectives(self) -> bool:
+        """Whether it takes several programs, with others' work between them."""
+        return len(self._segments) > 1
+
+    @property
+    def _program(self) -> _cpu.Program:
+        return self._segments[-1].program
 
     def input(self, width: int) -> Buffer:
         """Rows that are given at run time, one for each token."""
@@ -64,9 +58,19 @@ class Recorder(NoExperts):
 
     def finish(self, outputs: Sequence[Buffer]) -> _cpu.Program:
         """Ends the recording with what a run is to give; the recorder cannot be used any more."""
+        assert not self.has_collectives, "a step of several programs"
         numbers = [self._number("the step's result", output) for output in outputs]
         _refuse_value_errors(lambda: self._program.finish(numbers))
         return self._program
+
+    def finish_segments(self, result: Buffer) -> Sequence[Segment]:
+        """Ends the recording of a step that has collectives."""
+        self._check_buffer("the step's result", result)
+        result.segment.need(result)
+        for segment in self._segments:
+            segment.program.finish([buffer.number for buffer in segment.results])
+        mark_last_uses(self._segments, result)
+        return self._segments
 
     def linear(
         self, x: Rows, weight: LinearWeight, *, activation: str | None = None, residual: Rows | None = None
@@ -164,6 +168,17 @@ class Recorder(NoExperts):
         checks.check_soft_cap(cap)
         return self._recorded(lambda: self._program.soft_cap(number, cap))
 
+    def collective(self, x: Rows, operation: Collective) -> Buffer:
+        """See `Kernels.collective`. Ends a program; what comes after it is in another."""
+        self._check_buffer("x", x)
+        x.segment.need(x)
+        segment = Segment(self, _cpu.Program(self._runtime), is_selected=x.is_selected)
+        before = self._segments[-1]
+        before.operation, before.operand = operation, x
+        before.outcome = segment.enter(operation.num_outputs(x.width))
+        self._segments.append(segment)
+        return before.outcome
+
     def pack_linear(
         self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, gated: bool = False
     ) -> LinearWeight:
@@ -194,14 +209,26 @@ class Recorder(NoExperts):
         return self._buffer(_refuse_value_errors(record))
 
     def _buffer(self, number: int) -> Buffer:
-        return Buffer(self, number, self._program.width(number))
+        segment = self._segments[-1]
+        is_selected = segment.is_selected or segment.program.has_logits_rows(number)
+        return Buffer(segment, number, segment.program.width(number), is_selected)
 
     def _number(self, name: str, rows: object) -> int:
+        """Of rows in the program that is being recorded."""
+        buffer, segment = self._check_buffer(name, rows), self._segments[-1]
+        if buffer.segment is segment:
+            return buffer.number
+        if buffer.is_selected != segment.is_selected:
+            raise KernelError(f"{name} must have as many rows as what the collective before gave.")
+        buffer.segment.need(buffer)
+        return segment.given(buffer).number
+
+    def _check_buffer(self, name: str, rows: object) -> Buffer:
         if not isinstance(rows, Buffer):
             raise KernelError(f"{name} must be the result of an operation of this step, got {type(rows).__name__}.")
-        if rows.recorder is not self:
+        if rows.segment.owner is not self:
             raise KernelError(f"{name} must be the result of an operation of this step, got one of another step.")
-        return rows.number
+        return rows
 
     def _optional(self, name: str, rows: object, width: int) -> int | None:
         if rows is None:
@@ -214,6 +241,8 @@ class Recorder(NoExperts):
     def _check_inputs(self, inputs: StepInputs) -> None:
         if inputs is not self.inputs:
             raise KernelError("inputs must be those that the step was called with.")
+        if self._segments[-1].is_selected:
+            raise KernelError("inputs cannot be looked at after a collective of selected rows.")
 
 
 class CompiledStep:
@@ -235,14 +264,14 @@ class CompiledStep:
         Raises:
             KernelError: the inputs are not as `StepInputs` says, or an index is out of range; nothing was written.
         """
-        _check_step(inputs)
+        check_step(inputs)
         logits_rows = inputs.logits_rows if self._has_logits_rows else None
         num_rows = (inputs.token_ids if logits_rows is None else logits_rows).shape[0]
         if num_rows > self._logits.shape[0]:
             # A normal tensor, so that its views may be changed within inference mode and without.
             with torch.inference_mode(False):
                 self._logits = torch.empty(max(num_rows, 2 * self._logits.shape[0]), self._stride)
-        _run(self._program, inputs, [], [self._logits])
+        run_unchecked(self._program, inputs, [], [self._logits])
         return self._logits[:num_rows, : self._width]
 
     def start_timing(self) -> None:
@@ -267,8 +296,8 @@ def run(program: _cpu.Program, inputs: StepInputs, rows: Sequence[Tensor], outpu
     Raises:
         KernelError: the inputs are not as `StepInputs` says, or an index is out of range; nothing was written.
     """
-    _check_step(inputs)
-    _run(program, inputs, rows, outputs)
+    check_step(inputs)
+    run_unchecked(program, inputs, rows, outputs)
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
@@ -279,7 +308,8 @@ def check_memory(name: str, tensor: Tensor) -> None:
         raise KernelError(f"{name} must be aligned to its numbers' {tensor.itemsize} bytes.")
 
 
-def _check_step(inputs: StepInputs) -> None:
+def check_step(inputs: StepInputs) -> None:
+    """Raises KernelError for inputs that are not as `StepInputs` says, as far as can be told without a program."""
     checks.check_inputs(inputs)
     for name in _STEP_TENSORS:
         tensor = getattr(inputs, name)
@@ -287,7 +317,8 @@ def _check_step(inputs: StepInputs) -> None:
             check_memory(name, tensor)
 
 
-def _run(program: _cpu.Program, inputs: StepInputs, rows: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+def run_unchecked(program: _cpu.Program, inputs: StepInputs, rows: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """`run` of inputs that were looked at."""
     logits_rows = inputs.logits_rows
     num_rows = inputs.token_ids.shape[0]
     _refuse_value_errors(

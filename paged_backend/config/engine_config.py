@@ -123,7 +123,8 @@ class CacheConfig:
     Attributes:
         block_size: tokens in a block.
         num_gpu_blocks_override: blocks in the pool; None derives them from the memory bound.
-        kv_cache_memory_bytes: bytes for the pool; None means gpu_memory_utilization of the memory that is free.
+        kv_cache_memory_bytes: bytes for the pool, or each rank's part of it; None means gpu_memory_utilization of the
+            memory that is free.
         gpu_memory_utilization: fraction of the device's free memory that the pool may take, in (0, 1]. The pool
             never takes more than max_num_seqs sequences of max_model_len tokens need.
         enable_prefix_caching: find full blocks again by their tokens.
@@ -255,7 +256,10 @@ class ExecutorConfig:
             slower steps, a faster start and a little more free memory. On the CPU nothing is recorded.
         cudagraph_capture_sizes: numbers of sequences for which decode steps are recorded; a step with fewer is computed
             as the next larger one. Empty: 1, 2, 4, then by 8 up to 256 and by 16 up to 512, as far as max_num_seqs.
-        num_threads: CPU threads for kernels; None means the physical cores that the process may use.
+        num_threads: CPU threads for kernels; None means the physical cores that the process may use. With
+            tensor_parallel_size they are each rank's; None divides the cores.
+        tensor_parallel_size: processes that divide the model among them, each on a GPU of its own, or all on the CPU:
+            heads, the feed-forward's width and the vocabulary. Not together with kv_offloading_dir or async_scheduling.
         engine_process: step the engine in a process of its own, so that HTTP work does not hold it up.
     """
 
@@ -263,6 +267,7 @@ class ExecutorConfig:
     kernel_backend: str = "auto"
     batch_invariant: bool = False
     num_threads: int | None = None
+    tensor_parallel_size: int = 1
     enforce_eager: bool = False
     cudagraph_capture_sizes: tuple[int, ...] = ()
     engine_process: bool = False
@@ -274,6 +279,7 @@ class ExecutorConfig:
         if self.device == "cuda" and self.kernel_backend == "cpu":
             raise ConfigError("kernel_backend cpu cannot compute on device cuda: choose kernel_backend auto or triton.")
         check_range("num_threads", self.num_threads, low=1, high=1024, optional=True)
+        check_range("tensor_parallel_size", self.tensor_parallel_size, low=1, high=64)
         check_bool("enforce_eager", self.enforce_eager)
         sized = sizes("cudagraph_capture_sizes", self.cudagraph_capture_sizes)
         object.__setattr__(self, "cudagraph_capture_sizes", sized)
@@ -370,6 +376,16 @@ class EngineConfig:
         if self.scheduler.preemption_mode == "swap" and not (cache.kv_offloading_size or cache.kv_offloading_dir):
             raise ConfigError(
                 "preemption_mode swap needs memory to swap to: give kv_offloading_size, or choose auto or recompute."
+            )
+        if self.executor.tensor_parallel_size > 1 and self.scheduler.async_scheduling:
+            raise ConfigError(
+                "async_scheduling begins a step before other processes can know its tokens: leave it out with "
+                "tensor_parallel_size."
+            )
+        if self.executor.tensor_parallel_size > 1 and cache.kv_offloading_dir is not None:
+            raise ConfigError(
+                "kv_offloading_dir keeps one process's blocks, and tensor_parallel_size divides each among several: "
+                "leave one of them out; kv_offloading_size goes with both."
             )
 
     @classmethod

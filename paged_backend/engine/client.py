@@ -75,7 +75,11 @@ class EngineClient:
         """
         if config.executor.engine_process:
             return cls(config, *EngineProcess.start(config))
-        return cls(config, *load_engine(config))
+        executor, tokenizer = load_engine(config)
+        client = cls(config, executor, tokenizer)
+        if isinstance(client._engine, EngineThread):
+            executor.on_lost(client._engine.loop.lose)
+        return client
 
     def submit(
         self,

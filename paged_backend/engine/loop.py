@@ -12,7 +12,7 @@ from paged_backend.engine.core import EngineCore
 from paged_backend.engine.front_desk import SHUT_DOWN, Item
 from paged_backend.engine.request import EngineRequest, RequestState
 from paged_backend.engine.stats import EngineStats, KVMap
-from paged_backend.errors import PagedBackendError, RequestFailedError
+from paged_backend.errors import EngineUnavailableError, PagedBackendError, RequestFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class EngineLoop:
         self._changed = threading.Condition()
         self._inbox: deque[Item] = deque()
         self._stopping = False
+        self._lost = False
         self._thread: threading.Thread | None = None
 
     def start(self, desk: Desk) -> None:
@@ -60,6 +61,12 @@ class EngineLoop:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    def lose(self) -> None:
+        """There is nothing left to compute with: the engine dies, at once if it has nothing to do."""
+        with self._changed:
+            self._lost = True
+            self._changed.notify_all()
+
     # -- the engine's thread
 
     def _run(self, desk: Desk) -> None:
@@ -80,10 +87,12 @@ class EngineLoop:
     def _take_inbox(self, desk: Desk) -> bool:
         """Waits for work, applies what came in; returns False when it is time to stop."""
         with self._changed:
-            while not (self._inbox or self._stopping or self._core.has_work()):
+            while not (self._inbox or self._stopping or self._lost or self._core.has_work()):
                 self._changed.wait()
             if self._stopping:
                 return False
+            if self._lost:
+                raise EngineUnavailableError("the model's other processes are gone")
             if not self._inbox:
                 return True
             inbox = list(self._inbox)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from paged_backend.errors import EngineUnavailableError
 from paged_backend.executor.executor import Executor
 from paged_backend.executor.pending import PendingStep
 from paged_backend.scheduler.plan import StepPlan, StepResult
@@ -95,6 +96,8 @@ class StepPipeline:
 def _result_of(compute: Callable[[], StepResult]) -> StepResult | None:
     try:
         return compute()
+    except EngineUnavailableError:
+        raise  # nor can any other step be computed
     except Exception:
         logger.exception("a step failed; its requests end, the others go on")
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,10 +13,13 @@ from paged_backend.executor.device import CpuDevice, Device
 from paged_backend.executor.kv_layout import plan_layout
 from paged_backend.executor.kv_storage import cache_dtype
 from paged_backend.executor.kv_transfer import KVTransfer
+from paged_backend.executor.leader import start_ranks
 from paged_backend.executor.offload import open_transfer
 from paged_backend.executor.pending import PendingStep
+from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.runner import Runner
 from paged_backend.executor.step_memory import StepMemory, enough_memory
+from paged_backend.executor.step_work import StepWork
 from paged_backend.kernels.cores import usable_cores
 from paged_backend.kernels.devices import select_device
 from paged_backend.kernels.interface import OperationChoice
@@ -29,7 +32,7 @@ from paged_backend.scheduler.plan import StepPlan, StepResult
 
 
 class Executor:
-    """A model and its paged cache on this machine's CPU or GPU. For one thread at a time.
+    """A model and its paged cache on this machine's CPU or GPU, or one rank's part of them. For one thread at a time.
 
     Attributes:
         max_model_len: tokens of prompt and output at most.
@@ -46,17 +49,30 @@ class Executor:
         async_scheduling: whether a step may be launched before the last one's result is read.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
-        """Loads the model and takes the cache's memory.
+    def __init__(self, config: EngineConfig, ranks: Ranks | None = None) -> None:
+        """Loads the model and takes the cache's memory, and starts the other ranks, where there are some.
 
         Sets the number of torch's CPU threads, which is the process's: to one where the kernels have their own.
+
+        Args:
+            ranks: of another rank than the first, how it hears from that one.
 
         Raises:
             ModelLoadError: the model cannot be used.
             ConfigError: the configuration asks for more than the model or the memory gives.
+            EngineUnavailableError: another rank ended while it was loading.
         """
-        num_threads = config.executor.num_threads or usable_cores()
-        where = select_device(config.executor.device)
+        self._ranks = start_ranks(config) if ranks is None else ranks
+        try:
+            self._load(config)
+        except BaseException:
+            self._ranks.close()
+            raise
+
+    def _load(self, config: EngineConfig) -> None:
+        shard = self._ranks.shard
+        num_threads = config.executor.num_threads or max(1, usable_cores() // shard.size)
+        where = select_device(config.executor.device, shard.rank, shard.size)
         kernels = select_kernels(
             config.executor.kernel_backend,
             where,
@@ -68,10 +84,13 @@ class Executor:
         torch.set_num_threads(num_threads if isinstance(kernels, ReferenceKernels) else 1)
         self.kv_cache_dtype = cache_dtype(config, kernels)
         overlaps = config.scheduler.async_scheduling
-        self._device: Device = open_device(where, overlaps=where.type != "cpu" if overlaps is None else overlaps)
+        if overlaps is None:
+            overlaps = where.type != "cpu" and shard.size == 1  # the other ranks learn of tokens from the host
+        self._device: Device = open_device(where, overlaps=overlaps)
         self.async_scheduling: bool = self._device.overlaps
         with enough_memory("load the model's weights", "choose a smaller dtype or quantization, or a smaller model"):
-            model = load_model(config.model, kernels, num_threads=num_threads, device=where)
+            model = load_model(config.model, kernels, num_threads=num_threads, device=where, shard=shard)
+        self._ranks.connect(where)
         self.max_model_len: int = model.max_model_len
         self.architecture: Architecture = model.architecture
         self.vocab_size: int = model.architecture.vocab_size
@@ -88,13 +107,15 @@ class Executor:
         self.layer_groups: tuple[LayerGroup, ...] = layout.groups
         self.kernel_report: Mapping[str, OperationChoice] = kernels.report
         self.num_threads: int = num_threads
-        memory = StepMemory(config, model, kernels, layout, self.kv_cache_dtype, self._device)
+        memory = StepMemory(config, model, kernels, layout, self.kv_cache_dtype, self._device, self._ranks)
         self.num_blocks: int = memory.num_blocks
         self.transfer: KVTransfer | None = open_transfer(config, model, memory.storage, layout, kernels)
         self._runner: Runner | None = memory.runner(self.transfer)
+        self._ranks.wait_ready()
 
     def close(self) -> None:
-        """Gives up the model and the cache. `run` must not be called any more."""
+        """Gives up the model and the cache, and ends the other ranks. `run` must not be called any more."""
+        self._ranks.close()
         self._device.close()
         if self.transfer is not None:
             self.transfer.close()
@@ -102,8 +123,21 @@ class Executor:
         self._runner = None
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Computes one step. What could not be drawn is NOT_DRAWN."""
+        """Computes one step. What could not be drawn is NOT_DRAWN.
+
+        Raises:
+            EngineUnavailableError: a rank is lost, and with it the model.
+        """
         return self.launch(plan).result()
+
+    def follow(self, work: StepWork) -> None:
+        """Another rank than the first: its part of a step."""
+        assert self._runner is not None, "follow after close"
+        self._runner.follow(work)
+
+    def on_lost(self, call: Callable[[], None]) -> None:
+        """Has this called, from any thread, when nothing can be computed any more."""
+        self._ranks.on_lost(call)
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Begins a step, behind those that were launched before; where `async_scheduling` is off, computes it.

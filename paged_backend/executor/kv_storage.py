@@ -156,7 +156,8 @@ def num_cache_blocks(
     if cache.kv_cache_memory_bytes is not None:
         bound, name = cache.kv_cache_memory_bytes, "kv_cache_memory_bytes"
     else:
-        free_bytes = free_memory_bytes() if free_bytes is None else free_bytes
+        if free_bytes is None:
+            free_bytes = free_memory_bytes() // config.executor.tensor_parallel_size  # which is all ranks' together
         bound = int(free_bytes * cache.gpu_memory_utilization)
         name = "gpu_memory_utilization of free memory"
     # What falls out of windows may stay for prefixes to find.

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from paged_backend.executor.batch import BatchInputs, BuiltInputs
-from paged_backend.executor.device import Device
+from paged_backend.executor.device import Device, Ordered
 from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.executor.pending import LaunchedStep, StepOutput
+from paged_backend.executor.ranks import Ranks
+from paged_backend.executor.step_work import StepWork
 from paged_backend.kernels.interface import Kernels, StepInputs
 from paged_backend.kernels.sampling_batch import SamplingBatch
+from paged_backend.kv.host_tier import Transfers
 from paged_backend.sampling.description import score
 from paged_backend.sampling.sampler import build_batch, sample
 from paged_backend.sampling.unseen import can_be_unseen, launch_draws
@@ -41,6 +44,7 @@ class Runner:
         *,
         masks: TokenMasks,
         device: Device,
+        ranks: Ranks,
     ) -> None:
         """
         Args:
@@ -53,6 +57,7 @@ class Runner:
         self._transfer = transfer
         self._masks = masks
         self._device = device
+        self._ranks = ranks
         self._drawn: Tensor | None = None  # by the last step that was computed; the device's alone
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
@@ -60,11 +65,10 @@ class Runner:
         device, kernels = self._device, self._kernels
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
         batch = build_batch(tasks) if tasks and device.overlaps and can_be_unseen(plan) else None
-        built = self._inputs.build(plan).lent(device.lend) if plan.sequences else None
-        copies = None
-        if plan.block_copies:
-            copies = device.lend(torch.tensor(plan.block_copies, dtype=torch.int64))
-        output = device.order(lambda: self._work(plan, copies, built, batch))
+        built = self._inputs.build(plan) if plan.sequences else None
+        work = StepWork(plan.transfers, plan.block_copies, None if built is None else built.inputs)
+        self._ranks.begin(work)
+        output = self._order(work, built, batch)
 
         def draw(logits: Tensor) -> StepResult:
             with torch.inference_mode():
@@ -76,13 +80,31 @@ class Runner:
 
         return LaunchedStep(output, tasks, draw, device, is_timed=self._transfer is not None)
 
+    def follow(self, work: StepWork) -> None:
+        """Another rank than the first: what that one does in `launch`, without the draws."""
+        built = None if work.inputs is None else BuiltInputs(work.inputs, None)
+        self._order(work, built, None).result()
+
+    def _order(self, work: StepWork, built: BuiltInputs | None, batch: SamplingBatch | None) -> Ordered[StepOutput]:
+        device = self._device
+        lent = None if built is None else built.lent(device.lend)
+        copies = None
+        if work.block_copies:
+            copies = device.lend(torch.tensor(work.block_copies, dtype=torch.int64))
+        return device.order(lambda: self._work(work.transfers, copies, lent, batch))
+
     def _work(
-        self, plan: StepPlan, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
+        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
     ) -> StepOutput:
         """What the device does: of the plan it looks at nothing that changes."""
+        with self._ranks.together():
+            return self._computed(transfers, copies, built, batch)
+
+    def _computed(
+        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
+    ) -> StepOutput:
         mark = _no_time if self._transfer is None else self._device.mark
         drawn, self._drawn = self._drawn, None
-        transfers = plan.transfers
         if self._transfer is not None:
             self._transfer.save(transfers.saves)
         begin = mark()

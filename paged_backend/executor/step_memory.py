@@ -17,6 +17,7 @@ from paged_backend.executor.kv_layout import KVLayout
 from paged_backend.executor.kv_storage import KVStorage, num_cache_blocks
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.executor.largest_step import largest_step, num_blocks_of
+from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.interface import OPERATIONS, Kernels, StepInputs
 from paged_backend.models.loader import LoadedModel
@@ -59,8 +60,12 @@ class StepMemory:
         layout: KVLayout,
         cache_dtype: str,
         device: Device,
+        ranks: Ranks,
     ) -> None:
         """
+        Args:
+            ranks: who do all of this at the same time.
+
         Raises:
             ConfigError: there is too little, and what to lower.
         """
@@ -70,15 +75,15 @@ class StepMemory:
         self._layout = layout
         self._cache_dtype = cache_dtype
         self._device = device
+        self._ranks = ranks
         self._given_back_bytes = 0  # of the cache that the largest step was computed on
         self._masks = TokenMasks(model.architecture.vocab_size, config.scheduler.max_num_seqs)
         with enough_memory("compute a step", "lower max_num_batched_tokens or max_num_seqs"):
             free_bytes = device.free_bytes_after(self._compute_largest_step)
         if free_bytes is not None:
             free_bytes += self._given_back_bytes
-        self.num_blocks = num_cache_blocks(
-            config, model.architecture, model.max_model_len, cache_dtype, layout, free_bytes
-        )
+        local, max_model_len = model.local_architecture, model.max_model_len
+        self.num_blocks = ranks.agree(num_cache_blocks(config, local, max_model_len, cache_dtype, layout, free_bytes))
         self._sizes = _sizes_to_record(config, kernels) if device.records else ()
         self._scratch = ScratchBlocks.behind(self.num_blocks, self._sizes, config.cache.block_size)
         self.storage = self._storage(self.num_blocks + (self._scratch.count if self._sizes else 0))
@@ -103,11 +108,11 @@ class StepMemory:
                     max_blocks=-(-self._model.max_model_len // self._config.cache.block_size),
                     scratch=self._scratch,
                 )
-        return self._runner(step, self.storage, transfer)
+        return self._runner(step, self.storage, transfer, self._ranks)
 
     def _storage(self, num_blocks: int) -> KVStorage:
         return KVStorage(
-            self._model.architecture,
+            self._model.local_architecture,
             num_blocks,
             self._config.cache.block_size,
             self._cache_dtype,
@@ -117,10 +122,15 @@ class StepMemory:
         )
 
     def _compiled(self, storage: KVStorage) -> Callable[[StepInputs], Tensor]:
-        decoder = self._model.decoder
-        return self._kernels.compile(lambda kernels, inputs: decoder(kernels, inputs, storage.layers))
+        decoder, shard, vocab_size = self._model.decoder, self._model.shard, self._model.architecture.vocab_size
+        step = self._kernels.compile(lambda kernels, inputs: decoder(kernels, inputs, storage.layers))
+        if shard.size == 1:
+            return step
+        return lambda inputs: step(shard.own_tokens(inputs, vocab_size))[:, :vocab_size]
 
-    def _runner(self, step: Callable[[StepInputs], Tensor], storage: KVStorage, transfer: KVTransfer | None) -> Runner:
+    def _runner(
+        self, step: Callable[[StepInputs], Tensor], storage: KVStorage, transfer: KVTransfer | None, ranks: Ranks
+    ) -> Runner:
         num_groups, block_size = len(self._layout.groups), self._config.cache.block_size
         return Runner(
             step,
@@ -131,6 +141,7 @@ class StepMemory:
             transfer,
             masks=self._masks,
             device=self._device,
+            ranks=ranks,
         )
 
     def _compute_largest_step(self) -> None:
@@ -144,7 +155,8 @@ class StepMemory:
         )
         storage = self._storage(num_blocks_of(plan))
         self._given_back_bytes = storage.blocks.nbytes
-        self._runner(self._compiled(storage), storage, None).launch(plan).result()
+        # Every rank does this by itself: none has to be told.
+        self._runner(self._compiled(storage), storage, None, Ranks()).launch(plan).result()
 
 
 def _sizes_to_record(config: EngineConfig, kernels: Kernels) -> tuple[int, ...]:

@@ -58,13 +58,23 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return self._stored_name(name) in self._holders
 
-    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype | None) -> Tensor:
+    def take(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: torch.dtype | None,
+        *,
+        ranges: Sequence[range] | None = None,
+        dim: int = 0,
+    ) -> Tensor:
         """A tensor, cast. A missing one is remembered for `finish`, and stands as zeros until then.
 
         Args:
             name: as the family calls it.
             shape: what it must have.
             dtype: what it is rounded to; None keeps the stored one.
+            ranges: parts of it that are read, one after the other; None reads all.
+            dim: 0 or 1, the dimension that these divide.
 
         Raises:
             ModelLoadError: its shape or dtype is not the expected one.
@@ -72,7 +82,7 @@ class Checkpoint:
         stored = self._stored_name(name)
         if stored not in self._holders:
             self._missing.append(name)
-            return torch.zeros(*shape, dtype=dtype)
+            return _read_parts(torch.zeros(*shape, dtype=dtype), ranges, dim)
         self._read.add(stored)
         piece = self._holders[stored].get_slice(stored)
         if piece.get_dtype() not in _DTYPES:
@@ -85,7 +95,8 @@ class Checkpoint:
                 f"{stored} in {self._folder} has shape {list(piece.get_shape())}, but config.json asks for "
                 f"{list(shape)}: the two do not belong together."
             )
-        tensor: Tensor = self._holders[stored].get_tensor(stored)
+        whole = ranges is None or sum(map(len, ranges)) == shape[dim]
+        tensor: Tensor = self._holders[stored].get_tensor(stored) if whole else _read_parts(piece, ranges, dim)
         # A copy: the file is memory-mapped, and may be replaced while the model is in use.
         return tensor.to(dtype, copy=True).contiguous()
 
@@ -123,6 +134,15 @@ class Checkpoint:
             return name
         bare = name[len(self._prefix) :]
         return bare if bare in self._holders else name
+
+
+def _read_parts(piece: Any, ranges: Sequence[range] | None, dim: int) -> Tensor:
+    """Parts of what can be sliced, side by side."""
+    if ranges is None:
+        whole: Tensor = piece[:]
+        return whole
+    before = (slice(None),) * dim
+    return torch.cat([piece[(*before, slice(part.start, part.stop))] for part in ranges], dim)
 
 
 def weight_files(folder: Path, load_format: str = "auto") -> list[Path]:

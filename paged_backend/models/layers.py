@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from paged_backend.kernels.cache_layout import LayerCache
-from paged_backend.kernels.interface import Kernels, LinearWeight, Rows, StepInputs
+from paged_backend.kernels.interface import Collective, Kernels, LinearWeight, Rows, StepInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,28 @@ Norm = RMSNorm | LayerNorm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowParallelLinear:
+    """A linear layer back to the hidden size, whose inputs may be divided among ranks.
+
+    Attributes:
+        weight: of this rank's inputs; its bias on the first rank alone.
+        sum: adds up what the ranks make of theirs; None where one rank has all inputs.
+        adds_residual: whether the residual comes in with this rank's part; true on the first rank alone.
+    """
+
+    weight: LinearWeight
+    sum: Collective | None = None
+    adds_residual: bool = True
+
+    def __call__(self, kernels: Kernels, x: Rows, residual: Rows) -> Rows:
+        """[T, inputs] to [T, hidden], plus the residual."""
+        out = kernels.linear(x, self.weight, residual=residual if self.adds_residual else None)
+        return out if self.sum is None else kernels.collective(out, self.sum)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Self-attention over the paged cache.
+    """Self-attention over the paged cache, of the heads that are here.
 
     Attributes:
         qkv: query, key and value as one linear layer, in that order.
@@ -51,7 +71,7 @@ class Attention:
     """
 
     qkv: LinearWeight
-    output: LinearWeight
+    output: RowParallelLinear
     num_heads: int
     query_norm: Tensor | None
     key_norm: Tensor | None
@@ -94,13 +114,13 @@ class FeedForward:
     """
 
     inner: LinearWeight
-    outer: LinearWeight
+    outer: RowParallelLinear
     activation: str
 
     def __call__(self, kernels: Kernels, x: Rows, residual: Rows) -> Rows:
         """[T, hidden] to [T, hidden], plus the residual."""
         wide = kernels.linear(x, self.inner, activation=self.activation)
-        return kernels.linear(wide, self.outer, residual=residual)
+        return self.outer(kernels, wide, residual)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +152,7 @@ class DecoderLayer:
         mixed = self.attention.mixed(kernels, x, inputs, cache, rotary)
         if is_last:
             mixed, hidden = kernels.select_rows(mixed, inputs), kernels.select_rows(hidden, inputs)
-        hidden = kernels.linear(mixed, self.attention.output, residual=hidden)
+        hidden = self.attention.output(kernels, mixed, hidden)
         if self.pre_norm:
             return self.mlp(kernels, self.mlp_norm(kernels, hidden), hidden)
         hidden = self.attention_norm(kernels, hidden)

@@ -19,9 +19,18 @@ from paged_backend.models.checkpoint import Checkpoint
 from paged_backend.models.decoder import Decoder
 from paged_backend.models.folder import read_json, resolve_folder
 from paged_backend.models.generation_config import read_generation_config
-from paged_backend.models.layers import Attention, DecoderLayer, FeedForward, LayerNorm, Norm, RMSNorm
+from paged_backend.models.layers import (
+    Attention,
+    DecoderLayer,
+    FeedForward,
+    LayerNorm,
+    Norm,
+    RMSNorm,
+    RowParallelLinear,
+)
 from paged_backend.models.registry import WeightNames, read_architecture
 from paged_backend.models.rotary import rotary_tables
+from paged_backend.models.shard import WHOLE, Shard, places
 from paged_backend.quantization.quantizers import QUANTIZERS, Quantizer
 
 logger = logging.getLogger(__name__)
@@ -32,9 +41,11 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to run.
+    """A model that is ready to run, or one rank's part of it.
 
     Attributes:
+        architecture: the whole model's.
+        shard: which part of it is here.
         folder: where its files are.
         max_model_len: tokens of prompt and output at most.
         eos_token_ids: what config.json and generation_config.json say ends a text, as far as the model has it.
@@ -43,10 +54,16 @@ class LoadedModel:
 
     decoder: Decoder
     architecture: Architecture
+    shard: Shard
     folder: Path
     max_model_len: int
     eos_token_ids: frozenset[int]
     default_sampling_params: Mapping[str, float | int]
+
+    @property
+    def local_architecture(self) -> Architecture:
+        """What is computed here: some of the heads, where there are several ranks."""
+        return self.shard.architecture(self.architecture)
 
 
 def activation_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -71,6 +88,7 @@ def load_model(
     *,
     num_threads: int = 1,
     device: torch.device = _CPU,
+    shard: Shard = WHOLE,
 ) -> LoadedModel:
     """Loads config.model.
 
@@ -79,13 +97,15 @@ def load_model(
         kernels: what its layers are packed for.
         num_threads: that quantize weights.
         device: where weights and tables are put.
+        shard: which part of the model to load.
 
     Raises:
         ModelLoadError: the folder, its configuration or its weights cannot be used.
-        ConfigError: max_model_len is more than the model has positions.
+        ConfigError: max_model_len is more than the model has positions, or the model cannot be divided so.
     """
     folder = resolve_folder(config.model, config.revision, load_format=config.load_format)
     architecture, names = read_architecture(read_json(folder / "config.json"))
+    shard.check(architecture)
     max_model_len = config.max_model_len or architecture.max_positions
     if max_model_len > architecture.max_positions:
         raise ConfigError(
@@ -96,12 +116,13 @@ def load_model(
     quantizer = None if config.quantization is None else QUANTIZERS[config.quantization]
     with Checkpoint(folder, names.prefix, config.load_format) as checkpoint:
         dtype = _DTYPES.get(config.dtype)
-        builder = _Builder(architecture, names, checkpoint, kernels, dtype, quantizer, num_threads, device)
+        builder = _Builder(architecture, shard, names, checkpoint, kernels, dtype, quantizer, num_threads, device)
         decoder = builder.decoder(max_model_len)
         checkpoint.finish(names.ignored)
     return LoadedModel(
         decoder=decoder,
         architecture=architecture,
+        shard=shard,
         folder=folder,
         max_model_len=max_model_len,
         eos_token_ids=_known_eos_token_ids(folder, architecture, generation.eos_token_ids),
@@ -128,6 +149,7 @@ class _Builder:
     """Reads a checkpoint piece by piece, and packs each linear layer before the next is read.
 
     Attributes:
+        architecture: the whole model's; shard says which part of it is read.
         dtype: what weights and tables are rounded to; None holds them as they are stored.
         quantizer: makes whole numbers of the linear layers' weights; None for none.
         num_threads: that it works with.
@@ -135,6 +157,7 @@ class _Builder:
     """
 
     architecture: Architecture
+    shard: Shard
     names: WeightNames
     checkpoint: Checkpoint
     kernels: Kernels
@@ -161,6 +184,7 @@ class _Builder:
             else None,
             lm_head=lm_head,
             logit_soft_cap=arch.logit_soft_cap,
+            shard=self.shard,
         )
 
     def _rotary(self, num_positions: int) -> tuple[Tensor, Tensor]:
@@ -177,12 +201,21 @@ class _Builder:
         stored = [f"{name}.weight" for name in (self.names.embedding, self.names.lm_head)]
         if self.architecture.tied_embeddings:
             stored = [name for name in stored if name in self.checkpoint] or stored[:1]
-        weights = [self.checkpoint.take(name, shape, self.dtype) for name in stored]
+        own = (self.shard.vocab(shape[0]),)
+        weights = [self._padded(self.checkpoint.take(name, shape, self.dtype, ranges=own)) for name in stored]
         if self.architecture.tied_embeddings and len(weights) == 2 and torch.equal(*weights):
             del weights[1]
         if self.quantizer is None:
             weights = [weight.to(self.device) for weight in weights]
-        return weights[0].to(self.device), self._packed(stored[-1], weights[-1], is_head=True)
+        head = weights[-1] if self.shard.size == 1 else weights[-1][:-1]
+        return weights[0].to(self.device), self._packed(stored[-1], head, is_head=True)
+
+    def _padded(self, table: Tensor) -> Tensor:
+        """This rank's rows of the vocabulary, as many as every rank has, and one of zeros for all other tokens."""
+        if self.shard.size == 1:
+            return table
+        num_rows = self.shard.padded_vocab(self.architecture.vocab_size) + 1
+        return torch.cat((table, table.new_zeros(num_rows - table.shape[0], table.shape[1])))
 
     def _positions(self) -> Tensor | None:
         arch = self.architecture
@@ -193,6 +226,8 @@ class _Builder:
 
     def _layer(self, layer: int) -> DecoderLayer:
         arch, names = self.architecture, self.names
+        shard = self.shard
+        keys, inner = shard.keys(arch), shard.inner(arch)
         attention = Attention(
             qkv=self._linear(
                 names.qkv,
@@ -200,15 +235,12 @@ class _Builder:
                 arch.hidden_size,
                 arch.qkv_bias,
                 layer,
+                rows=(shard.queries(arch), keys, keys),
             ),
-            output=self._linear(
-                (names.attention_output,),
-                (arch.hidden_size,),
-                arch.query_size,
-                arch.attention_output_bias,
-                layer,
+            output=self._row_parallel(
+                names.attention_output, arch.query_size, shard.queries(arch), arch.attention_output_bias, layer
             ),
-            num_heads=arch.num_heads,
+            num_heads=shard.architecture(arch).num_heads,
             query_norm=self._head_norm(names.query_norm, layer),
             key_norm=self._head_norm(names.key_norm, layer),
             norm_eps=arch.norm_eps,
@@ -223,9 +255,10 @@ class _Builder:
                 arch.hidden_size,
                 arch.mlp_bias,
                 layer,
+                rows=(inner,) * len(names.mlp_in),
                 gated=arch.gated,
             ),
-            outer=self._linear((names.mlp_out,), (arch.hidden_size,), arch.intermediate_size, arch.mlp_bias, layer),
+            outer=self._row_parallel(names.mlp_out, arch.intermediate_size, inner, arch.mlp_bias, layer),
             activation=arch.activation,
         )
         return DecoderLayer(
@@ -244,26 +277,73 @@ class _Builder:
         bias: bool,
         layer: int = 0,
         *,
+        rows: Sequence[range] | None = None,
         gated: bool = False,
     ) -> LinearWeight:
-        """One linear layer out of one stored tensor or several, side by side in the order of their names."""
+        """One linear layer out of one stored tensor or several, side by side in the order of their names.
+
+        Args:
+            outputs: of each part.
+            rows: for each part, which of its outputs are wanted; None for all.
+        """
+        rows = tuple(map(range, outputs)) if rows is None else rows
+        parts: list[tuple[range, ...]] = [(part,) for part in rows]
         if len(names) == 1:
-            outputs = (sum(outputs),)
+            outputs, parts = (sum(outputs),), [places(rows, outputs)]
         weights, biases = [], []
-        for template, num_outputs in zip(names, outputs, strict=True):
+        for template, num_outputs, ranges in zip(names, outputs, parts, strict=True):
             name = template.format(layer)
-            if self.names.transposed:
-                stored = self.checkpoint.take(f"{name}.weight", (num_inputs, num_outputs), self.dtype)
-                weights.append(stored.T.contiguous())
-            else:
-                weights.append(self.checkpoint.take(f"{name}.weight", (num_outputs, num_inputs), self.dtype))
+            weights.append(self._weight(name, num_outputs, num_inputs, rows=ranges))
             if bias:
-                biases.append(self.checkpoint.take(f"{name}.bias", (num_outputs,), torch.float32))
+                biases.append(self.checkpoint.take(f"{name}.bias", (num_outputs,), torch.float32, ranges=ranges))
         return self._packed(names[0].format(layer), _join(weights), _join(biases) if bias else None, gated=gated)
 
+    def _row_parallel(
+        self, template: str, num_inputs: int, columns: range, bias: bool, layer: int
+    ) -> RowParallelLinear:
+        """A layer back to the hidden size; columns: the inputs that this rank has."""
+        name, num_outputs = template.format(layer), self.architecture.hidden_size
+        shard, quantizer = self.shard, self.quantizer
+        biases = self.checkpoint.take(f"{name}.bias", (num_outputs,), torch.float32) if bias else None
+        if quantizer is not None and quantizer.group_size is not None:
+            shard.check_groups(columns, quantizer.group_size)
+        # A scale for all inputs can be told from all of them alone.
+        reads_all = quantizer is not None and quantizer.group_size is None
+        weight = self._weight(name, num_outputs, num_inputs, columns=None if reads_all else columns)
+        return RowParallelLinear(
+            weight=self._packed(name, weight, biases if shard.is_first else None, columns=columns),
+            sum=shard.sum,
+            adds_residual=shard.is_first,
+        )
+
+    def _weight(
+        self,
+        name: str,
+        num_outputs: int,
+        num_inputs: int,
+        *,
+        rows: Sequence[range] | None = None,
+        columns: range | None = None,
+    ) -> Tensor:
+        """A stored matrix, or a part of it, as [outputs, inputs]; at most one of the two is divided."""
+        name = f"{name}.weight"
+        ranges, dim = (rows, 0) if columns is None else ((columns,), 1)
+        if self.names.transposed:
+            shape = num_inputs, num_outputs
+            return self.checkpoint.take(name, shape, self.dtype, ranges=ranges, dim=1 - dim).T.contiguous()
+        return self.checkpoint.take(name, (num_outputs, num_inputs), self.dtype, ranges=ranges, dim=dim)
+
     def _packed(
-        self, name: str, weight: Tensor, bias: Tensor | None = None, *, gated: bool = False, is_head: bool = False
+        self,
+        name: str,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        gated: bool = False,
+        is_head: bool = False,
+        columns: range | None = None,
     ) -> LinearWeight:
+        """Packs a weight, quantized if need be; columns: the inputs that are wanted, where it has more."""
         bias = None if bias is None else bias.to(self.device)
         if self.quantizer is None:
             return self.kernels.pack_linear(weight.to(self.device), bias, gated=gated)
@@ -271,6 +351,9 @@ class _Builder:
             raise ModelLoadError(f"{name} holds numbers that are not finite, so that it cannot be quantized.")
         quantize = self.quantizer.head if is_head else self.quantizer.layer
         quantized = quantize(weight, self.num_threads)
+        if columns is not None and len(columns) < weight.shape[1]:
+            values = quantized.values[:, columns.start : columns.stop].contiguous()
+            quantized = dataclasses.replace(quantized, values=values, group_size=len(columns))
         if self.device.type != "cpu":
             values, scales = quantized.values.to(self.device), quantized.scales.to(self.device)
             quantized = dataclasses.replace(quantized, values=values, scales=scales)

@@ -17,9 +17,12 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 @dataclass(frozen=True, slots=True)
 class _Slice:
-    """What is asked of a tensor before it is read."""
+    """What is asked of a tensor before it is read, and a part of it."""
 
     tensor: Tensor
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> Tensor:
+        return self.tensor[index]
 
     def get_dtype(self) -> str:
         return _NAMES.get(self.tensor.dtype, str(self.tensor.dtype))
@@ -56,7 +59,7 @@ class PickleFile:
         return list(self._tensors)
 
     def get_slice(self, name: str) -> _Slice:
-        """A tensor's dtype and shape."""
+        """A tensor's dtype and shape, and parts of it."""
         return _Slice(self._tensors[name])
 
     def get_tensor(self, name: str) -> Tensor:

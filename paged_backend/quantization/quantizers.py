@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.quantization.fp8 import quantize_fp8
-from paged_backend.quantization.int4 import quantize_int4
+from paged_backend.quantization.int4 import GROUP_SIZE, quantize_int4
 from paged_backend.quantization.int8 import quantize_int8
 
 
@@ -21,10 +21,12 @@ class Quantizer:
     Attributes:
         layer: those inside the model.
         head: the one that makes the logits.
+        group_size: inputs that share a scale in those inside the model; None where all of an output's do.
     """
 
     layer: Callable[[Tensor, int], QuantizedWeight]
     head: Callable[[Tensor, int], QuantizedWeight]
+    group_size: int | None = None
 
 
 # The head's error goes straight into the logits, and so into which token is the first; the others' errors are
@@ -33,7 +35,7 @@ class Quantizer:
 QUANTIZERS: MappingProxyType[str, Quantizer] = MappingProxyType(
     {
         "int8": Quantizer(quantize_int8, quantize_int8),
-        "int4": Quantizer(quantize_int4, quantize_int8),
+        "int4": Quantizer(quantize_int4, quantize_int8, GROUP_SIZE),
         "fp8": Quantizer(quantize_fp8, quantize_int8),
     }
 )

@@ -40,8 +40,8 @@ def chunked_logits(
 
     The blocks are scattered over the pool, so that an addressing error shows.
     """
-    num_blocks = -(-len(tokens) // BLOCK_SIZE)
-    storage = KVStorage(model.architecture, 2 * num_blocks, BLOCK_SIZE, cache_dtype)
+    num_blocks, vocab_size = -(-len(tokens) // BLOCK_SIZE), model.architecture.vocab_size
+    storage = KVStorage(model.local_architecture, 2 * num_blocks, BLOCK_SIZE, cache_dtype)
     for cache in storage.layers:
         cache.key_numbers().fill_(7)
         cache.value_numbers().fill_(7)
@@ -54,7 +54,7 @@ def chunked_logits(
         for length in chunks:
             share = scheduled(0, tokens[: done + length], done, table, params=None)
             inputs = replace(build_inputs([share], BLOCK_SIZE), logits_rows=None)
-            rows.append(run(inputs).clone())
+            rows.append(run(model.shard.own_tokens(inputs, vocab_size))[:, :vocab_size].clone())
             done += length
     assert done == len(tokens)
     return torch.cat(rows)

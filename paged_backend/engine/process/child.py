@@ -65,6 +65,7 @@ class _Child:
         self._line = line
         self._desk = DeskLine(line, core.pace, observations)
         self._loop = EngineLoop(core)
+        executor.on_lost(self._loop.lose)
         line.send(Ready(facts, core.stats()))
         self._loop.start(self._desk)
 
