@@ -18,7 +18,7 @@ SOURCES := paged_backend handlers kernels
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test sanitize check format slow soak eval bench bench-peers build model clean distclean
+.PHONY: help install serve test sanitize check format slow soak eval bench bench-gpu bench-peers build model clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -119,6 +119,9 @@ sanitize: install ## the tests of the C++ kernels under AddressSanitizer and UBS
 
 bench: install ## the benchmarks, half an hour, into docs/benchmarks (ARGS=--quick: minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-gpu: install ## on a GPU: kernels and engine beside limits, transformers and vLLM if it is there, 8 minutes
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 # The peers live in an environment of their own, and optimum-intel, which wants another transformers, in one inside it.
 # llama.cpp is built for this processor from the source that llama-cpp-python carries: 10 to 25 minutes on 2 cores.

@@ -45,8 +45,7 @@ def busy_process() -> Iterator[None]:
 
 def tokens_per_s(llm: LLM, num_requests: int, num_tokens: int, seed: int) -> float:
     """Output tokens a second of requests that all begin at once, with prompts that no run before had."""
-    vocab_size: int = llm._client._vocab_size
-    workload = load_workload(f"fixed-{num_requests}x32x{num_tokens}", vocab_size, seed)
+    workload = load_workload(f"fixed-{num_requests}x32x{num_tokens}", llm._client.vocab_size, seed)
     params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
     prompts = [{"prompt_token_ids": request.prompt_token_ids} for request in workload.requests]
     start_s = time.perf_counter()

@@ -19,7 +19,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +51,8 @@ class Shape:
     max_position_embeddings: int
     rms_norm_eps: float
     qk_norm: bool
+    tie_word_embeddings: bool = True
+    rope_scaling: Mapping[str, Any] | None = None
 
     def config(self) -> dict[str, Any]:
         """config.json, with the keys of the checkpoints on the hub."""
@@ -71,9 +73,9 @@ class Shape:
             "num_key_value_heads": self.num_kv_heads,
             "pad_token_id": 1,
             "rms_norm_eps": self.rms_norm_eps,
-            "rope_scaling": None,
+            "rope_scaling": dict(self.rope_scaling) if self.rope_scaling is not None else None,
             "rope_theta": self.rope_theta,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": self.tie_word_embeddings,
             "torch_dtype": "bfloat16",
             "use_cache": True,
             "vocab_size": self.vocab_size,
@@ -98,6 +100,8 @@ class Shape:
             yield layer + "mlp.up_proj.weight", (self.intermediate_size, self.hidden_size)
             yield layer + "mlp.down_proj.weight", (self.hidden_size, self.intermediate_size)
         yield "model.norm.weight", (self.hidden_size,)
+        if not self.tie_word_embeddings:
+            yield "lm_head.weight", (self.vocab_size, self.hidden_size)
 
 
 SHAPES: Final = {
@@ -131,6 +135,60 @@ SHAPES: Final = {
         rms_norm_eps=1e-6,
         qk_norm=True,
     ),
+    "llama-3.2-1b": Shape(
+        architecture="LlamaForCausalLM",
+        model_type="llama",
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        vocab_size=128_256,
+        rope_theta=500_000.0,
+        max_position_embeddings=131_072,
+        rms_norm_eps=1e-5,
+        qk_norm=False,
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ),
+    "llama-3-8b": Shape(
+        architecture="LlamaForCausalLM",
+        model_type="llama",
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=128_256,
+        rope_theta=500_000.0,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        qk_norm=False,
+        tie_word_embeddings=False,
+    ),
+    "llama-2-7b": Shape(
+        architecture="LlamaForCausalLM",
+        model_type="llama",
+        hidden_size=4096,
+        intermediate_size=11_008,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
+        vocab_size=32_000,
+        rope_theta=10_000.0,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        qk_norm=False,
+        tie_word_embeddings=False,
+    ),
 }
 
 
@@ -139,21 +197,25 @@ def default_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paged-backend" / "bench"
 
 
-def ensure_model(name: str, cache_folder: Path | None = None) -> Path:
+def ensure_model(name: str, cache_folder: Path | None = None, *, device: str = "cpu") -> Path:
     """The folder of the named shape, built first if it is not there.
 
     Args:
         name: a key of `SHAPES`.
         cache_folder: where models are kept; None means `default_cache_folder()`.
+        device: see `build_model`.
     """
     folder = (cache_folder or default_cache_folder()) / name
     if not folder.exists():
-        build_model(name, folder)
+        build_model(name, folder, device=device)
     return folder
 
 
-def build_model(name: str, folder: Path) -> None:
+def build_model(name: str, folder: Path, *, device: str = "cpu") -> None:
     """Writes the model into `folder`, which must not exist; the folder appears only when it is complete.
+
+    Args:
+        device: what draws the weights. A GPU is quicker, and draws other ones.
 
     Raises:
         ValueError: no such shape.
@@ -172,7 +234,7 @@ def build_model(name: str, folder: Path) -> None:
             unfinished / "generation_config.json",
             {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, "do_sample": False},
         )
-        save_file(_random_weights(shape), unfinished / "model.safetensors", metadata={"format": "pt"})
+        save_file(_random_weights(shape, device), unfinished / "model.safetensors", metadata={"format": "pt"})
         _write_tokenizer(unfinished, shape)
         unfinished.chmod(0o755)  # mkdtemp's are private
         unfinished.rename(folder)
@@ -180,19 +242,19 @@ def build_model(name: str, folder: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _random_weights(shape: Shape) -> dict[str, torch.Tensor]:
-    """bfloat16 tensors by name, the same on every machine."""
-    generator = torch.Generator().manual_seed(SEED)
+def _random_weights(shape: Shape, device: str) -> dict[str, torch.Tensor]:
+    """bfloat16 tensors by name, on the CPU; drawn there they are the same on every machine."""
+    generator = torch.Generator(device).manual_seed(SEED)
     weights = {}
     for name, size in shape.weights():
-        drawn = torch.randn(size, generator=generator)
+        drawn = torch.randn(size, generator=generator, device=device)
         if len(size) == 1:
             drawn.mul_(NORM_STD).add_(1.0)
         elif "embed" in name:
             drawn.mul_(EMBEDDING_STD)
         else:
             drawn.mul_(MATRIX_GAIN / math.sqrt(size[1]))
-        weights[name] = drawn.to(torch.bfloat16)
+        weights[name] = drawn.to(torch.bfloat16).cpu()
     return weights
 
 

@@ -205,6 +205,31 @@ def check_copy_blocks(storage: Tensor, pairs: Tensor) -> None:
         raise KernelError(f"pairs must have different destinations, got {destinations.tolist()}.")
 
 
+def check_swap_blocks(storage: Tensor, slots: Tensor, pairs: Tensor, inwards: bool) -> None:
+    """Raises KernelError for arguments that `Kernels.swap_blocks` does not take."""
+    check_storage(storage)
+    check_tensor("slots", slots)
+    check_tensor("pairs", pairs)
+    num_lanes, two, num_blocks, block_bytes = storage.shape
+    if slots.dtype != torch.uint8 or slots.shape[1:] != (num_lanes, two, block_bytes) or not slots.is_contiguous():
+        raise KernelError(
+            f"slots must be contiguous uint8 [S, {num_lanes}, {two}, {block_bytes}] as storage says, got "
+            f"{describe(slots)}."
+        )
+    if not slots.is_cpu or (storage.is_cuda and not slots.is_pinned()):
+        raise KernelError(f"slots must be on the CPU, and pinned for a GPU's storage, got them on {slots.device}.")
+    if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.shape[1] != 2:
+        raise KernelError(f"pairs must be int64 [N, 2], got {describe(pairs)}.")
+    if not isinstance(inwards, bool):
+        raise KernelError(f"inwards must be true or false, got {inwards!r}.")
+    check_devices(("storage", storage), ("pairs", pairs))
+    check_indices("pairs", pairs[:, 0], num_blocks)
+    check_indices("pairs", pairs[:, 1], slots.shape[0])
+    destinations = pairs[:, 0 if inwards else 1]
+    if pairs.device.type == "cpu" and destinations.unique().numel() != destinations.numel():
+        raise KernelError(f"pairs must have different destinations, got {destinations.tolist()}.")
+
+
 def check_storage(storage: Tensor) -> None:
     """Raises KernelError for what does not hold all blocks of a cache."""
     check_tensor("storage", storage)

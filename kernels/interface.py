@@ -330,6 +330,19 @@ class Kernels(Protocol):
         """
         ...
 
+    def swap_blocks(self, storage: Tensor, slots: Tensor, pairs: Tensor, *, inwards: bool) -> None:
+        """Copies whole blocks of all layers, keys and values, between the cache and host memory.
+
+        On a GPU that is in the order of what was launched before, and nobody waits for it.
+
+        Args:
+            storage: uint8 [L, 2, B, block_bytes], contiguous.
+            slots: uint8 [S, L, 2, block_bytes], contiguous, on the CPU; pinned, where storage is on a GPU.
+            pairs: int64 [N, 2] of (block, slot), where storage is; the destinations all different.
+            inwards: from slots to blocks; else from blocks to slots.
+        """
+        ...
+
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         """Draws each row's tokens, each row as if it were alone. Computed at once, never recorded.
 
@@ -376,6 +389,7 @@ OPERATIONS: tuple[str, ...] = (
     "select_rows",
     "soft_cap",
     "copy_blocks",
+    "swap_blocks",
     "sample",
 )
 """The names of the operations, in the order of `Kernels`."""

@@ -200,6 +200,11 @@ class TensorKernels:
         checks.check_copy_blocks(storage, pairs)
         self._operations.copy_blocks(storage, pairs)
 
+    def swap_blocks(self, storage: Tensor, slots: Tensor, pairs: Tensor, *, inwards: bool) -> None:
+        """See `Kernels.swap_blocks`."""
+        checks.check_swap_blocks(storage, slots, pairs, inwards)
+        self._operations.swap_blocks(storage, slots, pairs, inwards)
+
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         """See `Kernels.sample`."""
         return self._operations.sample(logits, batch)

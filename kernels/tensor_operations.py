@@ -78,6 +78,7 @@ class TensorOperations:
         select_rows: (x, indices int64 [R]).
         soft_cap: (x, cap).
         copy_blocks: (storage, pairs).
+        swap_blocks: (storage, slots, pairs, inwards).
         sample: (logits, batch), unchecked.
     """
 
@@ -95,4 +96,5 @@ class TensorOperations:
     select_rows: Callable[[Tensor, Tensor], Tensor]
     soft_cap: Callable[[Tensor, float], Tensor]
     copy_blocks: Callable[[Tensor, Tensor], None]
+    swap_blocks: Callable[[Tensor, Tensor, Tensor, bool], None]
     sample: Callable[[Tensor, SamplingBatch], SampledBatch]

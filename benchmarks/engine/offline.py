@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
-from benchmarks.engine.probe import Probe, StepTimes, kv_waste, median_of, runtime_of
+from benchmarks.engine.probe import Probe, StepTimes, core_of, kv_waste, median_of, runtime_of
 from benchmarks.engine.settings import PRECISIONS, WEIGHT_BITS, model_folder, model_name
 from benchmarks.limits import LimitMeter
 from benchmarks.report import finish, make_parser, rounded, say
@@ -195,7 +195,7 @@ def waste_curve(steps: list[StepTimes]) -> list[list[float]]:
 
 def weight_bytes(llm: LLM, bits: int) -> float:
     """Bytes of linear weights that one token reads."""
-    shape: Any = llm._client._engine.core._executor.architecture
+    shape: Any = core_of(llm._client)._executor.architecture
     attention = 2 * shape.hidden_size * (shape.query_size + shape.kv_size)
     feed_forward = (3 if shape.gated else 2) * shape.hidden_size * shape.intermediate_size
     logits = shape.vocab_size * shape.embedding_size
@@ -215,7 +215,7 @@ def random_prompt(llm: LLM, num_tokens: int, seed: str) -> dict[str, list[int]]:
 
 def vocab_size(llm: LLM) -> int:
     """The model's."""
-    return int(llm._client._vocab_size)
+    return llm._client.vocab_size
 
 
 PARTS: Final[dict[str, Callable[..., Record]]] = {

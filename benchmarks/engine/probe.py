@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 from benchmarks.machine import num_cores
 from paged_backend.engine.client import EngineClient
+from paged_backend.engine.engine_thread import EngineThread
 from paged_backend.executor import runner as runner_module
 from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.cpu.recorder import CompiledStep
@@ -83,7 +84,7 @@ class Probe:
 
     def __init__(self, client: EngineClient) -> None:
         self.own_s = 0.0
-        self._core: Any = client._engine.core
+        self._core = core_of(client)
         self._kv: Any = self._core._kv
         self._parts: defaultdict[str, float] = defaultdict(float)
         self._plan: Any = None
@@ -190,10 +191,15 @@ class Probe:
         return call
 
 
+def core_of(client: EngineClient) -> Any:
+    """The core of an engine of this process."""
+    assert isinstance(client._engine, EngineThread)
+    return client._engine.core
+
+
 def runtime_of(client: EngineClient) -> _cpu.Runtime:
     """The engine's own threads in C++; such as it would have where it runs without them."""
-    core: Any = client._engine.core
-    runtime = getattr(core._executor._runner._kernels, "_runtime", None)
+    runtime = getattr(core_of(client)._executor._runner._kernels, "_runtime", None)
     return runtime if isinstance(runtime, _cpu.Runtime) else _cpu.Runtime(num_cores())
 
 

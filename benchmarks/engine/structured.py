@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from typing import Any
 
+from benchmarks.engine.probe import core_of
 from benchmarks.engine.settings import add_engine_arguments, engine_args, model_folder, model_name
 from benchmarks.report import finish, make_parser, rounded, say
 from paged_backend.config import EngineConfig
@@ -61,12 +62,11 @@ def run(client: EngineClient, kind: str, num_streams: int, max_tokens: int) -> t
 
 def replay(client: EngineClient, outputs: list[RequestOutput]) -> dict[str, float]:
     """Microseconds of CPU per token that masks take, alone, on one thread."""
-    desk = client._grammars
-    source = desk.source(params_of("one schema", 0, 1))
-    assert desk.compiler is not None and source is not None
-    masks, spent = TokenMasks(client._vocab_size, 1), []
+    source = client._grammars.source(params_of("one schema", 0, 1))
+    assert source is not None
+    compiler, masks, spent = core_of(client)._grammars._compiler, TokenMasks(client.vocab_size, 1), []
     for output in outputs:
-        matcher, tokens = desk.compiler.compile(source).matcher.result(), list(output.outputs[0].token_ids)
+        matcher, tokens = compiler.compile(source).matcher.result(), list(output.outputs[0].token_ids)
         for known in range(len(tokens)):
             begin_ns = time.thread_time_ns()
             masks.fill(0, matcher, tokens[:known], 0)

@@ -15,9 +15,7 @@ import argparse
 import json
 import os
 import platform
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from benchmarks.models import SHAPES, ensure_model
 from benchmarks.peers import candidates, compare
 from benchmarks.peers.candidates import OURS, RUNNERS, Candidate
 from benchmarks.peers.contract import Job, Outcome, read_outcome, write_job
+from benchmarks.peers.process import run_process
 from benchmarks.peers.tools import ROOT, PeerTools, in_format
 from benchmarks.workloads import Workload, load_workload
 
@@ -84,24 +83,7 @@ class Bench:
             asked, answered = Path(folder) / "job.json", Path(folder) / "outcome.json"
             write_job(asked, job)
             runner = f"benchmarks.peers.runners.{RUNNERS[candidate.engine]}"
-            process = subprocess.Popen(
-                [python, "-m", runner, str(asked), str(answered)],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-            try:
-                said, _ = process.communicate(timeout=self.timeout_s)
-            except BaseException as error:
-                os.killpg(process.pid, signal.SIGKILL)  # with the runner's own children: llama.cpp's server
-                process.wait()
-                if isinstance(error, subprocess.TimeoutExpired):
-                    raise RuntimeError(f"not done after {self.timeout_s:.0f} s") from None
-                raise
-            if process.returncode != 0:
-                raise RuntimeError(f"exit status {process.returncode}; the end of what it said:\n{said[-3000:]}")
+            run_process([python, "-m", runner, str(asked), str(answered)], self.timeout_s)
             return read_outcome(answered, job)
 
     def report(self, entries: list[Entry]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def measure_capacity(folder: str, extra: Record, scale: float, quick: bool) -> t
     """(requests a second of the bare engine with the whole workload at once, the model's vocabulary)."""
     client = EngineClient.start(EngineConfig.from_args(extra, model=folder))
     try:
-        vocab_size: int = client._vocab_size
+        vocab_size = client.vocab_size
         drawn = draw_arrivals(1.0, _lengths(scale), vocab_size, count=8 if quick else 48, seed=_CAPACITY_SEED)
         arrivals = [Arrival(0.0, one.prompt, one.num_output_tokens) for one in drawn]
         asyncio.run(run_arrivals(EngineStreams(client), _warm_up(vocab_size), 600))

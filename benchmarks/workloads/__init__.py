@@ -1,16 +1,19 @@
 """What the benchmarks ask of an engine: requests with given lengths, prompts of random token ids, greedy, no early end.
 
 A workload is named: "lognormal-48" is lognormal-48.json beside this file, and "fixed-32x128x128" is 32 requests of
-128 prompt tokens and 128 output tokens each; any three numbers do.
+128 prompt tokens and 128 output tokens each; any three numbers do. "sharegpt-1000" is 1,000 requests whose lengths are
+those of ShareGPT's conversations in their means, 161 prompt tokens and 338 output tokens, and in being lognormal.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Final
 
 FIRST_PLAIN_ID: Final = 16  # ids below may be special tokens
@@ -19,6 +22,13 @@ WARM_UP_SEED: Final = 1_000_003
 their absolute value."""
 
 _FOLDER: Final = Path(__file__).resolve().parent
+SHAREGPT_MEANS: Final = (161, 338)
+"""Prompt and output tokens."""
+
+_SHAREGPT: Final = re.compile(r"sharegpt-(\d+)")
+_SIGMA: Final = 0.9
+_SHORTEST, _LONGEST = 4, 1536  # with a prompt of this length and an output as well, a context of 3,072
+
 _FIXED: Final = re.compile(r"fixed-(\d+)x(\d+)x(\d+)")
 
 
@@ -85,8 +95,29 @@ def _lengths(name: str) -> list[tuple[int, int]]:
     if fixed := _FIXED.fullmatch(name):
         num_requests, num_prompt, num_output = map(int, fixed.groups())
         return [(num_prompt, num_output)] * num_requests
+    if sharegpt := _SHAREGPT.fullmatch(name):
+        prompts, outputs = (_lognormal(int(sharegpt[1]), mean, f"{name} {mean}") for mean in SHAREGPT_MEANS)
+        return list(zip(prompts, outputs, strict=True))
     file = _FOLDER / f"{name}.json"
     if not file.is_file():
         there = ", ".join(sorted(path.stem for path in _FOLDER.glob("*.json")))
-        raise ValueError(f"no workload {name!r}; there are {there}, and fixed-REQUESTSxPROMPTxOUTPUT")
+        raise ValueError(
+            f"no workload {name!r}; there are {there}, sharegpt-REQUESTS, and fixed-REQUESTSxPROMPTxOUTPUT"
+        )
     return [(num_prompt, num_output) for num_prompt, num_output in json.loads(file.read_text())["lengths"]]
+
+
+def _lognormal(count: int, mean: float, seed: str) -> list[int]:
+    """Lengths at evenly spaced quantiles, so that their mean is the wanted one, in random order."""
+    normal = NormalDist(math.log(mean) - _SIGMA**2 / 2, _SIGMA)
+    raw = [math.exp(normal.inv_cdf((index + 0.5) / count)) for index in range(count)]
+
+    def lengths(scale: float) -> list[int]:
+        return [min(max(round(length * scale), _SHORTEST), _LONGEST) for length in raw]
+
+    scale = 1.0
+    for _ in range(20):  # what is cut off at both ends changes the mean
+        scale *= mean * count / sum(lengths(scale))
+    drawn = lengths(scale)
+    random.Random(seed).shuffle(drawn)
+    return drawn

@@ -23,6 +23,7 @@ from paged_backend.kernels.cpu.recorder import CPU_CACHE_DTYPES, Buffer, Compile
 from paged_backend.kernels.cpu.sampling import sample
 from paged_backend.kernels.interface import OPERATIONS, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
+from paged_backend.kernels.reference.swap_blocks import swap_blocks
 from paged_backend.kernels.sampling_batch import LaunchedSamples, ReadSamples, SampledBatch, SamplingBatch
 from paged_backend.kernels.tensors import check_tensor, describe
 
@@ -52,7 +53,7 @@ class CpuKernels(NoExperts):
         self.instruction_set: str = self._runtime.instruction_set
         reason = f"C++ kernel ({self.instruction_set}): faster than the reference on the CPU."
         self.report: Mapping[str, OperationChoice] = MappingProxyType(
-            dict.fromkeys(OPERATIONS, OperationChoice("cpu", reason)) | {"experts": NO_EXPERTS}
+            dict.fromkeys(OPERATIONS, OperationChoice("cpu", reason)) | {"experts": NO_EXPERTS, "swap_blocks": _COPIES}
         )
 
     def pack_linear(
@@ -158,6 +159,11 @@ class CpuKernels(NoExperts):
         except ValueError as error:
             raise KernelError(str(error)) from None
 
+    def swap_blocks(self, storage: Tensor, slots: Tensor, pairs: Tensor, *, inwards: bool) -> None:
+        """See `Kernels.swap_blocks`."""
+        checks.check_swap_blocks(storage, slots, pairs, inwards)
+        swap_blocks(storage, slots, pairs, inwards)
+
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         """See `Kernels.sample`."""
         return sample(self._runtime, logits, batch)
@@ -199,6 +205,7 @@ class CpuKernels(NoExperts):
         return out[:, : result.width]
 
 
+_COPIES = OperationChoice("cpu", "Copied by torch, as fast as memory is.")
 _OPTIONAL_ROWS = ("residual", "add")
 
 

@@ -174,6 +174,10 @@ class Recorder(NoExperts):
         """Cannot be recorded."""
         raise KernelError("copy_blocks cannot be part of a compiled step: copy before.")
 
+    def swap_blocks(self, storage: Tensor, slots: Tensor, pairs: Tensor, *, inwards: bool) -> None:
+        """Cannot be recorded."""
+        raise KernelError("swap_blocks cannot be part of a compiled step: swap before.")
+
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         """Cannot be recorded."""
         raise KernelError("sample cannot be part of a compiled step: sample its result.")

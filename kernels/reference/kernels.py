@@ -19,6 +19,7 @@ from paged_backend.kernels.reference.rms_norm import rms_norm
 from paged_backend.kernels.reference.sampling import sample
 from paged_backend.kernels.reference.select_rows import select_rows
 from paged_backend.kernels.reference.soft_cap import soft_cap
+from paged_backend.kernels.reference.swap_blocks import swap_blocks
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
 
@@ -37,6 +38,7 @@ REFERENCE_OPERATIONS = TensorOperations(
     select_rows=select_rows,
     soft_cap=soft_cap,
     copy_blocks=copy_blocks,
+    swap_blocks=swap_blocks,
     sample=sample,
 )
 

@@ -113,9 +113,9 @@ def attention_config(
         return config
     # Both must multiply by the same instruction. A prefill's is wgmma, which wants 64 rows: so does a decode's, then;
     # but where that spills, both have mma, as on older cards.
-    if size == 256:
-        return replace(config, prefill_rows=32) if in_8_bits else replace(config, decode_rows=64, decode_warps=8)
-    return replace(config, decode_rows=64)
+    if in_8_bits and size > 64:
+        return replace(config, prefill_rows=32)
+    return replace(config, decode_rows=64, decode_warps=8 if size == 256 else config.decode_warps)
 
 
 def served_cache_dtypes(dtype: torch.dtype, capability: int) -> tuple[str, ...]:

@@ -111,8 +111,6 @@ def attended(
         if key_scales is not None:
             scale_places = blocks * scales_stride + tokens
             scores = scores * tl.load(key_scales + scale_places, mask=known, other=0.0)[None, :]
-            value_sizes = tl.load(value_scales + scale_places, mask=known, other=0.0)
-            value = value.to(tl.float32) * value_sizes[:, None]
         if CAPPED:
             # tanh(x) as 1 - 2 / (e^2x + 1)
             scores = soft_cap * (1.0 - 2.0 / (tl.exp2(scores * score_scale) + 1.0))
@@ -125,7 +123,14 @@ def attended(
         finite = tl.where(top == float("-inf"), 0.0, top)
         old = tl.exp2((most - finite) * exponent_scale)
         weights = tl.exp2(tl.fma(scores, exponent_scale, -(finite * exponent_scale)[:, None]))
-        total = tl.fma(total, old, row_sums(weights, BLOCK_M, BLOCK_N))
+        sums = row_sums(weights, BLOCK_M, BLOCK_N)
+        if key_scales is not None:
+            # Values are multiplied as the numbers they are, and weights have their scales: times about the largest
+            # number of a head, lest they are too small for float16; and so has what they are divided by in the end.
+            lift: tl.constexpr = 128.0 if values.dtype.element_ty == tl.int8 else 512.0
+            sums = sums * lift
+            weights = weights * (tl.load(value_scales + scale_places, mask=known, other=0.0) * lift)[None, :]
+        total = tl.fma(total, old, sums)
         out = tl.dot(weights.to(rows.dtype), value.to(rows.dtype), out * old[:, None], input_precision="ieee")
         most = top
     return most, total, out

@@ -14,14 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from paged_backend.errors import KernelError
-from paged_backend.kernels import checks
-from paged_backend.kernels.tensors import check_tensor, describe
+from paged_backend.kernels.tensors import describe
 from paged_backend.kernels.triton.aot import AotCase
 
 COPY_TILES = {16: (512, 4), 256: (64, 8), 4096: (8, 16)}
 """By the most pairs that it is for: the words of each, and the warps. A tile waits in registers."""
-MOVE_WORDS = 2048
-MOVE_WARPS = 4
+SWAP_WORDS = 2048
+SWAP_WARPS = 4
 
 
 def copy_blocks(storage: Tensor, pairs: Tensor) -> None:
@@ -52,55 +51,22 @@ def copy_blocks(storage: Tensor, pairs: Tensor) -> None:
     raise KernelError(f"pairs must be at most {max(COPY_TILES)} in a call, got {describe(pairs)}.")
 
 
-def gather_blocks(storage: Tensor, blocks: Tensor, staging: Tensor) -> None:
-    """staging[i] = storage[:, :, blocks[i]]: on their way out of the pool, where each block's bytes lie together.
-
-    Args:
-        storage: uint8 [L, 2, B, block_bytes], contiguous.
-        blocks: int64 [N], in 0 .. B - 1.
-        staging: uint8 [at least N, L, 2, block_bytes], contiguous; its first N are written.
-
-    Raises:
-        KernelError: an argument is not as said.
-    """
-    _move(storage, blocks, staging, inwards=False)
-
-
-def scatter_blocks(staging: Tensor, storage: Tensor, blocks: Tensor) -> None:
-    """storage[:, :, blocks[i]] = staging[i]: on their way into the pool. Arguments as `gather_blocks` has them; blocks
-    all different."""
-    _move(storage, blocks, staging, inwards=True)
-
-
-def _move(storage: Tensor, blocks: Tensor, staging: Tensor, *, inwards: bool) -> None:
-    checks.check_storage(storage)
-    check_tensor("blocks", blocks)
-    check_tensor("staging", staging)
-    if blocks.dtype != torch.int64 or blocks.dim() != 1 or not blocks.is_contiguous():
-        raise KernelError(f"blocks must be contiguous int64 [N], got {describe(blocks)}.")
-    num_lanes, two, num_blocks, block_bytes = storage.shape
-    wanted = (num_lanes, two, block_bytes)
-    if staging.dtype != torch.uint8 or staging.shape[1:] != wanted or not staging.is_contiguous():
-        raise KernelError(
-            f"staging must be contiguous uint8 [N, {', '.join(map(str, wanted))}], got {describe(staging)}."
-        )
-    if len(staging) < len(blocks):
-        raise KernelError(f"staging must hold {len(blocks)} blocks, got {describe(staging)}.")
-    checks.check_devices(("storage", storage), ("blocks", blocks), ("staging", staging))
-    checks.check_indices("blocks", blocks, num_blocks)
-    if staging.numel() == 0 or len(blocks) == 0:
+def swap_blocks(storage: Tensor, slots: Tensor, pairs: Tensor, inwards: bool) -> None:
+    """See `Kernels.swap_blocks`. The card reads and writes the host's memory by itself, in one launch."""
+    if pairs.numel() == 0 or slots.numel() == 0:
         return
     words = storage.view(torch.int32)
-    num_words = words.shape[3]
-    move_kernel[(len(blocks), triton.cdiv(num_words, MOVE_WORDS), 2 * num_lanes)](
+    num_lanes, _, num_blocks, num_words = words.shape
+    swap_kernel[(len(pairs), triton.cdiv(num_words, SWAP_WORDS), 2 * num_lanes)](
         words,
-        blocks,
-        staging.view(torch.int32),
+        slots.view(torch.int32),
+        pairs.contiguous(),
         num_blocks,
+        len(slots),
         num_words,
         INWARDS=inwards,
-        WORDS=MOVE_WORDS,
-        num_warps=MOVE_WARPS,
+        WORDS=SWAP_WORDS,
+        num_warps=SWAP_WARPS,
         enable_fp_fusion=True,
     )
 
@@ -123,22 +89,24 @@ def copy_kernel(storage, pairs, num_pairs, num_blocks, num_words, PAIRS: tl.cons
     tl.store(storage + ((lane + destinations) * num_words)[:, None] + words[None, :], numbers, mask=here)
 
 
-@triton.jit(do_not_specialize=["num_blocks"])
-def move_kernel(storage, blocks, staging, num_blocks, num_words, INWARDS: tl.constexpr, WORDS: tl.constexpr):
-    """WORDS words of a block of a lane: storage [lanes, num_blocks, num_words], staging [N, lanes, num_words].
+@triton.jit(do_not_specialize=["num_blocks", "num_slots"])
+def swap_kernel(storage, slots, pairs, num_blocks, num_slots, num_words, INWARDS: tl.constexpr, WORDS: tl.constexpr):
+    """WORDS words of a pair in a lane: storage [lanes, num_blocks, num_words], slots [num_slots, lanes, num_words].
 
-    A block outside the pool, which only the CPU checks, is left out.
+    A pair outside them, which only the CPU checks, is left out.
     """
     lane = tl.program_id(2).to(tl.int64)
     words = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
-    block = tl.load(blocks + tl.program_id(0))
-    here = words < tl.where((block >= 0) & (block < num_blocks), num_words, 0)
-    pooled = storage + (lane * num_blocks + block) * num_words + words
-    staged = staging + (tl.program_id(0).to(tl.int64) * tl.num_programs(2) + lane) * num_words + words
+    block = tl.load(pairs + 2 * tl.program_id(0))
+    slot = tl.load(pairs + 2 * tl.program_id(0) + 1)
+    inside = (block >= 0) & (block < num_blocks) & (slot >= 0) & (slot < num_slots)
+    here = words < tl.where(inside, num_words, 0)
+    cached = storage + (lane * num_blocks + block) * num_words + words
+    swapped = slots + (slot * tl.num_programs(2) + lane) * num_words + words
     if INWARDS:
-        tl.store(pooled, tl.load(staged, mask=here), mask=here)
+        tl.store(cached, tl.load(swapped, mask=here), mask=here)
     else:
-        tl.store(staged, tl.load(pooled, mask=here), mask=here)
+        tl.store(swapped, tl.load(cached, mask=here), mask=here)
 
 
 def aot_cases() -> Iterable[AotCase]:
@@ -154,9 +122,9 @@ def aot_cases() -> Iterable[AotCase]:
         )
     for inwards in (False, True):
         yield AotCase(
-            name="scatter" if inwards else "gather",
-            kernel=move_kernel,
-            signature={"storage": "*i32", "blocks": "*i64", "staging": "*i32"} | counts,
-            constexprs={"INWARDS": inwards, "WORDS": MOVE_WORDS},
-            num_warps=MOVE_WARPS,
+            name="swap in" if inwards else "swap out",
+            kernel=swap_kernel,
+            signature={"storage": "*i32", "slots": "*i32", "pairs": "*i64", "num_slots": "i32"} | counts,
+            constexprs={"INWARDS": inwards, "WORDS": SWAP_WORDS},
+            num_warps=SWAP_WARPS,
         )

@@ -253,7 +253,11 @@ def aot_cases() -> Iterable[AotCase]:
 def _aot_case(
     format: Format, block_k: int, group_size: int, dtype: str, tile: Tile, gated: bool, often: bool
 ) -> AotCase:
-    types = {"x": f"*{dtype}", "weight": f"*{dtype}" if format == "float" else "*i8", "out": f"*{dtype}"}
+    types = {
+        "x": f"*{dtype}",
+        "weight": f"*{dtype}" if format == "float" else "*i16" if format == "int4" else "*u8",
+        "out": f"*{dtype}",
+    }
     types |= dict.fromkeys(("order", "block_experts"), "*i32")
     types |= dict.fromkeys(("num_pairs", "num_x_rows", "num_blocks"), "i32")
     types |= dict.fromkeys(("num_columns", "num_inputs", "x_stride", "weight_stride", "expert_stride"), "i32:16")
@@ -271,5 +275,6 @@ def _aot_case(
         constexprs=constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        fp_fusion=False,
         wide=not often,
     )

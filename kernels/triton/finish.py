@@ -147,4 +147,6 @@ def aot_cases() -> Iterable[AotCase]:
         constants: dict[str, Any] = {name: None for name in pointers if name not in types}
         constants |= {"NUM_PARTS": parts, "GATED": gated, "ACTIVATION": "silu" if gated else None}
         constants |= {"BLOCK_T": BLOCK_T, "BLOCK_N": BLOCK_N}
-        yield AotCase(name=name, kernel=finish_kernel, signature=types, constexprs=constants, num_warps=NUM_WARPS)
+        yield AotCase(
+            name=name, kernel=finish_kernel, signature=types, constexprs=constants, num_warps=NUM_WARPS, fp_fusion=False
+        )

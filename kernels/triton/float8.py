@@ -66,6 +66,7 @@ def aot_cases() -> Iterable[AotCase]:
             | dict.fromkeys(("num_inputs", "width", "x_stride"), "i32:16"),
             constexprs={"BLOCK_K": BLOCK_K},
             num_warps=NUM_WARPS,
+            fp_fusion=False,
             min_capability=89,
             wide=dtype != "bf16",
         )

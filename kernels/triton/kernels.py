@@ -14,7 +14,7 @@ from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
 from paged_backend.kernels.triton.attention_config import device_capability, served_cache_dtypes
-from paged_backend.kernels.triton.blocks import copy_blocks
+from paged_backend.kernels.triton.blocks import copy_blocks, swap_blocks
 from paged_backend.kernels.triton.experts import TritonExperts, experts, pack_experts
 from paged_backend.kernels.triton.linear import linear
 from paged_backend.kernels.triton.linear_weight import TritonLinear, pack_linear
@@ -62,12 +62,7 @@ class TritonKernels(TensorKernels):
         super().__init__(operations, dtype, _report(how, batch_invariant))
 
     def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
-        """`sample` whose results are read later, and are on the device before: waits for nothing.
-
-        Args:
-            logits: see `Kernels.sample`; read when the device gets there.
-            batch: not looked at any more once this returns.
-        """
+        """See `Kernels.launch_sample`."""
         return launch(logits, batch)
 
     def warm_up_sampling(self, vocab_size: int) -> None:
@@ -103,6 +98,7 @@ def _operations(device: torch.device, dtype: torch.dtype, batch_invariant: bool)
         select_rows=select_rows,
         soft_cap=soft_cap,
         copy_blocks=copy_blocks,
+        swap_blocks=swap_blocks,
         sample=sample,
     )
 

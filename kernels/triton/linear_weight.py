@@ -14,8 +14,8 @@ from paged_backend.kernels.quantized_weight import QuantizedWeight
 
 Format = Literal["float", "int8", "int4", "fp8"]
 
-_BLOCK_K = {"float": (64,), "int8": (64, 32), "int4": (128, 64), "fp8": (128,)}
-"""Inputs that are multiplied at once, the best first; a scale must serve all of them (int4: each half of them)."""
+_BLOCK_K = {"float": (64,), "int8": (64, 32), "int4": (128,), "fp8": (128,)}
+"""Inputs that are multiplied at once, the best first; a scale must serve all of them (int4: each quarter of them)."""
 _FLOAT32_BLOCK_K = 32
 FLOAT8_UNIT = 16
 """What the library's product of float8 wants N and K to be multiples of."""
@@ -27,9 +27,10 @@ class TritonLinear:
     """A linear layer on a device. The rows of a gated one's weight take turns: a gate, its up, the next gate.
 
     Attributes:
-        numbers: what is multiplied. "float": in the dtype of the activations [N, K]. "int8": [N, K filled up to a
-            multiple of block_k]. "int4": int8 [N, half of that]; of each block_k inputs the first half are in the low
-            4 bits, the others in the high ones. "fp8": float8_e4m3fn, N and K filled up to multiples of FLOAT8_UNIT.
+        numbers: what is multiplied. "float": in the dtype of the activations [N, K]. "int8": uint8 [N, K filled up to
+            a multiple of block_k], 128 more than meant. "int4": int16 [N, a quarter of that], 8 more than
+            meant; of each block_k inputs the first quarter are in the lowest 4 bits, and so on. "fp8": float8_e4m3fn, N
+            and K filled up to multiples of FLOAT8_UNIT.
         scales: float32 [N], one for each row; [groups, N], where group_size is positive; None for "float".
         bias: [N], in the activations' dtype where the library's product adds it, else float32; or None.
         format: what the numbers are.
@@ -111,18 +112,19 @@ def _pack_quantized(weight: QuantizedWeight, bias: Tensor | None, gated: bool, d
     format: Format = "int8" if weight.bits == 8 else "int4"
     num_inputs = weight.values.shape[1]
     group_size = 0 if weight.group_size >= num_inputs else weight.group_size
-    shared = 1 if format == "int8" else 2
+    shared = 1 if format == "int8" else 4
     block_k = next((size for size in _BLOCK_K[format] if group_size % (size // shared) == 0), None)
     if block_k is None:
         raise KernelError(
-            f"weight's group_size must be a multiple of {_BLOCK_K[format][-1] // shared} or serve whole rows for the "
-            f"Triton kernels, got {group_size}: quantize it with other groups, or choose kernel_backend reference."
+            "weight's group_size must be a multiple of 32 or serve whole rows for the Triton kernels, got "
+            f"{group_size}: quantize it with other groups, or choose kernel_backend reference."
         )
     values = _taking_turns(weight.values.to(device), gated)
-    values = functional.pad(values, (0, -num_inputs % block_k))
+    values = (functional.pad(values, (0, -num_inputs % block_k)) + (8 if format == "int4" else -128)).view(torch.uint8)
     if format == "int4":
-        low, high = values.view(len(values), -1, 2, block_k // 2).unbind(2)
-        values = (high << 4 | low & 15).view(len(values), -1)
+        quarters = values.view(len(values), -1, 4, block_k // 4).int().unbind(2)
+        quads = quarters[0] | quarters[1] << 4 | quarters[2] << 8 | quarters[3] << 12
+        values = quads.to(torch.int16).view(len(values), -1)
     scales = _taking_turns(weight.scales.to(device), gated)
     if group_size:  # the zeros that values were filled up with have scales too
         num_groups = -(-(num_inputs + -num_inputs % block_k) // group_size)

@@ -49,7 +49,7 @@ TILES: MappingProxyType[str, tuple[Tile, ...]] = MappingProxyType(
         "float": (*_SMALL, Tile(128, 128, num_warps=8, num_stages=3)),
         "float32": (Tile(32, 16, num_warps=4, num_stages=2), Tile(32, 32, num_warps=4, num_stages=3)),
         "int8": (*_SMALL, Tile(128, 64, num_warps=4, num_stages=3)),
-        "int4": (*_SMALL, Tile(128, 64, num_warps=8, num_stages=3)),
+        "int4": _SMALL,
         "fp8": (*_SMALL, Tile(128, 128, num_warps=8, num_stages=3)),
     }
 )
@@ -257,7 +257,11 @@ def _aot_case(
     """A launch of `matmul` with a shape of even numbers."""
     own = f"*{TRITON_TYPES[dtype]}"
     x = "*fp8e4nv" if format == "fp8" else own
-    types = {"x": x, "weight": x if format in ("float", "fp8") else "*i8", "out": "*fp32" if side_by_side else own}
+    types = {
+        "x": x,
+        "weight": x if format in ("float", "fp8") else "*i16" if format == "int4" else "*u8",
+        "out": "*fp32" if side_by_side else own,
+    }
     types |= {"num_rows": "i32", "bias": "*fp32"}
     types |= dict.fromkeys(("num_columns", "num_inputs", "part_size", "x_stride", "weight_stride"), "i32:16")
     types |= dict.fromkeys(("scale_stride", "residual_stride", "out_stride"), "i32:16")
@@ -288,6 +292,7 @@ def _aot_case(
         constexprs=constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        fp_fusion=False,
         min_capability=89 if format == "fp8" else 80,
         wide=not often,
     )

@@ -13,14 +13,26 @@ from paged_backend.kernels.triton.activations import activate
 
 
 @triton.jit
-def _widened(values, dtype: tl.constexpr):
-    """int8 numbers in a dtype that holds them exactly."""
+def _from_bytes(values, dtype: tl.constexpr):
+    """uint8 values - 128, in a dtype that holds these numbers exactly.
+
+    0x4B000000 is 2 ** 23 in float32, whose last bits count ones: so two quick steps make a float of an integer, where a
+    conversion would be a slow one.
+    """
+    return ((values.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0).to(dtype)
+
+
+@triton.jit
+def _from_nibbles(values, dtype: tl.constexpr):
+    """The last 4 bits of int16 values - 8. In 16 bits two of them are computed at once: 0x6400 is 1024 in float16,
+    0x4300 is 128 in bfloat16."""
+    nibbles = values & 15
     if dtype == tl.float16:
-        # 0x6400 is 1024 in float16, its last bits count ones. Quicker than the conversion, which runs at an eighth.
-        shifted = (values.to(tl.int16) + 128) | 0x6400
-        return shifted.to(tl.float16, bitcast=True) - 1152.0
+        return (nibbles | 0x6400).to(tl.float16, bitcast=True) - 1032.0
+    elif dtype == tl.bfloat16:
+        return (nibbles | 0x4300).to(tl.bfloat16, bitcast=True) - 136.0
     else:
-        return values.to(dtype)
+        return (nibbles.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
 
 
 @triton.jit
@@ -59,14 +71,14 @@ def sum_products(
 
     Args:
         x_rows: pointers [BLOCK_T] to the first numbers of rows of x.
-        weight_rows: pointers [BLOCK_N] to the first numbers of the weight's rows (bytes, where two numbers share one).
+        weight_rows: pointers [BLOCK_N] to the first numbers of the weight's rows (or fours of numbers).
         scale_rows: pointers [BLOCK_N] to their scales of group 0, where GROUP_SIZE is positive.
         scale_stride: from one group's scale to the next one's.
         begin, end: begin is a multiple of BLOCK_K.
         num_inputs: K.
-        FORMAT: "float" (the dtype of x), "int8", or "int4": two numbers a byte, in the low bits the first half of each
-            BLOCK_K inputs, in the high ones the second.
-        GROUP_SIZE: inputs that share a scale, a multiple of BLOCK_K (int4: of BLOCK_K / 2); 0 leaves scales to
+        FORMAT: "float" (the dtype of x), "int8", or "int4": four numbers in 16 bits, in the lowest ones the first
+            quarter of each BLOCK_K inputs.
+        GROUP_SIZE: inputs that share a scale, a multiple of BLOCK_K (int4: of BLOCK_K / 4); 0 leaves scales to
             `finished`.
         EVEN: K is a multiple of BLOCK_K. Where not, quantized weights are filled up to one with zeros.
 
@@ -86,28 +98,25 @@ def sum_products(
             values = tl.load(weight_rows[:, None] + (first + tl.arange(0, BLOCK_K))[None, :])
             x = _inputs(x_rows, first, num_inputs, EVEN, BLOCK_K)
             sums = _with_scale(
-                _widened(values, dtype), x, sums, scale_rows, scale_stride, first, GROUP_SIZE, BLOCK_N, BLOCK_T
+                _from_bytes(values, dtype), x, sums, scale_rows, scale_stride, first, GROUP_SIZE, BLOCK_N, BLOCK_T
             )
         else:
-            HALF: tl.constexpr = BLOCK_K // 2
-            pairs = tl.load(weight_rows[:, None] + (first // 2 + tl.arange(0, HALF))[None, :])
-            low = ((pairs << 4).to(tl.int8)) >> 4
-            x = _inputs(x_rows, first, num_inputs, EVEN, HALF)
-            sums = _with_scale(
-                _widened(low, dtype), x, sums, scale_rows, scale_stride, first, GROUP_SIZE, BLOCK_N, BLOCK_T
-            )
-            x = _inputs(x_rows, first + HALF, num_inputs, EVEN, HALF)
-            sums = _with_scale(
-                _widened(pairs >> 4, dtype),
-                x,
-                sums,
-                scale_rows,
-                scale_stride,
-                first + HALF,
-                GROUP_SIZE,
-                BLOCK_N,
-                BLOCK_T,
-            )
+            QUARTER: tl.constexpr = BLOCK_K // 4
+            quads = tl.load(weight_rows[:, None] + (first // 4 + tl.arange(0, QUARTER))[None, :])
+            part = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
+            for quarter in tl.static_range(4):
+                here = first + quarter * QUARTER
+                x = _inputs(x_rows, here, num_inputs, EVEN, QUARTER)
+                weight = _from_nibbles(quads >> (4 * quarter), dtype)
+                if GROUP_SIZE == 0:
+                    sums = _dot(weight, x, sums)
+                else:
+                    part = _dot(weight, x, part)
+                    # Where a group ends, or may: 32, 64 and 128 inputs are all that need be looked at.
+                    if GROUP_SIZE % 64 != 0 or quarter == 3 or (GROUP_SIZE % 128 != 0 and quarter == 1):
+                        scales = tl.load(scale_rows + (here // GROUP_SIZE) * scale_stride)
+                        sums = tl.fma(part, scales[:, None], sums)
+                        part = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
     return sums
 
 
@@ -129,7 +138,7 @@ def _with_scale(
         sums = _dot(weight, x, sums)
     else:
         scales = tl.load(scale_rows + (first // GROUP_SIZE) * scale_stride)
-        sums += _dot(weight, x, tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)) * scales[:, None]
+        sums = tl.fma(_dot(weight, x, tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)), scales[:, None], sums)
     return sums
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -166,13 +165,24 @@ def place_kernel(
 
 def aot_cases() -> Iterable[AotCase]:
     """Qwen3-30B-A3B's 8 of 128 experts."""
-    constants: dict[str, Any] = {"TOP_K": 8, "RANKS": 8, "NORMALIZED": True, "WIDTH": 128}
-    integers = {"num_tokens": "i32", "num_experts": "i32:16", "logits_stride": "i32:16"}
-    pointers = {"logits": "*bf16", "experts": "*i32", "weights": "*fp32"}
-    yield AotCase(name="choose", kernel=choose_kernel, signature=pointers | integers, constexprs=constants, num_warps=1)
-    signature = {"experts": "*i32", "counts": "*i32", "num_pairs": "i32"}
-    constants = {"BLOCK": BLOCK_PAIRS}
-    yield AotCase(name="count", kernel=count_kernel, signature=signature, constexprs=constants, num_warps=NUM_WARPS)
-    signature |= {"order": "*i32", "block_experts": "*i32", "num_experts": "i32:16", "num_blocks": "i32"}
-    constants |= {"WIDTH": 128, "BLOCK_SIZE": 16}
-    yield AotCase(name="place", kernel=place_kernel, signature=signature, constexprs=constants, num_warps=NUM_WARPS)
+    pairs = {"experts": "*i32", "num_pairs": "i32", "counts": "*i32"}
+    blocks = {"order": "*i32", "block_experts": "*i32", "num_experts": "i32:16", "num_blocks": "i32"}
+    yield AotCase(
+        name="choose",
+        kernel=choose_kernel,
+        signature={"logits": "*bf16", "experts": "*i32", "weights": "*fp32", "num_tokens": "i32"}
+        | {"num_experts": "i32:16", "logits_stride": "i32:16"},
+        constexprs={"TOP_K": 8, "RANKS": 8, "NORMALIZED": True, "WIDTH": 128},
+        num_warps=1,
+        fp_fusion=False,
+    )
+    yield AotCase(
+        name="count", kernel=count_kernel, signature=pairs, constexprs={"BLOCK": BLOCK_PAIRS}, num_warps=NUM_WARPS
+    )
+    yield AotCase(
+        name="place",
+        kernel=place_kernel,
+        signature=pairs | blocks,
+        constexprs={"BLOCK": BLOCK_PAIRS, "WIDTH": 128, "BLOCK_SIZE": 16},
+        num_warps=NUM_WARPS,
+    )

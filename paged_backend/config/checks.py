@@ -53,8 +53,9 @@ def texts(name: str, value: object) -> tuple[str, ...]:
 
 
 def sizes(name: str, value: object) -> tuple[int, ...]:
-    """Whole numbers from 1 on, each once, the smallest first; or one alone."""
+    """Whole numbers from 1 on, each once, the smallest first; or one alone. A command line gives them as text."""
     listed = value if isinstance(value, (list, tuple)) else (value,)
+    listed = [int(size) if isinstance(size, str) and size.isdecimal() else size for size in listed]
     for size in listed:
         check_range(name, size, low=1)
     return tuple(sorted(set(listed)))

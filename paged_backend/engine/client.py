@@ -34,6 +34,7 @@ class EngineClient:
         config: as given.
         tokenizer: None with `skip_tokenizer_init`.
         max_model_len: most tokens of prompt plus output.
+        vocab_size: token ids are 0 .. vocab_size - 1.
         default_sampling_params: sampling parameters by name that the model, or its operator, wants where a request
             gives none. `submit` adds nothing to what it is given.
     """
@@ -51,6 +52,7 @@ class EngineClient:
         facts = self._facts = self._engine.facts
         self._desk, self._metrics = self._engine.desk, self._engine.metrics
         self.max_model_len: int = facts.max_model_len
+        self.vocab_size: int = facts.vocab_size
         self.default_sampling_params: Mapping[str, float | int] = facts.default_sampling_params
         # When nobody holds the client any more, or the interpreter ends: a thread that still computes would abort it.
         weakref.finalize(self, self._engine.shutdown)

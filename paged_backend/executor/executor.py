@@ -90,7 +90,7 @@ class Executor:
         self.num_threads: int = num_threads
         memory = StepMemory(config, model, kernels, layout, self.kv_cache_dtype, self._device)
         self.num_blocks: int = memory.num_blocks
-        self.transfer: KVTransfer | None = open_transfer(config, model, memory.storage, layout, kernels.report)
+        self.transfer: KVTransfer | None = open_transfer(config, model, memory.storage, layout, kernels)
         self._runner: Runner | None = memory.runner(self.transfer)
 
     def close(self) -> None:

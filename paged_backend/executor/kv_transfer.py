@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from paged_backend.errors import ConfigError
 from paged_backend.executor.disk_tier import DiskStats, DiskTier
 from paged_backend.executor.kv_storage import KVStorage, lazy_pages
+from paged_backend.kernels.interface import Kernels
 from paged_backend.kv.host_tier import Transfers
 from paged_backend.kv.prefix_index import BlockKey
 
@@ -47,7 +48,7 @@ class KVTransfer:
         disk: the tier below, set before the first `save`; None without one.
     """
 
-    def __init__(self, storage: KVStorage, num_slots: int) -> None:
+    def __init__(self, storage: KVStorage, num_slots: int, kernels: Kernels) -> None:
         """Takes the memory.
 
         Raises:
@@ -56,6 +57,7 @@ class KVTransfer:
         self.num_slots = num_slots
         self.disk: DiskTier | None = None
         self._blocks = storage.blocks
+        self._kernels = kernels
         num_lanes, two, _, block_bytes = storage.blocks.shape
         self._shape = (num_lanes, two, block_bytes)
         self._slot_bytes = num_lanes * two * block_bytes
@@ -74,10 +76,10 @@ class KVTransfer:
 
     def swap(self, transfers: Transfers) -> None:
         """Moves blocks out and in, behind what a GPU has been told of before, without waiting for it."""
-        for block, slot in transfers.swap_outs:
-            self._slots[slot].copy_(self._blocks[:, :, block], non_blocking=True)
-        for slot, block in transfers.swap_ins:
-            self._blocks[:, :, block].copy_(self._slots[slot], non_blocking=True)
+        if transfers.swap_outs:
+            self._swap(transfers.swap_outs, inwards=False)
+        if transfers.swap_ins:
+            self._swap([(block, slot) for slot, block in transfers.swap_ins], inwards=True)
         self._stored += len(transfers.swap_outs)
         self._loaded += len(transfers.swap_ins)
 
@@ -106,6 +108,12 @@ class KVTransfer:
         """Waits for what is being written, and lets go of the disk."""
         if self.disk is not None:
             self.disk.close(_CLOSE_TIMEOUT_S)
+
+    def _swap(self, pairs: Sequence[tuple[int, int]], *, inwards: bool) -> None:
+        """Pairs of (block, slot)."""
+        listed = torch.tensor(pairs, dtype=torch.int64, pin_memory=self._blocks.is_cuda)
+        listed = listed.to(self._blocks.device, non_blocking=True)
+        self._kernels.swap_blocks(self._blocks, self._slots, listed, inwards=inwards)
 
     def _bytes_of(self, block: int) -> memoryview:
         """A copy of a block's bytes."""

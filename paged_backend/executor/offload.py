@@ -18,7 +18,7 @@ from paged_backend.executor.disk_tier import DiskTier
 from paged_backend.executor.kv_layout import KVLayout
 from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.executor.kv_transfer import KVTransfer
-from paged_backend.kernels.interface import OperationChoice
+from paged_backend.kernels.interface import Kernels, OperationChoice
 from paged_backend.kv.prefix_index import pack_tokens
 from paged_backend.models.fingerprint import checkpoint_fingerprint
 from paged_backend.models.loader import LoadedModel
@@ -34,7 +34,7 @@ def open_transfer(
     model: LoadedModel,
     storage: KVStorage,
     layout: KVLayout,
-    report: Mapping[str, OperationChoice],
+    kernels: Kernels,
 ) -> KVTransfer | None:
     """Host memory for blocks, and the tier on disk; None where the configuration has neither.
 
@@ -42,7 +42,7 @@ def open_transfer(
 
     Args:
         layout: which layers a block holds.
-        report: what computes each operation; another implementation's blocks may differ in their last bits.
+        kernels: what computes the blocks, and moves them.
 
     Raises:
         ConfigError: kv_offloading_size holds no block, or more than the system gives.
@@ -61,9 +61,9 @@ def open_transfer(
             f"kv_offloading_size {cache.kv_offloading_size} holds no block of {payload_bytes} bytes: give at least "
             f"{payload_bytes / _GIB:.9f}."
         )
-    transfer = KVTransfer(storage, num_slots)
+    transfer = KVTransfer(storage, num_slots, kernels)
     if cache.kv_offloading_dir is not None:
-        fingerprint = _fingerprint(config, model, storage, layout, report)
+        fingerprint = _fingerprint(config, model, storage, layout, kernels.report)
         transfer.disk = _open_disk(Path(cache.kv_offloading_dir), fingerprint, config, payload_bytes)
     return transfer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,9 +18,14 @@ from paged_backend.executor.kv_storage import KVStorage, num_cache_blocks
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.executor.largest_step import largest_step, num_blocks_of
 from paged_backend.executor.runner import Runner
-from paged_backend.kernels.interface import Kernels, StepInputs
+from paged_backend.kernels.interface import OPERATIONS, Kernels, StepInputs
 from paged_backend.models.loader import LoadedModel
 from paged_backend.structured.token_masks import TokenMasks
+
+logger = logging.getLogger(__name__)
+
+_RECORDED = tuple(name for name in OPERATIONS if name not in ("copy_blocks", "swap_blocks", "sample"))
+"""The operations of a decoder's step."""
 
 
 @contextmanager
@@ -73,11 +79,7 @@ class StepMemory:
         self.num_blocks = num_cache_blocks(
             config, model.architecture, model.max_model_len, cache_dtype, layout, free_bytes
         )
-        self._sizes: tuple[int, ...] = ()
-        if device.records and not config.executor.enforce_eager:
-            max_num_seqs = config.scheduler.max_num_seqs
-            asked = tuple(size for size in config.executor.cudagraph_capture_sizes if size <= max_num_seqs)
-            self._sizes = asked or default_capture_sizes(max_num_seqs)
+        self._sizes = _sizes_to_record(config, kernels) if device.records else ()
         self._scratch = ScratchBlocks.behind(self.num_blocks, self._sizes, config.cache.block_size)
         self.storage = self._storage(self.num_blocks + (self._scratch.count if self._sizes else 0))
 
@@ -143,3 +145,18 @@ class StepMemory:
         storage = self._storage(num_blocks_of(plan))
         self._given_back_bytes = storage.blocks.nbytes
         self._runner(self._compiled(storage), storage, None).launch(plan).result()
+
+
+def _sizes_to_record(config: EngineConfig, kernels: Kernels) -> tuple[int, ...]:
+    if config.executor.enforce_eager:
+        return ()
+    looking = [name for name in _RECORDED if kernels.report[name].implementation == "reference"]
+    if looking:
+        logger.warning(
+            "decode steps are not recorded, as plain torch computes %s, which looks at lengths on the host",
+            ", ".join(looking),
+        )
+        return ()
+    max_num_seqs = config.scheduler.max_num_seqs
+    asked = tuple(size for size in config.executor.cudagraph_capture_sizes if size <= max_num_seqs)
+    return asked or default_capture_sizes(max_num_seqs)

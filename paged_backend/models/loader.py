@@ -14,7 +14,7 @@ from torch import Tensor
 from paged_backend.config import ModelConfig
 from paged_backend.errors import ConfigError, ModelLoadError
 from paged_backend.kernels.interface import Kernels, LinearWeight
-from paged_backend.models.architecture import Architecture, RotarySpec
+from paged_backend.models.architecture import Architecture
 from paged_backend.models.checkpoint import Checkpoint
 from paged_backend.models.decoder import Decoder
 from paged_backend.models.folder import read_json, resolve_folder
@@ -150,7 +150,7 @@ class _Builder:
         return Decoder(
             embedding=embedding,
             positions=self._positions(),
-            rotary=None if arch.rotary is None else self._rotary(arch.rotary, num_positions),
+            rotary=None if arch.rotary is None else self._rotary(num_positions),
             project_in=self._linear((names.project_in,), (arch.hidden_size,), arch.embedding_size, False)
             if projected
             else None,
@@ -163,8 +163,9 @@ class _Builder:
             logit_soft_cap=arch.logit_soft_cap,
         )
 
-    def _rotary(self, spec: RotarySpec, num_positions: int) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary_tables(spec, num_positions)
+    def _rotary(self, num_positions: int) -> tuple[Tensor, Tensor]:
+        assert self.architecture.rotary is not None
+        cos, sin = rotary_tables(self.architecture.rotary, num_positions)
         return cos.to(self.device), sin.to(self.device)
 
     def _take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:

@@ -40,7 +40,13 @@ def test_shapes_have_their_numbers_of_parameters() -> None:
         parameters[name] = 0
         for _, size in shape.weights():
             parameters[name] += size[0] * (size[1] if len(size) > 1 else 1)
-    assert parameters == {"smollm2-135m": 134_515_008, "qwen3-0.6b": 596_049_920}
+    assert parameters == {
+        "smollm2-135m": 134_515_008,
+        "qwen3-0.6b": 596_049_920,
+        "llama-3.2-1b": 1_235_814_400,
+        "llama-3-8b": 8_030_261_248,
+        "llama-2-7b": 6_738_415_616,
+    }
 
 
 def test_first_differences() -> None:

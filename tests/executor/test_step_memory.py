@@ -82,12 +82,11 @@ REQUESTS = [
 SIZES: dict[str, Any] = {"max_num_seqs": 12, "max_model_len": 64, "max_num_batched_tokens": 64, "device": "cpu"}
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("overlaps", [False, True])
-def test_recorded_decodes_give_the_same_tokens(small: type[SmallDevice], backend: str, overlaps: bool) -> None:
+def test_recorded_decodes_give_the_same_tokens(small: type[SmallDevice], overlaps: bool) -> None:
     found = []
     for enforce_eager in (True, False):
-        core = new_core(MODEL, kernel_backend=backend, async_scheduling=overlaps, enforce_eager=enforce_eager, **SIZES)
+        core = new_core(MODEL, async_scheduling=overlaps, enforce_eager=enforce_eager, **SIZES)
         outputs = run_core(core, REQUESTS, steps_between=2)
         found.append([[sample.token_ids for sample in output.outputs] for output in outputs])
         device = core._executor._device
@@ -96,6 +95,15 @@ def test_recorded_decodes_give_the_same_tokens(small: type[SmallDevice], backend
         assert (device.num_replayed > 10) == (not enforce_eager)
         core.close()
     assert found[0] == found[1]
+
+
+def test_kernels_that_look_at_lengths_are_not_recorded(
+    small: type[SmallDevice], caplog: pytest.LogCaptureFixture
+) -> None:
+    core = new_core(MODEL, kernel_backend="reference", **SIZES)
+    assert core._executor._device.sizes == []  # type: ignore[attr-defined]
+    assert "paged_attention" in caplog.text
+    core.close()
 
 
 def test_the_pool_gets_its_part_of_what_a_step_leaves(small: type[SmallDevice]) -> None:

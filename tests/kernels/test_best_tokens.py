@@ -11,7 +11,7 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels.reference.sampling import change_logits
 from paged_backend.kernels.sampling_batch import LogitChanges
-from tests.kernels.sampling_case import CPU, EVERY, Sample, make_batch
+from tests.kernels.sampling_case import ALL, CPU, EVERY, Sample, make_batch
 
 implementations = pytest.mark.parametrize("sample", EVERY.values(), ids=EVERY.keys())
 CHANGES = [
@@ -36,7 +36,7 @@ def expected(logits: Tensor, changes: LogitChanges | None, count: int) -> tuple[
     return tokens + [-1] * missing, logprobs[tokens].tolist() + [-math.inf] * missing
 
 
-@implementations
+@pytest.mark.parametrize("sample", ALL.values(), ids=ALL.keys())
 @pytest.mark.parametrize("changes", CHANGES, ids=range(len(CHANGES)))
 @pytest.mark.parametrize("vocab_size", [12, 257, 5003])
 def test_best_beside_draws(sample: Sample, changes: LogitChanges | None, vocab_size: int) -> None:

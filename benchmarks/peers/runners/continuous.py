@@ -40,9 +40,9 @@ def run(job: Job) -> Outcome:
     )
     manager.start()
     try:
-        _generate(manager, job.warm_up(), "warm-up")
+        generate(manager, job.warm_up(), "warm-up")
         watch = Stopwatch()
-        output_token_ids = _generate(manager, job.requests, "request")
+        output_token_ids = generate(manager, job.requests, "request")
         seconds, cpu_s = watch.stop()
     finally:
         with contextlib.suppress(Exception):  # what was measured counts, not how it stops
@@ -55,7 +55,8 @@ def _num_tokens(request: BenchRequest) -> int:
     return len(request.prompt_token_ids) + request.num_output_tokens
 
 
-def _generate(manager: Any, requests: list[BenchRequest], prefix: str) -> list[list[int]]:
+def generate(manager: Any, requests: list[BenchRequest], prefix: str) -> list[list[int]]:
+    """The output tokens of each request; no two calls with the same prefix."""
     for index, request in enumerate(requests):
         manager.add_request(
             request.prompt_token_ids, f"{prefix}-{index}", max_new_tokens=request.num_output_tokens, eos_token_id=-1

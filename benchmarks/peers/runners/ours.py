@@ -16,14 +16,15 @@ def run(job: Job) -> Outcome:
         **job.settings,
     }
     llm = LLM(model=job.model, **arguments)
-    _generate(llm, job.warm_up())
+    generate(llm, job.warm_up())
     watch = Stopwatch()
-    output_token_ids = _generate(llm, job.requests)
+    output_token_ids = generate(llm, job.requests)
     seconds, cpu_s = watch.stop()
     return Outcome(seconds, output_token_ids, cpu_s, {"paged-backend": __version__})
 
 
-def _generate(llm: LLM, requests: list[BenchRequest]) -> list[list[int]]:
+def generate(llm: LLM, requests: list[BenchRequest]) -> list[list[int]]:
+    """The output tokens of each request."""
     outputs = llm.generate(
         [request.prompt_token_ids for request in requests],
         [

@@ -22,16 +22,17 @@ def run(job: Job) -> Outcome:
     torch.set_num_threads(job.num_threads)
     model = transformers.AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.settings["dtype"]))
     model.generation_config.eos_token_id = None  # nothing ends an answer early
-    _generate(model, job.warm_up(), len(job.warm_up()))
+    generate(model, job.warm_up(), len(job.warm_up()))
     watch = Stopwatch()
-    output_token_ids = _generate(model, job.requests, job.settings["batch_size"])
+    output_token_ids = generate(model, job.requests, job.settings["batch_size"])
     seconds, cpu_s = watch.stop()
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     return Outcome(seconds, output_token_ids, cpu_s, versions, {"attention": model.config._attn_implementation})
 
 
 @torch.inference_mode()
-def _generate(model: Any, requests: list[BenchRequest], batch_size: int) -> list[list[int]]:
+def generate(model: Any, requests: list[BenchRequest], batch_size: int) -> list[list[int]]:
+    """The output tokens of each request."""
     output_token_ids = []
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
@@ -43,8 +44,8 @@ def _generate(model: Any, requests: list[BenchRequest], batch_size: int) -> list
             input_ids[row, first:] = torch.tensor(request.prompt_token_ids)
             attention_mask[row, first:] = 1
         generated = model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
             do_sample=False,
             max_new_tokens=max(request.num_output_tokens for request in batch),
             pad_token_id=PAD_TOKEN_ID,

@@ -2,7 +2,7 @@
 
 A weight is exp((logit - peak) / temperature), as a whole number of UNITS to the peak's: sums of whole numbers are the
 same in any order, so nothing here depends on how a sum is split or which thread comes first. What weighs less than one
-unit, 6e-14 of the peak, weighs nothing; the weights of 2 ** 19 tokens add up to an int64.
+unit, 1e-13 of the peak, weighs nothing; the weights of 2 ** 19 tokens fit into an int64.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ BLOCK = tl.constexpr(2048)
 GROUP = tl.constexpr(128)
 """Tokens whose largest logit is known: those of a block are looked at, or passed over, together."""
 
-LOG2_UNITS = tl.constexpr(44)
-UNITS = tl.constexpr(2.0**44)
+LOG2_UNITS = tl.constexpr(43)
+UNITS = tl.constexpr(2.0**43)
 
 TEMPERATURE, TOP_P, MIN_P = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 TOP_K, POSITION, ROW, CHANGED = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)

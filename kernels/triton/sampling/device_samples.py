@@ -62,17 +62,13 @@ def num_words(shape: ResultShape) -> int:
 
 
 class DeviceSamples:
-    """Tokens that are drawn, or will have been by the time that the device gets there.
-
-    Attributes:
-        token_ids: int64 [N], on the device, in the order of `SampledBatch.token_ids`.
-    """
+    """See `LaunchedSamples`."""
 
     def __init__(self, shape: ResultShape, words: Tensor) -> None:
         """Orders the results' copy to the host, behind what is ordered on the current stream.
 
         Args:
-            words: see `Results`; not written any more.
+            words: see `Results`; what is ordered after this may write to it.
         """
         self.token_ids = words[: shape.num_results]
         self._shape = shape
@@ -83,10 +79,10 @@ class DeviceSamples:
             self._copied = torch.cuda.Event()
             self._copied.record()
         else:
-            self._words = words
+            self._words = words.clone()
 
     def read(self) -> SampledBatch:
-        """The results, once they are there."""
+        """See `LaunchedSamples`."""
         if self._copied is not None:
             self._copied.synchronize()
         shape, results = self._shape, Results(self._shape, self._words)

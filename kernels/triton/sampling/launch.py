@@ -30,11 +30,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledBatch:
 
 
 def launch(logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
-    """Orders a step's tokens to be drawn: `Kernels.sample` whose results are read later. Waits for nothing.
-
-    Args:
-        logits: float32 [R, V] on the device, any row stride; not changed, and read when the device gets there.
-        batch: the parameters of the R rows; not looked at any more once this returns.
+    """See `Kernels.launch_sample`.
 
     Raises:
         KernelError: the batch is not what `SamplingBatch` says.

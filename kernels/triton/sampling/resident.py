@@ -103,7 +103,7 @@ class ResidentSampler:
         return [*jobs.lines(), *draws.lines()], jobs.filters
 
     def samples(self, num_rows: int) -> DeviceSamples:
-        """What the last `run` has drawn for the first rows; its copy to the host is ordered behind it."""
+        """What the last `run` has drawn for the first rows, to be read whenever; its token_ids until the next `run`."""
         return DeviceSamples(ResultShape(num_rows), self.token_ids[:num_rows])
 
 

@@ -23,6 +23,8 @@ CASES = all_cases()
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """What a program may take of a multiprocessor's shared memory, by compute capability: A100 and H100."""
 
+LINEAR = ("matmul/", "experts/")
+
 capabilities = pytest.mark.parametrize("capability", sorted(SHARED_BYTES))
 Resources = Mapping[str, Mapping[str, Any]]
 
@@ -66,6 +68,14 @@ def test_compiles_without_spilling(name: str, capability: int, resources: dict[i
     check(name, resources[capability], capability)
 
 
+def test_linear_layers_multiply_by_one_kind_of_instruction(resources: dict[int, Resources]) -> None:
+    """However few rows there are, so that a row's sums are the same: Ampere's of a warp, Hopper's of four."""
+    for capability, generation in ((80, "2"), (90, "3")):
+        found = {name: found["products"] for name, found in resources[capability].items() if name.startswith(LINEAR)}
+        assert {product[0] for products in found.values() for product in products} == {generation}
+        assert all(found.values()), "some do not use the matrix unit"
+
+
 PAIRS = [
     (name, name.replace("/decode-", "/prefill-"))
     for name in CASES
@@ -89,6 +99,7 @@ def test_batch_invariant_attention_multiplies_alike(pair: tuple[str, str], resou
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(5400)
 def test_the_wide_sweep_compiles_without_spilling(tmp_path: Path) -> None:
     names = [name for name, case in CASES.items() if case.wide]
     resources = compile_all(names, tmp_path) if names else {}

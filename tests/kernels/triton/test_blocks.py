@@ -8,7 +8,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.registry import select_kernels
-from paged_backend.kernels.triton.blocks import COPY_TILES, copy_blocks, gather_blocks, scatter_blocks
+from paged_backend.kernels.triton.blocks import COPY_TILES, copy_blocks, swap_blocks
 
 
 def random_storage(device: torch.device, num_blocks: int, size: int) -> Tensor:
@@ -53,44 +53,30 @@ def test_no_memory_outside_the_pool_is_touched(device: torch.device, pairs: list
     assert torch.equal(storage, before)
 
 
+def host_slots(num_slots: int, size: int, device: torch.device) -> Tensor:
+    return torch.full((num_slots, 2, 2, size), 7, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+
 @pytest.mark.parametrize(("num_blocks", "size"), [(5, 64), (3, 8256)])
 def test_out_of_the_pool_and_in_again(device: torch.device, num_blocks: int, size: int) -> None:
-    storage = random_storage(device, num_blocks, size)
+    kernels = select_kernels("triton", device)
+    storage, slots = random_storage(device, num_blocks, size), host_slots(4, size, device)
     before = storage.clone()
-    staging = torch.full((4, 2, 2, size), 7, dtype=torch.uint8, device=device)
-    blocks = torch.tensor([num_blocks - 1, 0], device=device)
-    gather_blocks(storage, blocks, staging)
+    kernels.swap_blocks(storage, slots, torch.tensor([[num_blocks - 1, 3], [0, 1]], device=device), inwards=False)
     assert torch.equal(storage, before)
-    assert torch.equal(staging[:2], before[:, :, blocks].permute(2, 0, 1, 3))
-    assert (staging[2:] == 7).all()
-    scatter_blocks(staging, storage, blocks.flip(0).contiguous())
+    moved = before.cpu()
+    assert torch.equal(slots[3], moved[:, :, -1]) and torch.equal(slots[1], moved[:, :, 0])
+    assert (slots[[0, 2]] == 7).all()
+    kernels.swap_blocks(storage, slots, torch.tensor([[0, 3], [1, 0]], device=device), inwards=True)
     expected = before.clone()
-    expected[:, :, blocks.flip(0)] = before[:, :, blocks]
+    expected[:, :, 0], expected[:, :, 1] = before[:, :, -1], 7
     assert torch.equal(storage, expected)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"blocks": torch.tensor([0, 1, 2])}, "staging must hold 3 blocks"),
-        ({"blocks": torch.tensor([0, 1], dtype=torch.int32)}, "blocks must be contiguous int64"),
-        (
-            {"staging": torch.zeros(2, 2, 2, 128, dtype=torch.uint8)},
-            r"staging must be contiguous uint8 \[N, 2, 2, 64\]",
-        ),
-        ({"staging": torch.zeros(2, 2, 64, 2, dtype=torch.uint8).mT}, "staging must be contiguous"),
-        ({"storage": torch.zeros(2, 2, 64, dtype=torch.uint8)}, "storage must be contiguous uint8"),
-    ],
-    ids=str,
-)
-def test_wrong_arguments_are_refused(device: torch.device, wrong: dict[str, Tensor], message: str) -> None:
-    arguments = {
-        "storage": torch.zeros(2, 2, 3, 64, dtype=torch.uint8),
-        "blocks": torch.tensor([0, 1]),
-        "staging": torch.zeros(2, 2, 2, 64, dtype=torch.uint8),
-    }
-    given = {name: tensor.to(device) for name, tensor in (arguments | wrong).items()}
-    with pytest.raises(KernelError, match=message):
-        gather_blocks(**given)
-    with pytest.raises(KernelError, match=message):
-        scatter_blocks(**given)
+@pytest.mark.parametrize("pairs", [[[0, 4]], [[3, 0]], [[-1, 0]], [[0, -1]]], ids=str)
+def test_no_slot_outside_is_touched(device: torch.device, pairs: list[list[int]]) -> None:
+    storage, slots = random_storage(device, 3, 64), host_slots(4, 64, device)
+    before = storage.clone()
+    for inwards in (False, True):
+        swap_blocks(storage, slots, torch.tensor(pairs, device=device), inwards)
+    assert torch.equal(storage, before) and (slots == 7).all()

@@ -36,7 +36,7 @@ def packed(
     assert (layer.num_inputs, layer.num_bytes >= num_inputs * num_outputs // 2) == (num_inputs, True)
     if layer.group_size:
         assert layer.scales is not None
-        width = layer.numbers.shape[1] * (2 if layer.format == "int4" else 1)
+        width = layer.numbers.shape[1] * (4 if layer.format == "int4" else 1)
         assert layer.scales.shape[0] * layer.group_size >= width, "what values were filled up with has no scales"
     return kernels, layer, exact_weight(weight).to(device)
 

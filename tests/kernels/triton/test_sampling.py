@@ -6,7 +6,6 @@ The tests of `tests/kernels` on arguments, given tokens and most likely ones run
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,10 +20,11 @@ from paged_backend.kernels.reference.random_bits import uniform
 from paged_backend.kernels.reference.sampling import sample as sample_reference
 from paged_backend.kernels.sampling_batch import LogitChanges, SampledBatch, SamplingBatch
 from paged_backend.kernels.triton.sampling.aot import aot_cases
-from paged_backend.kernels.triton.sampling.arithmetic import random_word, share_of
+from paged_backend.kernels.triton.sampling.arithmetic import LOG2_UNITS, random_word, share_of
 from paged_backend.kernels.triton.sampling.blocks import blocks_kernel
 from paged_backend.kernels.triton.sampling.launch import launch
 from paged_backend.kernels.triton.sampling.likely import COUNTS
+from paged_backend.kernels.triton.sampling.passes import MAX_VOCAB_SIZE
 from paged_backend.kernels.triton.sampling.resident import ResidentSampler, is_plain
 from paged_backend.kernels.triton.sampling.tables import Filters
 from paged_backend.kernels.triton.sampling.warm_up import warm_up
@@ -99,50 +99,48 @@ def test_draws() -> None:
         check(logits, make_batch(3, seeds=[(1,), (-5, 2**63 + 7), (3,)], temperatures=temperatures))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: random_logits(1)[0],
-        lambda: (random_logits(1)[0] * 2).round(),
-        lambda: random_logits(1, scale=0.01)[0],
-    ],
-    ids=["spread", "equals", "flat"],
-)
-def test_filters(make: Callable[[], Tensor]) -> None:
-    """Each row with another filter; few tokens that it leaves, and more than are bisected in registers."""
-    filters: list[tuple[int, float, float]] = [
-        (1, 1.0, 0.0),
-        (40, 1.0, 0.0),
-        (4500, 1.0, 0.0),
-        (VOCAB_SIZE, 1.0, 0.0),
-        (-1, 1e-300, 0.0),
-        (0, 0.3, 0.0),
-        (0, 0.95, 0.0),
-        (0, 1.0 - 2.0**-53, 0.0),
-        (2**70, 1.0, 1.0),
-        (0, 1.0, 0.02),
-        (700, 0.9, 0.0),
-        (300, 0.7, 0.001),
-    ]
-    top_k, top_p, min_p = (list(column) for column in zip(*filters, strict=True))
-    batch = make_batch(len(filters), seeds=(11, 12), top_k=top_k, top_p=top_p, min_p=min_p)
-    check(make().expand(len(filters), VOCAB_SIZE), batch)
+FILTERS: list[tuple[int, float, float]] = [
+    (0, 0.9, 0.0),
+    (4500, 1.0, 0.0),
+    (700, 0.9, 0.0),
+    (40, 1.0, 0.0),
+    (1, 1.0, 0.0),
+    (VOCAB_SIZE, 1.0, 0.0),
+    (-1, 1e-300, 0.0),
+    (0, 1.0 - 2.0**-53, 0.0),
+    (2**70, 1.0, 1.0),
+    (0, 1.0, 0.02),
+    (300, 0.7, 0.001),
+]
+"""top_k, top_p and min_p; the first leave more tokens than are bisected in registers."""
+
+
+@pytest.mark.parametrize(("kind", "num_filters"), [("spread", len(FILTERS)), ("equals", 4), ("flat", 3)])
+def test_filters(kind: str, num_filters: int) -> None:
+    """Each row with another filter."""
+    logits = random_logits(1)
+    if kind == "equals":
+        logits = (logits * 2).round()
+    if kind == "flat":
+        logits = logits * 0.01
+    top_k, top_p, min_p = (list(column) for column in zip(*FILTERS[:num_filters], strict=True))
+    batch = make_batch(num_filters, seeds=(11, 12), top_k=top_k, top_p=top_p, min_p=min_p)
+    check(logits.expand(num_filters, VOCAB_SIZE), batch)
 
 
 def test_numbers_far_apart_and_near() -> None:
-    logits = random_logits(4, 4200)
+    logits = random_logits(5, 4200)
     logits[0] = 0.0
     logits[0, 5] = 1e-38
     logits[1] *= 5e37
     logits[1, :2] = torch.tensor([3e38, -3e38])
     logits[2] = -torch.inf
     logits[2, 2000:2040] = random_logits(1, 40)[0]
-    for temperature in (1e-300, 1.0, 1e300):
-        batch = make_batch(4, temperatures=temperature, top_k=[0, 3000, 50, 20], top_p=[0.5, 1.0, 0.9, 0.5])
-        sampled = sample(logits, batch)
-        assert sampled.token_ids[1] != 1 and 2000 <= sampled.token_ids[2] < 2040
-        if temperature == 1.0:
-            check_draws(logits, batch, sampled)
+    temperatures, top_k = [1.0, 1.0, 1.0, 1e-300, 1e300], [0, 3000, 50, 0, 20]
+    batch = make_batch(5, temperatures=temperatures, top_k=top_k, top_p=[0.5, 1.0, 0.9, 1.0, 1.0])
+    sampled = sample(logits, batch)
+    check_draws(logits, batch, sampled)
+    assert sampled.token_ids[3] == int(logits[3].argmax())
 
 
 def test_changes() -> None:
@@ -168,15 +166,31 @@ def test_changes() -> None:
         6: LogitChanges(token_mask=0, allowed_token_ids=[81]),  # nothing is left
         7: LogitChanges(allowed_token_ids=[81]),  # not numbers before
     }
-    for temperature in (0.0, 1.0):
-        batch = make_batch(
-            8, seeds=(3, 4), temperatures=temperature, changes=changes, token_masks=masks, num_logprobs=1
-        )
-        check(logits, batch)
-    best = make_batch(8, seeds=[()] * 8, temperatures=0.0, num_best=5, changes=changes, token_masks=masks)
-    sampled, expected = sample(logits, best), sample_reference(logits, best)
-    assert sampled.token_ids == expected.token_ids
+    temperatures = [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+    columns: dict[str, Any] = {"seeds": (3, 4), "temperatures": temperatures, "num_logprobs": 1}
+    check(logits, make_batch(8, changes=changes, token_masks=masks, **columns))
+
+
+def test_most_likely_tokens() -> None:
+    """Of changed log-probabilities, beside draws, and described as the model had them."""
+    logits = random_logits(5, 4100)
+    logits[2] = (logits[2] * 2).round()
+    common = {"presence_penalty": 1.5, "repetition_penalty": 1.5}
+    top = logits.topk(4).indices.tolist()
+    changes = {
+        0: LogitChanges(token_mask=0, logit_bias={9: 3.0}),
+        1: LogitChanges(output_token_ids=top[1], suppressed_token_ids=[9], **common),
+        3: LogitChanges(allowed_token_ids=top[3][2:], **common),
+    }
+    columns: dict[str, Any] = {"num_best": [5, 20, 300, 6, 0], "num_logprobs": [1, -1, 0, -1, -1]}
+    seeds = [(), (), (), (), (7,)]
+    masks = pack([{9, 70, 80, 4096}], 4100)
+    batch = make_batch(5, seeds=seeds, temperatures=0.0, changes=changes, token_masks=masks, **columns)
+    sampled, expected = sample(logits, batch), sample_reference(logits, batch)
+    assert sampled.token_ids == expected.token_ids and sampled.ranks == expected.ranks
     assert sampled.scores == pytest.approx(expected.scores, abs=4e-6)
+    assert sampled.logprobs == pytest.approx(expected.logprobs, abs=2e-6, nan_ok=True)
+    assert sampled.top.keys() == expected.top.keys()
 
 
 def test_descriptions() -> None:
@@ -186,23 +200,23 @@ def test_descriptions() -> None:
     logits[2, 40:] = -torch.inf
     logits[3, 17] = math.nan
     num_logprobs = [0, 20, 60, 3, -1, 300]
-    check(logits, make_batch(6, seeds=[(1, 2)] * 6, temperatures=0.5, top_k=5, num_logprobs=num_logprobs))
+    check(logits, make_batch(6, seeds=[(1, 2)] * 6, temperatures=0.5, num_logprobs=num_logprobs))
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
-    logits = random_logits(6)
-    changes = {1: LogitChanges(logit_bias={9: 2.0}), 4: LogitChanges(presence_penalty=1.0, output_token_ids=[3, 4])}
+    logits = random_logits(4)
+    changes = {1: LogitChanges(logit_bias={9: 2.0}), 3: LogitChanges(presence_penalty=1.0, output_token_ids=[3, 4])}
     columns: dict[str, Any] = {
-        "seeds": [(row, 5) for row in range(6)],
-        "temperatures": [0.0, 1.0, 1.5, 0.7, 1.0, 3.0],
-        "positions": [9, 8, 7, 2**33, 5, 4],
-        "top_k": [0, 50, 0, 0, 0, 0],
-        "top_p": [1.0, 0.9, 0.8, 1.0, 1.0, 1.0],
-        "num_logprobs": [-1, 2, -1, 0, 3, -1],
+        "seeds": [(row, 5) for row in range(4)],
+        "temperatures": [0.0, 1.5, 1.0, 3.0],
+        "positions": [9, 8, 2**33, 5],
+        "top_k": [0, 0, 50, 0],
+        "top_p": [1.0, 0.8, 1.0, 1.0],
+        "num_logprobs": [-1, 2, 0, -1],
     }
-    batch = make_batch(6, changes=changes, **columns)
+    batch = make_batch(4, changes=changes, **columns)
     together = sample(logits, batch)
-    for row in range(6):
+    for row in range(4):
         alone = sample(logits[row : row + 1], row_of(batch, row))
         assert alone.token_ids == together.token_ids[2 * row : 2 * row + 2]
         assert repr(alone.logprobs) == repr(together.logprobs[2 * row : 2 * row + 2])
@@ -211,10 +225,10 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 
 def test_strides() -> None:
     """What lies beside a row is not looked at."""
-    wide = torch.full((3, VOCAB_SIZE + 9), torch.nan)
-    wide[:, 3 : VOCAB_SIZE + 3] = random_logits(3)
-    batch = make_batch(3, top_p=0.9, num_logprobs=2)
-    assert sample(wide[:, 3 : VOCAB_SIZE + 3], batch) == sample(random_logits(3), batch)
+    wide = torch.full((2, VOCAB_SIZE + 9), torch.nan)
+    wide[:, 3 : VOCAB_SIZE + 3] = random_logits(2)
+    batch = make_batch(2, top_k=[7, 0], num_logprobs=[-1, 2])
+    assert repr(sample(wide[:, 3 : VOCAB_SIZE + 3], batch)) == repr(sample(random_logits(2), batch))
 
 
 def test_resident_rows(device: torch.device) -> None:
@@ -230,7 +244,9 @@ def test_resident_rows(device: torch.device) -> None:
         assert filters == Filters(*asked)
         expected = launch(logits[:num_rows], batch).read()
         sampler.run(logits)  # of more rows than the batch, with all filters
-        assert sampler.samples(num_rows).read() == expected
+        samples = sampler.samples(num_rows)
+        sampler.token_ids.zero_()
+        assert samples.read() == expected
         sampler.run(logits[:num_rows], filters)
         assert sampler.token_ids[:num_rows].tolist() == expected.token_ids
     assert is_plain(plain) and not is_plain(make_batch(2, seeds=[(1,), (2, 3)]))
@@ -256,7 +272,7 @@ class NoReading(TorchDispatchMode):
 
 def test_a_launch_reads_nothing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels apart, which only run here."""
-    logits = random_logits(4).to(device)
+    logits = random_logits(4, 600).to(device)
     batch = make_batch(
         4,
         seeds=[(1,), (2, 3), (), ()],
@@ -300,5 +316,7 @@ def test_what_is_compiled_ahead_is_what_is_launched(device: torch.device, monkey
 
 
 def test_vocabularies_that_are_too_large() -> None:
+    """The largest one's weights add up to an int64 even where each is the peak's."""
+    assert MAX_VOCAB_SIZE << LOG2_UNITS.value < 2**63
     with pytest.raises(KernelError, match="524288"):
         sample(torch.zeros(1, 2**19 + 1), make_batch(1))
