@@ -33,10 +33,8 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 @pytest.fixture(scope="session")
 def both_hosts(tmp_path_factory: pytest.TempPathFactory, receiver: OtlpReceiver) -> Iterator[dict[str, Host]]:
-    """BentoML and TorchServe by name, ready; the tests leave them as they were. One of their models is in the worker's
-    own process, the other in another one: nobody can tell which."""
+    """BentoML and TorchServe by name, ready; the tests leave them as they were."""
     models = [{**model, "otlp_traces_endpoint": receiver.endpoint} for model in DEPLOYMENT["models"]]
-    models[1]["engine_process"] = True
     deployment = {**DEPLOYMENT, "models": models}
     with BentoHost(tmp_path_factory.mktemp("bento"), deployment) as bento:
         with running_torchserve(deployment, tmp_path_factory.mktemp("torchserve")) as torchserve:
