@@ -25,6 +25,9 @@ class CudaDevice:
         self.torch_device = torch_device
         self.overlaps = overlaps
         self._pool: Any = None
+        # The process's: sums that cuBLAS makes in parts would else be added in 16 bits.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
     def order(self, work: Callable[[], T]) -> Ordered[T]:
         """See `Device`. The work is queued at once."""

@@ -32,7 +32,7 @@ def launch_draws(kernels: Kernels, logits: Tensor, batch: SamplingBatch) -> Laun
         return kernels.launch_sample(logits, batch)
     except KernelError:
         rows = [_draw_row(kernels, logits[row : row + 1], _row_of(batch, row)) for row in range(logits.shape[0])]
-        return _Apart(rows)
+        return _Apart(rows, logits.device)
 
 
 def read_draws(samples: LaunchedSamples, tasks: Sequence[SamplingTask]) -> StepResult:
@@ -44,8 +44,9 @@ def read_draws(samples: LaunchedSamples, tasks: Sequence[SamplingTask]) -> StepR
 class _Apart:
     """Rows that were drawn each by itself."""
 
-    def __init__(self, rows: Sequence[LaunchedSamples]) -> None:
-        self.token_ids = torch.cat([row.token_ids for row in rows])
+    def __init__(self, rows: Sequence[LaunchedSamples], device: torch.device) -> None:
+        # What was refused is known to the host alone.
+        self.token_ids = torch.cat([row.token_ids.to(device, non_blocking=True) for row in rows])
         self._rows = rows
 
     def read(self) -> SampledBatch:
