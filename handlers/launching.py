@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
+from paged_backend.child_process import die_with_parent
 from paged_backend.errors import ConfigError
 from paged_backend.handlers.access.api_key import words_of
 from paged_backend.handlers.deployment import API_KEY_VARIABLE, Deployment
-from paged_backend.parent_death import die_with_parent
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

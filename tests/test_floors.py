@@ -18,7 +18,7 @@ FLOORS = {
     "paged_backend": 10,  # the package's front: it offers what is below lazily, and nothing below imports it
     "paged_backend.version": 0,
     "paged_backend.errors": 0,
-    "paged_backend.parent_death": 0,
+    "paged_backend.child_process": 0,
     "paged_backend.config": 0,
     "paged_backend.sampling_params": 0,
     "paged_backend.outputs": 0,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from typing import Any
 
 import torch
 
+from paged_backend.child_process import spawn
 from paged_backend.config import EngineConfig
 from paged_backend.errors import EngineUnavailableError
 from paged_backend.executor.collectives import RankExchange
@@ -236,24 +235,10 @@ class _Child:
 
     def _run(self) -> None:
         try:
-            self._process = self._spawn()
+            self._process = spawn(_CHILD, self._theirs, self.rank, prints=False)
         except OSError:
             logger.exception("the process of rank %d cannot be started", self.rank)
         self._started.set()
         if self._process is not None:
             self._process.wait()
         self._on_end(self)
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        with self._theirs:
-            script = (
-                f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}; "
-                f"from {_CHILD} import main; main({self.rank}, {self._theirs.fileno()}, {os.getpid()})"
-            )
-            # Started anew: a fork of a process with threads may hang on any lock that one of them held.
-            return subprocess.Popen(
-                [sys.executable, "-c", script],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[self._theirs.fileno()],
-            )

@@ -9,15 +9,15 @@ import signal
 from multiprocessing.connection import Connection
 from typing import Any
 
+from paged_backend.child_process import die_with_parent, sendable
 from paged_backend.config import EngineConfig
 from paged_backend.executor.executor import Executor
-from paged_backend.executor.ranks import Follower, sendable
-from paged_backend.parent_death import die_with_parent
+from paged_backend.executor.ranks import Follower
 
 logger = logging.getLogger(__name__)
 
 
-def main(rank: int, descriptor: int, parent_pid: int) -> None:
+def main(descriptor: int, parent_pid: int, rank: int) -> None:
     """Follows the first rank; returns when that wants no more.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 
-from paged_backend.errors import EngineUnavailableError
 from paged_backend.executor.collectives import JoinOverRanks, RankExchange, SumOverRanks
 from paged_backend.executor.step_work import StepWork
 from paged_backend.models.shard import WHOLE, Shard
@@ -94,12 +92,3 @@ class Follower(Ranks):
 def shard_of(exchange: RankExchange) -> Shard:
     """A rank's part of a model, with what it needs of the others'."""
     return Shard(rank=exchange.rank, size=exchange.size, sum=SumOverRanks(exchange), join=JoinOverRanks(exchange))
-
-
-def sendable(error: Exception) -> Exception:
-    """The error, or, where another process could not make it again, its words."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return EngineUnavailableError(f"{type(error).__name__}: {error}")
-    return error

@@ -11,6 +11,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn, cast
 
+from paged_backend.child_process import die_with_parent, sendable
 from paged_backend.config import EngineConfig
 from paged_backend.engine.engine_thread import new_core
 from paged_backend.engine.loading import load_engine
@@ -21,7 +22,6 @@ from paged_backend.engine.process.line import DeskLine, Line, LogLine
 from paged_backend.engine.process.messages import Abort, Add, AskMap, Failed, Ready, Refused, Start, Stop
 from paged_backend.engine.process.observations import ObservationLog
 from paged_backend.engine.request import EngineRequest
-from paged_backend.parent_death import die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def main(descriptor: int, parent_pid: int) -> NoReturn:
     try:
         child = _Child(start.config, line)
     except Exception as error:
-        line.send(Refused(_sendable(error)))
+        line.send(Refused(sendable(error)))
     else:
         child.serve(connection)
     sys.stdout.flush()
@@ -99,12 +99,3 @@ class _Child:
             return
         self._desk.expect(message.key, message.number)
         self._loop.send(request)
-
-
-def _sendable(error: Exception) -> Exception:
-    """The error, or, where the other process could not make it again, its words."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import Any
 
+from paged_backend.child_process import spawn
 from paged_backend.config import EngineConfig
 from paged_backend.engine.engine_thread import new_metrics
 from paged_backend.engine.facts import EngineFacts
@@ -194,14 +193,7 @@ class EngineProcess:
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], Connection[Any, Any]]:
         ours, theirs = socket.socketpair()
-        with theirs:
-            script = (
-                f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}; "
-                f"from {_CHILD} import main; main({theirs.fileno()}, {os.getpid()})"
-            )
-            # Started anew: a fork of a process with threads may hang on any lock that one of them held.
-            command = [sys.executable, "-c", script]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        process = spawn(_CHILD, theirs)
         self._process, self.pid = process, process.pid
         if self._is_unwanted:
             process.kill()
