@@ -92,6 +92,7 @@ def all_checks(device: torch.device, sizes: CheckSizes) -> Iterator[tuple[str, s
         yield "soft_cap", text, partial(_soft_cap, kernels, device, dtype, sizes)
     kernels = select_kernels("triton", device, dtype=sizes.dtypes[0])
     yield "copy_blocks", "", partial(_copy_blocks, kernels, device)
+    yield "swap_blocks", "", partial(_swap_blocks, kernels, device)
     for case, run in sampling_checks(kernels, device, sizes.vocab_size):
         yield "sample", case, run
 
@@ -283,4 +284,15 @@ def _copy_blocks(kernels: Kernels, device: torch.device) -> Verdict:
     wanted = storage.clone()
     wanted[:, :, [1, 4]] = storage[:, :, [0, 1]]
     kernels.copy_blocks(storage, torch.tensor([[0, 1], [1, 4]], device=device))
+    return Verdict("", "", 0.0 if torch.equal(storage, wanted) else float("inf"), 0.0)
+
+
+def _swap_blocks(kernels: Kernels, device: torch.device) -> Verdict:
+    """Blocks go out to host memory, and come back into others."""
+    storage = torch.randint(256, (2, 2, 6, 128), dtype=torch.uint8, device=device)
+    slots = torch.zeros(3, 2, 2, 128, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    wanted = storage.clone()
+    wanted[:, :, [4, 5]] = storage[:, :, [0, 1]]
+    kernels.swap_blocks(storage, slots, torch.tensor([[0, 2], [1, 0]], device=device), inwards=False)
+    kernels.swap_blocks(storage, slots, torch.tensor([[4, 2], [5, 0]], device=device), inwards=True)
     return Verdict("", "", 0.0 if torch.equal(storage, wanted) else float("inf"), 0.0)

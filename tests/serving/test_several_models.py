@@ -55,8 +55,10 @@ def test_bentomls_native_api_chooses_too(both_hosts: dict[str, Host]) -> None:
     def generate(**fields: Any) -> httpx.Response:
         return httpx.post(url, json={**GREEDY, "max_tokens": 200, **fields}, timeout=60)
 
-    lengths = [len(generate(**model).json()["outputs"][0]["token_ids"]) for model in ({}, {"model": "alias"})]
-    assert lengths[0] == 200 and lengths[1] < 100  # of its shorter context
+    assert len(generate().json()["outputs"][0]["token_ids"]) == 200
+    long = generate(model="alias")
+    assert long.status_code == 400 and "maximum context length is 100 tokens" in long.json()["error"]["message"]
+    assert len(generate(model="alias", max_tokens=20).json()["outputs"][0]["token_ids"]) == 20
     unknown = generate(model="third")
     assert unknown.status_code == 404 and unknown.json()["error"]["param"] == "model"
     many = generate(n=129)

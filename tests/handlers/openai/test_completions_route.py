@@ -270,7 +270,7 @@ def test_length_limit_speaks_vllms_words(call):
         ({"vllm_xargs": {"a": 1}}, "vllm_xargs"),
         ({"thinking_token_budget": 5}, "thinking_token_budget"),
         ({"prompt_embeds": "x"}, "prompt_embeds"),
-        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp"),
         ({"response_format": {"type": "json"}}, "response_format"),
         ({"bad_words": [""]}, "bad_words"),
         ({"stream_interval": 0}, "stream_interval"),
