@@ -90,11 +90,6 @@ class GraphedStep:
             for size in order
         }
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """What is recorded."""
-        return self._sizes
-
     def __call__(self, inputs: StepInputs) -> Tensor:
         """The logits of a step, as its own memory until the next call."""
         num_rows = inputs.token_ids.shape[0]

@@ -63,27 +63,18 @@ class SamplingTask:
 
     def __post_init__(self) -> None:
         params = self.params
-        self.changes_logits = bool(
-            params.logit_bias
-            or params.repetition_penalty != 1.0
+        more_than_bias = bool(
+            params.repetition_penalty != 1.0
             or params.presence_penalty != 0.0
             or params.frequency_penalty != 0.0
             or params.allowed_token_ids is not None
             or params.bad_words_token_ids
             or params.structured_outputs is not None
         )
+        self.changes_logits = more_than_bias or bool(params.logit_bias)
         self.stands_apart = bool(params.logits_processors or params.logprob_token_ids)
         self.num_logprobs = -1 if params.logprobs is None or self.stands_apart else num_described(params.logprobs)
-        self.needs_host = bool(
-            self.stands_apart
-            or params.allowed_token_ids is not None
-            or params.use_beam_search
-            or params.repetition_penalty != 1.0
-            or params.presence_penalty != 0.0
-            or params.frequency_penalty != 0.0
-            or params.bad_words_token_ids
-            or params.structured_outputs is not None
-        )
+        self.needs_host = more_than_bias or self.stands_apart or params.use_beam_search
 
     @property
     def num_results(self) -> int:

@@ -10,6 +10,7 @@ from paged_backend.handlers.openai.protocol.objects import (
     ALL_AT_ONCE,
     DIRECT_CALLER,
     DIRECT_CALLERS,
+    OBJECT,
     STRING,
     ObjectKind,
     Schema,
@@ -18,7 +19,6 @@ from paged_backend.handlers.openai.protocol.objects import (
     text_or,
 )
 
-_OBJECT: Schema = {"type": "object"}
 _TOOLSET = Refusal("there are no toolsets here, give each tool by itself")
 
 
@@ -30,7 +30,7 @@ TEXT = ObjectKind(
 THINKING = ObjectKind({**of_type("thinking"), "thinking": STRING}, harmless=("signature",))
 REDACTED_THINKING = ObjectKind(of_type("redacted_thinking"), harmless=("data",))
 TOOL_USE = ObjectKind(
-    {**of_type("tool_use"), "id": STRING, "name": STRING, "input": _OBJECT},
+    {**of_type("tool_use"), "id": STRING, "name": STRING, "input": OBJECT},
     harmless=("cache_control",),
     unsupported=MappingProxyType({"caller": DIRECT_CALLER, "toolset_name": _TOOLSET}),
 )
@@ -64,12 +64,12 @@ MESSAGES = MappingProxyType(
 """Messages by role."""
 
 TOOL = ObjectKind(
-    {"name": STRING, "input_schema": _OBJECT},
+    {"name": STRING, "input_schema": OBJECT},
     {
         "type": {"const": "custom"},
         "description": STRING,
         "strict": {"type": "boolean"},
-        "input_examples": {"type": "array", "items": _OBJECT},
+        "input_examples": {"type": "array", "items": OBJECT},
     },
     # Input is streamed as it is written, eagerly or not.
     harmless=("cache_control", "eager_input_streaming"),

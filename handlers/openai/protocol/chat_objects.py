@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from paged_backend.handlers.openai.protocol.base import Refusal
-from paged_backend.handlers.openai.protocol.objects import STRING, ObjectKind, Schema, list_of, of_type
+from paged_backend.handlers.openai.protocol.objects import OBJECT, STRING, ObjectKind, Schema, list_of, of_type
 
 FUNCTION_NAME = r"^[A-Za-z0-9_.:-]{1,128}$"
 """What a tool may be called."""
 
-_OBJECT: Schema = {"type": "object"}
 _TEXT_ONLY = Refusal("this model reads and writes text only", ([],))
 _NOT_THE_ASSISTANT = MappingProxyType(
     {
@@ -95,7 +94,7 @@ MESSAGES: Mapping[str, ObjectKind] = MappingProxyType(
 
 FUNCTION = ObjectKind(
     {"name": {**STRING, "pattern": FUNCTION_NAME}},
-    {"description": STRING, "parameters": _OBJECT, "strict": {"type": "boolean"}},
+    {"description": STRING, "parameters": OBJECT, "strict": {"type": "boolean"}},
 )
 TOOL = ObjectKind({**of_type("function"), "function": FUNCTION.schema()}, harmless=("cache_control",))
 

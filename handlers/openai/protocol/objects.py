@@ -11,6 +11,7 @@ from paged_backend.handlers.openai.protocol.base import Refusal, check_supported
 Schema = dict[str, Any]
 
 STRING: Schema = {"type": "string"}
+OBJECT: Schema = {"type": "object"}
 DIRECT_CALLER = Refusal('all calls are the model\'s own, {"type": "direct"}', ({"type": "direct"},))
 DIRECT_CALLERS = Refusal('all calls are the model\'s own, ["direct"]', (["direct"],))
 ALL_AT_ONCE = Refusal("all tools are shown to the model from the beginning", (False,))

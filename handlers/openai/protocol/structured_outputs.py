@@ -10,15 +10,14 @@ from typing import Any
 
 from paged_backend.errors import InvalidRequestError
 from paged_backend.handlers.openai.protocol.base import unknown_field
-from paged_backend.handlers.openai.protocol.objects import STRING, ObjectKind, Schema, list_of, of_type
+from paged_backend.handlers.openai.protocol.objects import OBJECT, STRING, ObjectKind, Schema, list_of, of_type
 from paged_backend.sampling_params import StructuredOutputsParams
 
-_OBJECT: Schema = {"type": "object"}
 JSON_SCHEMA = ObjectKind(
-    {"name": {**STRING, "minLength": 1}, "schema": _OBJECT},
+    {"name": {**STRING, "minLength": 1}, "schema": OBJECT},
     {"description": STRING, "strict": {"type": "boolean"}},
 )
-STRUCTURE = ObjectKind({"begin": STRING, "schema": _OBJECT, "end": STRING})
+STRUCTURE = ObjectKind({"begin": STRING, "schema": OBJECT, "end": STRING})
 FORMATS = MappingProxyType(
     {
         "text": ObjectKind(of_type("text")),
