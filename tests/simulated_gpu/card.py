@@ -87,6 +87,8 @@ class Block:
         card.take(self.num_bytes)
         stream = card.current
         graph = card.recording
+        if graph is not None:
+            graph.alive[held.untyped_storage().data_ptr()] = self.held
         weakref.finalize(self, card.give_back, self.held, self.num_bytes, stream, graph)
 
 
@@ -96,6 +98,7 @@ class Graph:
     def __init__(self) -> None:
         self.works: list[Work] = []
         self.blocks: list[Tensor] = []
+        self.alive: dict[int, Tensor] = {}
         self.shared: list[Graph] = []
         self.is_over = False
 
@@ -129,6 +132,7 @@ class Recording(AbstractContextManager[None]):
         card.synchronize()
         self._before, card.current = card.current, Stream(card)
         card.recording = self._graph
+        card.graphs.append(self._graph)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -156,6 +160,7 @@ class Card:
         self.main = self.current = Stream(self)
         self.streams: weakref.WeakSet[Stream] = weakref.WeakSet([self.main])
         self.recording: Graph | None = None
+        self.graphs: list[Graph] = []
         self.waits: list[str] = []
         self.launches: list[str] = []
         self.num_replays = 0
@@ -227,6 +232,7 @@ class Card:
         if graph is None:
             stream.queue.append(lambda: fill_with_garbage(held))
         elif not graph.is_over:
+            del graph.alive[held.untyped_storage().data_ptr()]
             graph.blocks.append(held)
             graph.works.append(lambda: fill_with_garbage(held))
         else:

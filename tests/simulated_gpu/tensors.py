@@ -27,10 +27,10 @@ class CardTensor(Tensor):
     """A tensor whose numbers are on the card: `held`, where the simulation alone looks."""
 
     held: Tensor
-    block: Block
+    block: Block | None
 
     @staticmethod
-    def __new__(cls, held: Tensor, block: Block) -> CardTensor:
+    def __new__(cls, held: Tensor, block: Block | None) -> CardTensor:
         with torch.inference_mode(False):
             made: CardTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
                 cls,
@@ -44,7 +44,7 @@ class CardTensor(Tensor):
         made.block = block
         return made
 
-    def __init__(self, held: Tensor, block: Block) -> None:
+    def __init__(self, held: Tensor, block: Block | None) -> None:
         pass
 
     @classmethod
@@ -306,6 +306,7 @@ def simulated(patch: pytest.MonkeyPatch, made: Card) -> Iterator[Card]:
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
         "is_initialized": lambda: True,
+        "set_device": lambda _: None,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "device": lambda *_: nullcontext(),
@@ -327,11 +328,30 @@ def simulated(patch: pytest.MonkeyPatch, made: Card) -> Iterator[Card]:
     for name, value in stand_ins.items():
         patch.setattr(cuda, name, value)
     patch.setattr(torch.version, "cuda", "13.0")
+    patch.setattr(torch, "as_tensor", borrowing(torch.as_tensor))
     patch.setattr(InterpretedFunction, "run", launched(InterpretedFunction.run))
     patch.setattr(Card, "active", made)
     with Dispatched():
         yield made
     _pinned.clear()
+
+
+def borrowing(as_tensor: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.as_tensor`, which also takes the card's memory, and does not keep it."""
+
+    def borrowed(data: Any, *args: Any, **kwargs: Any) -> Tensor:
+        interface = getattr(data, "__cuda_array_interface__", None)
+        if interface is None:
+            return as_tensor(data, *args, **kwargs)
+        graph = card().graphs[-1]
+        pointer, dtype = interface["data"][0], {"<f4": torch.float32, "<i8": torch.int64}[interface["typestr"]]
+        (block,) = [x for x in graph.alive.values() if 0 <= pointer - x.data_ptr() < x.untyped_storage().nbytes()]
+        strides = [stride // dtype.itemsize for stride in interface["strides"]]
+        offset = (pointer - block.data_ptr()) // dtype.itemsize
+        held = torch.empty(0, dtype=dtype).set_(block.untyped_storage(), offset, interface["shape"], strides)
+        return CardTensor(held, None)
+
+    return borrowed
 
 
 @contextmanager
