@@ -24,7 +24,7 @@ from torch import Tensor
 
 from paged_backend.kernels.cache_layout import LayerCache
 from paged_backend.kernels.quantized_weight import QuantizedWeight
-from paged_backend.kernels.sampling_batch import LaunchedSamples, SampledBatch, SamplingBatch
+from paged_backend.kernels.sampling_batch import LaunchedSamples, RecordedSampler, SampledBatch, SamplingBatch
 
 Rows = Any
 """[rows, width] of activations, as an implementation holds them: a tensor, or the number of a buffer."""
@@ -379,6 +379,14 @@ class Kernels(Protocol):
         Args:
             logits: see `sample`; read when the device gets there.
             batch: see `sample`; not looked at any more once this returns.
+        """
+        ...
+
+    def recorded_sampler(self, max_rows: int, vocab_size: int) -> RecordedSampler | None:
+        """What a recorded step can draw with; None for an implementation whose draws cannot be recorded.
+
+        Raises:
+            KernelError: so large a vocabulary cannot be sampled.
         """
         ...
 

@@ -83,6 +83,13 @@ class SamplingBatch:
     changes: Mapping[int, LogitChanges] = field(default_factory=dict)
     token_masks: Tensor | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether each row draws one token, from the logits as they are, and nothing is to be told of it."""
+        if self.changes or self.num_logprobs or self.num_best or self.given:
+            return False
+        return all(map((1).__eq__, map(len, self.seeds)))
+
 
 @dataclass(slots=True)
 class SampledBatch:
@@ -117,6 +124,40 @@ class LaunchedSamples(Protocol):
 
     def read(self) -> SampledBatch:
         """All of it, once it is there: waits for the device, if need be."""
+        ...
+
+
+class RecordedSampler(Protocol):
+    """Samples up to so many plain rows, one step at a time, out of memory that stays where it is, so that a recording of
+    a step can end with it.
+
+    Attributes:
+        parameters: int64, on the device: what `words` has made for the rows, once it is copied here.
+        token_ids: int64 [max_rows], on the device: what the last `run` has drawn, row by row.
+    """
+
+    parameters: Tensor
+    token_ids: Tensor
+
+    def words(self, batch: SamplingBatch) -> Tensor:
+        """A plain batch's parameters, for `parameters`, on the CPU; all but its positions.
+
+        Raises:
+            KernelError: the batch is not what `SamplingBatch` says, or of more rows.
+        """
+        ...
+
+    def run(self, logits: Tensor, positions: Tensor) -> None:
+        """Has a token drawn for each of the first rows. Looks at shapes alone.
+
+        Args:
+            logits: float32 [R, V] on the device, R at most max_rows, any row stride.
+            positions: int64 [R] on the device, see `SamplingBatch`.
+        """
+        ...
+
+    def samples(self, num_rows: int) -> LaunchedSamples:
+        """What the last `run` has drawn for the first rows, to be read whenever; its token_ids until the next `run`."""
         ...
 
 

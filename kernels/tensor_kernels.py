@@ -21,7 +21,13 @@ from paged_backend.kernels.interface import (
     StepInputs,
 )
 from paged_backend.kernels.quantized_weight import QuantizedWeight
-from paged_backend.kernels.sampling_batch import LaunchedSamples, ReadSamples, SampledBatch, SamplingBatch
+from paged_backend.kernels.sampling_batch import (
+    LaunchedSamples,
+    ReadSamples,
+    RecordedSampler,
+    SampledBatch,
+    SamplingBatch,
+)
 from paged_backend.kernels.tensor_operations import TensorExperts, TensorLinear, TensorOperations
 from paged_backend.kernels.tensors import check_tensor, describe
 
@@ -224,6 +230,10 @@ class TensorKernels:
     def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
         """See `Kernels.launch_sample`. Draws at once."""
         return ReadSamples(self.sample(logits, batch))
+
+    def recorded_sampler(self, max_rows: int, vocab_size: int) -> RecordedSampler | None:
+        """See `Kernels.recorded_sampler`. None."""
+        return None
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time."""

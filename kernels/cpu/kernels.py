@@ -34,7 +34,13 @@ from paged_backend.kernels.interface import (
 )
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.reference.swap_blocks import swap_blocks
-from paged_backend.kernels.sampling_batch import LaunchedSamples, ReadSamples, SampledBatch, SamplingBatch
+from paged_backend.kernels.sampling_batch import (
+    LaunchedSamples,
+    ReadSamples,
+    RecordedSampler,
+    SampledBatch,
+    SamplingBatch,
+)
 from paged_backend.kernels.tensors import check_tensor, describe
 
 
@@ -185,6 +191,10 @@ class CpuKernels(NoExperts):
     def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
         """See `Kernels.launch_sample`. Draws at once."""
         return ReadSamples(self.sample(logits, batch))
+
+    def recorded_sampler(self, max_rows: int, vocab_size: int) -> RecordedSampler | None:
+        """See `Kernels.recorded_sampler`. None: the host draws."""
+        return None
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> CompiledStep | SegmentedStep:
         """See `Kernels.compile`. Calls the step once, to record it."""

@@ -69,12 +69,8 @@ class TritonKernels(TensorKernels):
         """Compiles all that a draw may need, so that no request has to wait for it; seconds, the first time."""
         warm_up(vocab_size, self.device)
 
-    def resident_sampler(self, max_rows: int, vocab_size: int) -> ResidentSampler:
-        """Memory on the device for the plain rows of one step at a time, to be drawn within a CUDA graph.
-
-        Raises:
-            KernelError: the kernels do not sample so large a vocabulary.
-        """
+    def recorded_sampler(self, max_rows: int, vocab_size: int) -> ResidentSampler:
+        """See `Kernels.recorded_sampler`."""
         return ResidentSampler(max_rows, vocab_size, self.device)
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:

@@ -89,7 +89,9 @@ class CudaDevice:
         try:
             torch.cuda.synchronize(self.torch_device)
         except Exception as error:
-            raise EngineUnavailableError(f"The GPU is lost to this process ({str(error).partition(chr(10))[0]}).") from error
+            raise EngineUnavailableError(
+                f"The GPU is lost to this process ({str(error).partition(chr(10))[0]})."
+            ) from error
 
     def close(self) -> None:
         """See `Device`."""

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from paged_backend.executor.batch import BuiltInputs
 from paged_backend.executor.device import Device
 from paged_backend.kernels.interface import StepInputs
+from paged_backend.kernels.sampling_batch import RecordedSampler
 
 
 def default_capture_sizes(max_num_seqs: int) -> tuple[int, ...]:
@@ -63,6 +64,7 @@ class GraphedStep:
         device: records.
         drawn: int64 [N], where every step before leaves the tokens that it draws.
         sizes: ascending.
+        sampler: draws behind each recorded step, for who wants it; its token_ids are `drawn`. None for no draws.
         num_groups: of layers.
         max_blocks: columns that a block table has at most.
         scratch: of the cache that the step computes on.
@@ -79,6 +81,7 @@ class GraphedStep:
         num_groups: int,
         max_blocks: int,
         scratch: ScratchBlocks,
+        sampler: RecordedSampler | None = None,
         shows_progress: bool = True,
     ) -> None:
         assert list(sizes) == sorted(set(sizes)) and sizes[0] >= 1
@@ -92,7 +95,12 @@ class GraphedStep:
         tables = torch.zeros(num_groups * sizes[-1] * max_blocks, dtype=torch.int32, device=device.torch_device)
         self._graphs = {
             size: _Graph(
-                step, device, drawn, tables[: num_groups * size * max_blocks].view(num_groups, size, -1), scratch
+                step,
+                device,
+                drawn,
+                tables[: num_groups * size * max_blocks].view(num_groups, size, -1),
+                scratch,
+                sampler,
             )
             for size in order
         }
@@ -119,6 +127,7 @@ class _Graph:
         drawn: Tensor,
         tables: Tensor,
         scratch: ScratchBlocks,
+        sampler: RecordedSampler | None,
     ) -> None:
         where, (num_groups, size, _) = tables.device, tables.shape
         # Of those that fill up a batch each has a slot of its own; only the recording has more of them.
@@ -133,9 +142,12 @@ class _Graph:
 
         def decode() -> Tensor:
             columns = self._columns
-            lengths = (columns[1] + 1).int()  # a decode's token is its sequence's last
-            built = BuiltInputs(columns, tables.view(-1, tables.shape[2]), query_start, lengths, None, 1, True)
-            return step(built.with_tokens(drawn))
+            ends = columns[1] + 1  # a decode's token is its sequence's last
+            built = BuiltInputs(columns, tables.view(-1, tables.shape[2]), query_start, ends.int(), None, 1, True)
+            logits = step(built.with_tokens(drawn))
+            if sampler is not None:
+                sampler.run(logits, ends)
+            return logits
 
         self._replay = device.capture(decode)
 

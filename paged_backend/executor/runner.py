@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from paged_backend.errors import KernelError
 from paged_backend.executor.batch import BatchInputs, BuiltInputs
 from paged_backend.executor.device import Device, Ordered
 from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.executor.pending import LaunchedStep, StepOutput
 from paged_backend.executor.ranks import Ranks
+from paged_backend.executor.recorded_draws import RecordedDraws
 from paged_backend.executor.step_work import StepWork
 from paged_backend.kernels.interface import Kernels
-from paged_backend.kernels.sampling_batch import SamplingBatch
+from paged_backend.kernels.sampling_batch import LaunchedSamples, SamplingBatch
 from paged_backend.kv.host_tier import Transfers
 from paged_backend.sampling.description import score
 from paged_backend.sampling.sampler import build_batch, sample
 from paged_backend.sampling.unseen import can_be_unseen, launch_draws
-from paged_backend.scheduler.plan import StepPlan, StepResult
+from paged_backend.scheduler.plan import SamplingTask, StepPlan, StepResult
 from paged_backend.structured.token_masks import TokenMasks
 
 
@@ -42,6 +46,7 @@ class Runner:
         block_size: int,
         num_groups: int = 1,
         transfer: KVTransfer | None = None,
+        draws: RecordedDraws | None = None,
         *,
         masks: TokenMasks,
         device: Device,
@@ -51,6 +56,7 @@ class Runner:
         Args:
             step: from inputs on the device to logits, on the storage.
             drawn: int64 [N], where it finds the tokens of the step before; N: as many as a step draws at most.
+            draws: what its recordings end with.
         """
         self._step = step
         self._storage = storage
@@ -61,16 +67,17 @@ class Runner:
         self._device = device
         self._ranks = ranks
         self._drawn = drawn
+        self._draws = draws
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Has blocks moved and copied, every sequence's tokens computed, and drawn where the plan asks for it."""
         device, kernels = self._device, self._kernels
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
-        batch = build_batch(tasks) if tasks and device.overlaps and can_be_unseen(plan) else None
+        unseen = self._unseen(plan, tasks) if tasks and device.overlaps else None
         built = self._inputs.build(plan) if plan.sequences else None
         work = StepWork(plan.transfers, plan.block_copies, None if built is None else built.inputs)
         self._ranks.begin(work)
-        output = self._order(work, built, batch)
+        output = self._order(work, built, unseen)
 
         def draw(logits: Tensor) -> StepResult:
             with torch.inference_mode():
@@ -87,23 +94,47 @@ class Runner:
         built = None if work.inputs is None else BuiltInputs.of(work.inputs)
         self._order(work, built, None).result()
 
-    def _order(self, work: StepWork, built: BuiltInputs | None, batch: SamplingBatch | None) -> Ordered[StepOutput]:
+    def _unseen(self, plan: StepPlan, tasks: Sequence[SamplingTask]) -> _Unseen | None:
+        """How the device draws a plan's tokens by itself; None where the host has to."""
+        recorded = self._draws
+        if recorded is not None and recorded.holds(plan):
+            return _Unseen(len(tasks), None, None)
+        if not can_be_unseen(plan):
+            return None
+        batch = build_batch(tasks)
+        if recorded is not None and recorded.serves(plan, batch):
+            with suppress(KernelError):  # row by row it is found out which it is
+                return _Unseen(len(tasks), None, recorded.words(plan, batch))
+        return _Unseen(len(tasks), batch, None)
+
+    def _order(self, work: StepWork, built: BuiltInputs | None, unseen: _Unseen | None) -> Ordered[StepOutput]:
         device = self._device
         tensors = () if built is None else built.tensors
         copies = [torch.tensor(work.block_copies, dtype=torch.int64)] if work.block_copies else []
-        lent = device.lend([*tensors, *copies])
+        words = [] if unseen is None or unseen.words is None else [unseen.words]
+        lent = device.lend([*tensors, *copies, *words])
         on_device = None if built is None else built.with_tensors(lent[: len(tensors)])
-        return device.order(lambda: self._work(work.transfers, lent[-1] if copies else None, on_device, batch))
+        pairs = lent[len(tensors)] if copies else None
+        parameters = lent[-1] if words else None
+        return device.order(lambda: self._work(work.transfers, pairs, on_device, unseen, parameters))
 
     def _work(
-        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
+        self,
+        transfers: Transfers,
+        copies: Tensor | None,
+        built: BuiltInputs | None,
+        unseen: _Unseen | None,
+        parameters: Tensor | None,
     ) -> StepOutput:
         """What the device does: of the plan it looks at nothing that changes."""
+        if parameters is not None:
+            assert self._draws is not None
+            self._draws.place(parameters)
         with self._ranks.together():
-            return self._computed(transfers, copies, built, batch)
+            return self._computed(transfers, copies, built, unseen)
 
     def _computed(
-        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
+        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, unseen: _Unseen | None
     ) -> StepOutput:
         mark = _no_time if self._transfer is None else self._device.mark
         if self._transfer is not None:
@@ -118,11 +149,30 @@ class Runner:
         if built is None:
             return StepOutput(None, None, (begin, moved, mark()))
         logits = self._step(built)
-        if batch is None:
-            return StepOutput(logits, None, (begin, moved, mark()))
-        samples = launch_draws(self._kernels, logits, batch)
-        self._drawn[: len(batch.seeds)] = samples.token_ids
-        return StepOutput(logits, samples, (begin, moved, mark()))
+        return StepOutput(logits, None if unseen is None else self._drawn_by(unseen, logits), (begin, moved, mark()))
+
+    def _drawn_by(self, unseen: _Unseen, logits: Tensor) -> LaunchedSamples:
+        if unseen.batch is None:
+            assert self._draws is not None
+            return self._draws.samples(unseen.num_rows)
+        samples = launch_draws(self._kernels, logits, unseen.batch)
+        self._drawn[: unseen.num_rows] = samples.token_ids
+        return samples
+
+
+@dataclass(frozen=True, slots=True)
+class _Unseen:
+    """How the device draws a step's tokens by itself.
+
+    Attributes:
+        num_rows: that are drawn.
+        batch: what is launched behind the step; None where a recording ends with the draw.
+        words: what must be in place for that (`RecordedDraws.place`); None where it is already.
+    """
+
+    num_rows: int
+    batch: SamplingBatch | None
+    words: Tensor | None
 
 
 def _no_time() -> None:

@@ -19,6 +19,7 @@ from paged_backend.executor.kv_storage import KVStorage, num_cache_blocks
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.executor.largest_step import largest_step, num_blocks_of
 from paged_backend.executor.ranks import Ranks
+from paged_backend.executor.recorded_draws import RecordedDraws
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.interface import OPERATIONS, Kernels, StepInputs
 from paged_backend.models.loader import LoadedModel
@@ -109,7 +110,12 @@ class StepMemory:
             ConfigError: there is too little memory for that.
         """
         step = self._compiled(self.storage)
-        drawn = self._no_tokens()
+        drawn, sampler = self._no_tokens(), None
+        if self._sizes and self._device.overlaps:
+            sampler = self._kernels.recorded_sampler(
+                self._config.scheduler.max_num_seqs, self._model.architecture.vocab_size
+            )
+            drawn = drawn if sampler is None else sampler.token_ids
         on_built = eager(step, drawn)
         if self._sizes:
             with enough_memory(
@@ -124,8 +130,10 @@ class StepMemory:
                     num_groups=len(self._layout.groups),
                     max_blocks=-(-self._model.max_model_len // self._config.cache.block_size),
                     scratch=self._scratch,
+                    sampler=sampler,
                 )
-        return self._runner(on_built, drawn, self.storage, transfer, self._ranks)
+        draws = None if sampler is None else RecordedDraws(sampler, self._sizes[-1])
+        return self._runner(on_built, drawn, self.storage, transfer, draws, self._ranks)
 
     def _no_tokens(self) -> Tensor:
         """Room for a step's tokens."""
@@ -156,6 +164,7 @@ class StepMemory:
         drawn: Tensor,
         storage: KVStorage,
         transfer: KVTransfer | None,
+        draws: RecordedDraws | None,
         ranks: Ranks,
     ) -> Runner:
         num_groups, block_size = len(self._layout.groups), self._config.cache.block_size
@@ -167,6 +176,7 @@ class StepMemory:
             block_size,
             num_groups,
             transfer,
+            draws,
             masks=self._masks,
             device=self._device,
             ranks=ranks,
@@ -181,7 +191,7 @@ class StepMemory:
         self._given_back_bytes += storage.blocks.nbytes
         # Every rank does this by itself: none has to be told.
         drawn = self._no_tokens()
-        self._runner(eager(self._compiled(storage), drawn), drawn, storage, None, Ranks()).launch(plan).result()
+        self._runner(eager(self._compiled(storage), drawn), drawn, storage, None, None, Ranks()).launch(plan).result()
 
 
 def _sizes_to_record(config: EngineConfig, kernels: Kernels) -> tuple[int, ...]:

@@ -145,11 +145,11 @@ class Recording(AbstractContextManager[None]):
 
 class Card:
     """Attributes:
-        waits: how often, and for what, the host has waited for the card, or would have.
-        launches: names of kernels and operations, as they were ordered.
-        total_bytes, live_bytes, peak_bytes: of its memory.
-        laziness: the chance that work is not done when it is ordered.
-        fault: raised by whatever the host asks from now on: a card that is lost.
+    waits: how often, and for what, the host has waited for the card, or would have.
+    launches: names of kernels and operations, as they were ordered.
+    total_bytes, live_bytes, peak_bytes: of its memory.
+    laziness: the chance that work is not done when it is ordered.
+    fault: raised by whatever the host asks from now on: a card that is lost.
     """
 
     active: Card | None = None

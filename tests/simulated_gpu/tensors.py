@@ -204,7 +204,9 @@ def computed(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     held = tree_map(held_of, args)
     if func.is_view:
         owner = args[0]
-        return tree_map(lambda x: CardTensor(x, owner.block) if isinstance(x, Tensor) else x, func(*held, **kwargs_held))
+        return tree_map(
+            lambda x: CardTensor(x, owner.block) if isinstance(x, Tensor) else x, func(*held, **kwargs_held)
+        )
     card().launches.append(name)
     if func._schema.is_mutable:
         card().order(lambda: func(*held, **kwargs_held))
@@ -213,7 +215,9 @@ def computed(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
             kwargs[arg.name] if arg.name in kwargs else args[func._schema.arguments.index(arg)] for arg in written
         ]
         return results[0] if len(results) == 1 else tuple(results)
-    shape = func(*tree_map(as_meta, args), **{**tree_map(as_meta, kwargs), **({"device": "meta"} if "device" in kwargs else {})})
+    shape = func(
+        *tree_map(as_meta, args), **{**tree_map(as_meta, kwargs), **({"device": "meta"} if "device" in kwargs else {})}
+    )
     leaves, spec = tree_flatten(shape)
     made = [empty(leaf) for leaf in leaves]
     if not name.startswith(("empty", "new_empty")):
@@ -244,7 +248,9 @@ def moved(args: Any, kwargs: dict[str, Any], asked: torch.device | None) -> Tens
     (source,) = args
     dtype = kwargs.get("dtype") or source.dtype
     if asked is None or asked.type == source.device.type:
-        return computed(aten._to_copy.default, "_to_copy", args, {key: value for key, value in kwargs.items() if key != "device"})
+        return computed(
+            aten._to_copy.default, "_to_copy", args, {key: value for key, value in kwargs.items() if key != "device"}
+        )
     if asked.type == "cpu":
         return host_copy(source, "copy to the host").to(dtype)
     target = empty(torch.empty_strided(source.shape, source.stride(), dtype=dtype, device="meta"))

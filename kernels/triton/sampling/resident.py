@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.sampling_batch import SamplingBatch
+from paged_backend.kernels.triton.sampling.arithmetic import POSITION
 from paged_backend.kernels.triton.sampling.device_samples import DeviceSamples, ResultShape
 from paged_backend.kernels.triton.sampling.launch import check_device_logits
 from paged_backend.kernels.triton.sampling.passes import Passes, Scratch, check_vocab_size
@@ -19,27 +20,16 @@ from paged_backend.kernels.triton.sampling.tables import (
     read_jobs,
     read_plain_draws,
 )
-from paged_backend.kernels.triton.sampling.upload import staged
 
-ALL_FILTERS = Filters(by_count=True, by_mass=True)
-"""For a graph that serves whatever its rows ask for: rows without filters cost it launches that return at once."""
-
-
-def is_plain(batch: SamplingBatch) -> bool:
-    """Whether each row draws one token, from the logits as they are, and nothing is to be told of it."""
-    if batch.changes or batch.num_logprobs or batch.num_best or batch.given:
-        return False
-    return all(map((1).__eq__, map(len, batch.seeds)))
+_ALL_FILTERS = Filters(by_count=True, by_mass=True)
+"""A graph serves whatever its rows ask for: rows without filters cost it launches that return at once."""
 
 
 class ResidentSampler:
-    """Samples up to so many plain rows; one step at a time.
-
-    `write` puts a step's parameters in place, `run` launches kernels on them (and may be captured, for any number of
-    rows, once each), `samples` fetches what was drawn. The tokens are those of `launch`, bit for bit.
+    """See `RecordedSampler`. The tokens are those of `launch`, bit for bit.
 
     Attributes:
-        token_ids: int64 [max_rows], on the device: what the last `run` has drawn, row by row.
+        parameters, token_ids: see `RecordedSampler`.
     """
 
     def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
@@ -50,61 +40,44 @@ class ResidentSampler:
         check_vocab_size(vocab_size)
         self._vocab_size = vocab_size
         nobody = SamplingBatch(seeds=[(0,)] * max_rows, temperatures=[0.0] * max_rows)
-        self._empty = _table(self._lines(nobody)[0])
-        self._words = self._empty.to(device, copy=True)
+        self._empty = _table(self._lines(nobody))
         self._scratch = Scratch.make(max_rows, vocab_size, device)
+        self.parameters = self._empty.to(device, copy=True)
         self.token_ids = torch.zeros(max_rows, dtype=torch.int64, device=device)
 
-    def write(self, batch: SamplingBatch) -> Filters:
-        """Orders a batch's parameters to be put in place, behind what has been ordered; `run` draws by them.
-
-        Rows after the batch's draw from whatever logits they get, with temperature 0, for nobody.
-
-        Args:
-            batch: a plain one, of max_rows rows at most; not looked at any more once this returns.
-
-        Returns:
-            What its rows call for.
-
-        Raises:
-            KernelError: the batch is not what `SamplingBatch` says, or larger.
-        """
-        assert is_plain(batch)
+    def words(self, batch: SamplingBatch) -> Tensor:
+        """See `RecordedSampler`. Rows after the batch's draw with temperature 0, for nobody."""
+        assert batch.is_plain
         num_rows, max_rows = len(batch.seeds), len(self.token_ids)
         if num_rows > max_rows:
             raise KernelError(f"seeds must be of {max_rows} rows at most, got {num_rows}.")
-        lines, filters = self._lines(batch)
+        lines = self._lines(batch)
+        words = self._empty.clone()
         if num_rows:
-            words = self._empty.clone()
             words[:, :num_rows] = _table(lines)
-            self._words.copy_(staged(words, self._words.device), non_blocking=True)
-        return filters
+        return words
 
-    def run(self, logits: Tensor, filters: Filters = ALL_FILTERS) -> None:
-        """Launches a draw for each of some rows, from the first on.
-
-        Args:
-            logits: float32 [R, V] on the device, R at most max_rows, any row stride.
-            filters: those of `write`, or more.
-        """
+    def run(self, logits: Tensor, positions: Tensor) -> None:
+        """See `RecordedSampler`."""
         check_device_logits(logits)
         num_rows = logits.shape[0]
-        jobs, draws = self._words[:NUM_JOB_LINES], self._words[NUM_JOB_LINES:]
+        jobs, draws = self.parameters[:NUM_JOB_LINES], self.parameters[NUM_JOB_LINES:]
+        jobs[POSITION.value, :num_rows] = positions
         passes = Passes(logits, jobs, self._scratch, num_jobs=num_rows)
         passes.look()
-        passes.narrow(filters)
+        passes.narrow(_ALL_FILTERS)
         passes.draw(draws, num_rows, self.token_ids)
 
-    def _lines(self, batch: SamplingBatch) -> tuple[list[array[Any]], Filters]:
-        """The lines of both tables of a batch, and its filters."""
+    def samples(self, num_rows: int) -> DeviceSamples:
+        """See `RecordedSampler`."""
+        return DeviceSamples(ResultShape(num_rows), self.token_ids[:num_rows])
+
+    def _lines(self, batch: SamplingBatch) -> list[array[Any]]:
+        """The lines of both tables of a batch."""
         logits = torch.empty(1, 1).expand(len(batch.seeds), self._vocab_size)  # for their shape
         jobs, draws = read_jobs(logits, batch), read_plain_draws(logits, batch)
         assert draws is not None
-        return [*jobs.lines(), *draws.lines()], jobs.filters
-
-    def samples(self, num_rows: int) -> DeviceSamples:
-        """What the last `run` has drawn for the first rows, to be read whenever; its token_ids until the next `run`."""
-        return DeviceSamples(ResultShape(num_rows), self.token_ids[:num_rows])
+        return [*jobs.lines(), *draws.lines()]
 
 
 def _table(lines: list[array[Any]]) -> Tensor:

@@ -25,8 +25,7 @@ from paged_backend.kernels.triton.sampling.blocks import blocks_kernel
 from paged_backend.kernels.triton.sampling.launch import launch
 from paged_backend.kernels.triton.sampling.likely import COUNTS
 from paged_backend.kernels.triton.sampling.passes import MAX_VOCAB_SIZE
-from paged_backend.kernels.triton.sampling.resident import ResidentSampler, is_plain
-from paged_backend.kernels.triton.sampling.tables import Filters
+from paged_backend.kernels.triton.sampling.resident import ResidentSampler
 from paged_backend.kernels.triton.sampling.warm_up import warm_up
 from tests.kernels.sampling_case import TRITON, check_draws, make_batch, row_of
 from tests.kernels.test_token_masks import pack
@@ -238,23 +237,23 @@ def test_resident_rows(device: torch.device) -> None:
     filtered = make_batch(3, temperatures=[0.7, 0.0, 1.0], top_k=[40, 0, 0], top_p=[0.9, 1.0, 0.5])
     greedy = SamplingBatch(seeds=[(7,)], temperatures=[0.0])
     plain = make_batch(2, seeds=[(8,), (-9,)], positions=[5, 6])
-    for batch, asked in ((filtered, (True, True)), (greedy, (False, False)), (plain, (False, False))):
+    for batch in (filtered, greedy, plain):
         num_rows = len(batch.seeds)
-        filters = sampler.write(batch)
-        assert filters == Filters(*asked)
+        sampler.parameters.copy_(sampler.words(batch))
         expected = launch(logits[:num_rows], batch).read()
-        sampler.run(logits)  # of more rows than the batch, with all filters
+        positions = torch.tensor([*(batch.positions or [0] * num_rows), *[9] * (4 - num_rows)]).to(device)
+        sampler.run(logits, positions)  # of more rows than the batch
         samples = sampler.samples(num_rows)
         sampler.token_ids.zero_()
         assert samples.read() == expected
-        sampler.run(logits[:num_rows], filters)
+        sampler.run(logits[:num_rows], positions[:num_rows])
         assert sampler.token_ids[:num_rows].tolist() == expected.token_ids
-    assert is_plain(plain) and not is_plain(make_batch(2, seeds=[(1,), (2, 3)]))
-    assert not is_plain(make_batch(2, num_logprobs=[0, -1]))
+    assert plain.is_plain and not make_batch(2, seeds=[(1,), (2, 3)]).is_plain
+    assert not make_batch(2, num_logprobs=[0, -1]).is_plain
     with pytest.raises(KernelError, match="4 rows"):
-        sampler.write(make_batch(5))
+        sampler.words(make_batch(5))
     with pytest.raises(KernelError, match="top_p"):
-        sampler.write(make_batch(2, top_p=0.0))
+        sampler.words(make_batch(2, top_p=0.0))
 
 
 class NoReading(TorchDispatchMode):
