@@ -216,8 +216,8 @@ def check_swap_blocks(storage: Tensor, slots: Tensor, pairs: Tensor, inwards: bo
             f"slots must be contiguous uint8 [S, {num_lanes}, {two}, {block_bytes}] as storage says, got "
             f"{describe(slots)}."
         )
-    if not slots.is_cpu or (storage.is_cuda and not slots.is_pinned()):
-        raise KernelError(f"slots must be on the CPU, and pinned for a GPU's storage, got them on {slots.device}.")
+    if slots.device != storage.device and not (storage.is_cuda and slots.is_cpu and slots.is_pinned()):
+        raise KernelError(f"slots must be on the device of storage, or pinned for a GPU, got them on {slots.device}.")
     if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.shape[1] != 2:
         raise KernelError(f"pairs must be int64 [N, 2], got {describe(pairs)}.")
     if not isinstance(inwards, bool):

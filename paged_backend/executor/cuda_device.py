@@ -29,6 +29,7 @@ class CudaDevice:
         self.overlaps = overlaps
         self._pool: Any = None
         self._staging = Staging(torch_device)
+        self._side: Any = torch.cuda.Stream(torch_device)
         # The process's: sums that cuBLAS makes in parts would else be added in 16 bits.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -80,9 +81,22 @@ class CudaDevice:
 
     def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
         """See `Device`."""
+        begin.synchronize()
         end.synchronize()
         milliseconds: float = begin.elapsed_time(end)
         return milliseconds / 1000
+
+    def beside(self, work: Callable[[], object], after: Sequence[torch.cuda.Event]) -> torch.cuda.Event:
+        """See `Device`. On a stream of its own."""
+        with torch.cuda.stream(self._side):
+            for mark in after:
+                self._side.wait_event(mark)
+            work()
+            return self.mark()
+
+    def wait(self, mark: torch.cuda.Event) -> None:
+        """See `Device`."""
+        torch.cuda.current_stream().wait_event(mark)
 
     def check(self) -> None:
         """See `Device`. An error that an illegal access or the hardware raised stays: every call of CUDA raises it."""

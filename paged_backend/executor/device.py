@@ -66,11 +66,26 @@ class Device(Protocol):
         ...
 
     def mark(self) -> Any:
-        """Now, where work is: for `seconds`."""
+        """Now, where work is."""
         ...
 
     def seconds(self, begin: Any, end: Any) -> float:
-        """Between two marks, both passed."""
+        """Between two marks. Waits for them."""
+        ...
+
+    def beside(self, work: Callable[[], object], after: Sequence[Any]) -> Any:
+        """For work to call: has something done beside all that is ordered, in order with what else is done there.
+
+        Args:
+            after: marks, which must have been passed before.
+
+        Returns:
+            A mark behind it.
+        """
+        ...
+
+    def wait(self, mark: Any) -> None:
+        """For work to call: what is ordered from now on begins when a mark has been passed."""
         ...
 
     def close(self) -> None:
@@ -90,9 +105,12 @@ class CpuDevice:
     def __init__(self, *, overlaps: bool = False) -> None:
         self.overlaps = overlaps
         self._thread: ThreadPoolExecutor | None = None
+        self._side_thread: ThreadPoolExecutor | None = None
         if overlaps:
             # torch keeps the number of its threads by thread.
-            self._thread = ThreadPoolExecutor(1, "paged-device", torch.set_num_threads, (torch.get_num_threads(),))
+            settings = torch.set_num_threads, (torch.get_num_threads(),)
+            self._thread = ThreadPoolExecutor(1, "paged-device", *settings)
+            self._side_thread = ThreadPoolExecutor(1, "paged-device-side", *settings)
 
     def order(self, work: Callable[[], T]) -> Ordered[T]:
         """See `Device`."""
@@ -121,18 +139,34 @@ class CpuDevice:
     def check(self) -> None:
         """See `Device`. It always can."""
 
-    def mark(self) -> float:
-        """See `Device`."""
-        return time.perf_counter()
+    def mark(self) -> Ordered[float]:
+        """See `Device`. It gives the time."""
+        return Done(time.perf_counter)
 
-    def seconds(self, begin: float, end: float) -> float:
+    def seconds(self, begin: Ordered[float], end: Ordered[float]) -> float:
         """See `Device`."""
-        return end - begin
+        return end.result() - begin.result()
+
+    def beside(self, work: Callable[[], object], after: Sequence[Ordered[float]]) -> Ordered[float]:
+        """See `Device`."""
+
+        def timed() -> float:
+            for mark in after:
+                mark.result()
+            work()
+            return time.perf_counter()
+
+        return Done(timed) if self._side_thread is None else self._side_thread.submit(_without_gradients, timed)
+
+    def wait(self, mark: Ordered[float]) -> None:
+        """See `Device`."""
+        mark.result()
 
     def close(self) -> None:
         """See `Device`."""
-        if self._thread is not None:
-            self._thread.shutdown()
+        for thread in (self._thread, self._side_thread):
+            if thread is not None:
+                thread.shutdown()
 
 
 class Done(Generic[T]):

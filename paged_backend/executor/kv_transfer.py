@@ -8,13 +8,16 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from paged_backend.errors import ConfigError
+from paged_backend.executor.device import Device
 from paged_backend.executor.disk_tier import DiskStats, DiskTier
 from paged_backend.executor.kv_storage import KVStorage, lazy_pages
+from paged_backend.executor.swap_lane import SwapLane
 from paged_backend.kernels.interface import Kernels
 from paged_backend.kv.host_tier import Transfers
 from paged_backend.kv.prefix_index import BlockKey
@@ -48,7 +51,7 @@ class KVTransfer:
         disk: the tier below, set before the first `save`; None without one.
     """
 
-    def __init__(self, storage: KVStorage, num_slots: int, kernels: Kernels) -> None:
+    def __init__(self, storage: KVStorage, num_slots: int, kernels: Kernels, device: Device) -> None:
         """Takes the memory.
 
         Raises:
@@ -57,11 +60,11 @@ class KVTransfer:
         self.num_slots = num_slots
         self.disk: DiskTier | None = None
         self._blocks = storage.blocks
-        self._kernels = kernels
         num_lanes, two, _, block_bytes = storage.blocks.shape
         self._shape = (num_lanes, two, block_bytes)
         self._slot_bytes = num_lanes * two * block_bytes
         self._slots = _host_slots((num_slots, *self._shape), is_pinned=storage.blocks.is_cuda)
+        self._lane = SwapLane(storage.blocks, self._slots, kernels, device)
         self._stored = 0
         self._loaded = 0
 
@@ -74,14 +77,16 @@ class KVTransfer:
             for block, key in saves:
                 self.disk.save(key, partial(self._bytes_of, block))
 
-    def swap(self, transfers: Transfers) -> None:
-        """Moves blocks out and in, behind what a GPU has been told of before, without waiting for it."""
-        if transfers.swap_outs:
-            self._swap(transfers.swap_outs, inwards=False)
-        if transfers.swap_ins:
-            self._swap([(block, slot) for slot, block in transfers.swap_ins], inwards=True)
+    def pairs(self, transfers: Transfers) -> list[Tensor]:
+        """What `swap` needs on the device."""
+        return self._lane.pairs(transfers)
+
+    def swap(self, transfers: Transfers, pairs: Sequence[Tensor]) -> tuple[Any, Any]:
+        """Moves blocks out and in, before a step that is ordered next; see `SwapLane.swap`."""
+        marks = self._lane.swap(transfers, pairs)
         self._stored += len(transfers.swap_outs)
         self._loaded += len(transfers.swap_ins)
+        return marks
 
     def slot(self, slot: int) -> memoryview:
         """A slot's bytes, for a reader to fill while it is reserved."""
@@ -108,12 +113,6 @@ class KVTransfer:
         """Waits for what is being written, and lets go of the disk."""
         if self.disk is not None:
             self.disk.close(_CLOSE_TIMEOUT_S)
-
-    def _swap(self, pairs: Sequence[tuple[int, int]], *, inwards: bool) -> None:
-        """Pairs of (block, slot)."""
-        listed = torch.tensor(pairs, dtype=torch.int64, pin_memory=self._blocks.is_cuda)
-        listed = listed.to(self._blocks.device, non_blocking=True)
-        self._kernels.swap_blocks(self._blocks, self._slots, listed, inwards=inwards)
 
     def _bytes_of(self, block: int) -> memoryview:
         """A copy of a block's bytes."""

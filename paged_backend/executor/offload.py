@@ -14,6 +14,7 @@ from paged_backend.config import EngineConfig
 from paged_backend.errors import ConfigError
 from paged_backend.executor.block_file import BlockFileError
 from paged_backend.executor.cache_folder import open_block_file
+from paged_backend.executor.device import Device
 from paged_backend.executor.disk_tier import DiskTier
 from paged_backend.executor.kv_layout import KVLayout
 from paged_backend.executor.kv_storage import KVStorage
@@ -35,6 +36,7 @@ def open_transfer(
     storage: KVStorage,
     layout: KVLayout,
     kernels: Kernels,
+    device: Device,
 ) -> KVTransfer | None:
     """Host memory for blocks, and the tier on disk; None where the configuration has neither.
 
@@ -42,7 +44,7 @@ def open_transfer(
 
     Args:
         layout: which layers a block holds.
-        kernels: what computes the blocks, and moves them.
+        kernels: what computes the blocks, and moves them on the device.
 
     Raises:
         ConfigError: kv_offloading_size holds no block, or more than the system gives.
@@ -61,7 +63,7 @@ def open_transfer(
             f"kv_offloading_size {cache.kv_offloading_size} holds no block of {payload_bytes * model.shard.size} "
             f"bytes: give at least {payload_bytes * model.shard.size / _GIB:.9f}."
         )
-    transfer = KVTransfer(storage, num_slots, kernels)
+    transfer = KVTransfer(storage, num_slots, kernels, device)
     if cache.kv_offloading_dir is not None:
         fingerprint = _fingerprint(config, model, storage, layout, kernels.report)
         transfer.disk = _open_disk(Path(cache.kv_offloading_dir), fingerprint, config, payload_bytes)

@@ -43,18 +43,20 @@ class StepOutput:
     Attributes:
         logits: of the rows that are sampled or scored; None where there are none.
         samples: what was drawn from them already; None where that is left to the host.
-        marks: of the beginning, after blocks were moved between tiers, and the end.
+        marks: of its beginning and end; None where nobody asks for seconds.
+        moved: of the beginning and end of the moves between tiers, which go on beside steps; None where there are none.
     """
 
     logits: Tensor | None
     samples: LaunchedSamples | None
-    marks: tuple[Any, Any, Any]
+    marks: tuple[Any, Any] | None
+    moved: tuple[Any, Any] | None
 
 
 class LaunchedStep:
     """A step that a `Device` computes."""
 
-    __slots__ = ("_device", "_draw", "_is_timed", "_output", "_tasks", "began_s")
+    __slots__ = ("_device", "_draw", "_output", "_tasks", "began_s")
 
     def __init__(
         self,
@@ -62,21 +64,17 @@ class LaunchedStep:
         tasks: Sequence[SamplingTask],
         draw: Callable[[Tensor], StepResult],
         device: Device,
-        *,
-        is_timed: bool,
     ) -> None:
         """
         Args:
             tasks: what is drawn for.
             draw: draws from logits here, where the work did not.
-            is_timed: whether the result says how long it took.
         """
         self.began_s = time.monotonic()
         self._output = output
         self._tasks = tasks
         self._draw = draw
         self._device = device
-        self._is_timed = is_timed
 
     def result(self) -> StepResult:
         """See `PendingStep`."""
@@ -96,8 +94,8 @@ class LaunchedStep:
             result = self._draw(output.logits)
         else:
             result = StepResult(())
-        if not self._is_timed:
+        if output.marks is None:
             return result
-        begin, moved, end = output.marks
         seconds = self._device.seconds
-        return dataclasses.replace(result, transfer_s=seconds(begin, moved), compute_s=seconds(moved, end))
+        transfer_s = seconds(*output.moved) if output.moved is not None else 0.0  # slots are somebody else's after this
+        return dataclasses.replace(result, transfer_s=transfer_s, compute_s=seconds(*output.marks))

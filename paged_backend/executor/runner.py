@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class Runner:
                 drawn = sample(kernels, logits[: len(tasks)], tasks, self._masks)
                 return dataclasses.replace(drawn, scored=scored)
 
-        return LaunchedStep(output, tasks, draw, device, is_timed=self._transfer is not None)
+        return LaunchedStep(output, tasks, draw, device)
 
     def follow(self, work: StepWork) -> None:
         """Another rank than the first: what that one does in `launch`, without the draws."""
@@ -110,46 +111,52 @@ class Runner:
     def _order(self, work: StepWork, built: BuiltInputs | None, unseen: _Unseen | None) -> Ordered[StepOutput]:
         device = self._device
         tensors = () if built is None else built.tensors
+        moves = []
+        if work.transfers.swap_outs or work.transfers.swap_ins:
+            assert self._transfer is not None
+            moves = self._transfer.pairs(work.transfers)
         copies = [torch.tensor(work.block_copies, dtype=torch.int64)] if work.block_copies else []
         words = [] if unseen is None or unseen.words is None else [unseen.words]
-        lent = device.lend([*tensors, *copies, *words])
-        on_device = None if built is None else built.with_tensors(lent[: len(tensors)])
-        pairs = lent[len(tensors)] if copies else None
-        parameters = lent[-1] if words else None
-        return device.order(lambda: self._work(work.transfers, pairs, on_device, unseen, parameters))
+        lent = iter(device.lend([*tensors, *moves, *copies, *words]))
+        return device.order(
+            partial(
+                self._work,
+                None if built is None else built.with_tensors([next(lent) for _ in tensors]),
+                work.transfers,
+                [next(lent) for _ in moves],
+                next(lent) if copies else None,
+                unseen,
+                next(lent) if words else None,
+            )
+        )
 
     def _work(
         self,
-        transfers: Transfers,
-        copies: Tensor | None,
         built: BuiltInputs | None,
+        transfers: Transfers,
+        moves: Sequence[Tensor],
+        copies: Tensor | None,
         unseen: _Unseen | None,
         parameters: Tensor | None,
     ) -> StepOutput:
         """What the device does: of the plan it looks at nothing that changes."""
-        if parameters is not None:
-            assert self._draws is not None
-            self._draws.place(parameters)
         with self._ranks.together():
-            return self._computed(transfers, copies, built, unseen)
-
-    def _computed(
-        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, unseen: _Unseen | None
-    ) -> StepOutput:
-        mark = _no_time if self._transfer is None else self._device.mark
-        if self._transfer is not None:
-            self._transfer.save(transfers.saves)
-        begin = mark()
-        if transfers:
-            assert self._transfer is not None
-            self._transfer.swap(transfers)
-        moved = mark()
-        if copies is not None:
-            self._kernels.copy_blocks(self._storage.blocks, copies)
-        if built is None:
-            return StepOutput(None, None, (begin, moved, mark()))
-        logits = self._step(built)
-        return StepOutput(logits, None if unseen is None else self._drawn_by(unseen, logits), (begin, moved, mark()))
+            moved = None
+            if self._transfer is not None:
+                self._transfer.save(transfers.saves)
+                if moves:
+                    moved = self._transfer.swap(transfers, moves)
+            mark = _no_time if self._transfer is None else self._device.mark
+            begin = mark()
+            if copies is not None:
+                self._kernels.copy_blocks(self._storage.blocks, copies)
+            if parameters is not None:
+                assert self._draws is not None
+                self._draws.place(parameters)
+            logits = None if built is None else self._step(built)
+            samples = None if logits is None or unseen is None else self._drawn_by(unseen, logits)
+            end = mark()
+            return StepOutput(logits, samples, None if self._transfer is None else (begin, end), moved)
 
     def _drawn_by(self, unseen: _Unseen, logits: Tensor) -> LaunchedSamples:
         if unseen.batch is None:

@@ -79,7 +79,8 @@ def test_moves_carry_whole_blocks_of_all_layers(folder: Path) -> None:
     blocks = executor._runner._storage.blocks
     blocks.copy_(torch.randint(0, 256, blocks.shape, dtype=torch.uint8))
     before = blocks.clone()
-    executor.transfer.swap(Transfers(swap_outs=((3, 0), (5, 7)), swap_ins=((7, 3), (0, 9))))
+    transfers = Transfers(swap_outs=((3, 0), (5, 7)), swap_ins=((7, 3), (0, 9)))
+    executor.transfer.swap(transfers, executor.transfer.pairs(transfers))
     assert torch.equal(blocks[:, :, 3], before[:, :, 5]) and torch.equal(blocks[:, :, 9], before[:, :, 3])
     untouched = [i for i in range(blocks.shape[2]) if i not in (3, 9)]
     assert torch.equal(blocks[:, :, untouched], before[:, :, untouched])
