@@ -390,6 +390,10 @@ class Kernels(Protocol):
         """
         ...
 
+    def warm_up_sampling(self, vocab_size: int) -> None:
+        """Draws in every way there is, so that no request has to wait for what is compiled on demand."""
+        ...
+
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """Makes a step that can be run many times with other inputs.
 

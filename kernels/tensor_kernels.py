@@ -235,6 +235,9 @@ class TensorKernels:
         """See `Kernels.recorded_sampler`. None."""
         return None
 
+    def warm_up_sampling(self, vocab_size: int) -> None:
+        """See `Kernels.warm_up_sampling`. There is nothing to compile."""
+
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time."""
 

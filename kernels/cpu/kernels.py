@@ -196,6 +196,9 @@ class CpuKernels(NoExperts):
         """See `Kernels.recorded_sampler`. None: the host draws."""
         return None
 
+    def warm_up_sampling(self, vocab_size: int) -> None:
+        """See `Kernels.warm_up_sampling`. There is nothing to compile."""
+
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> CompiledStep | SegmentedStep:
         """See `Kernels.compile`. Calls the step once, to record it."""
         recorder = Recorder(self._runtime, self.report)

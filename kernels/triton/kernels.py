@@ -66,7 +66,7 @@ class TritonKernels(TensorKernels):
         return launch(logits, batch)
 
     def warm_up_sampling(self, vocab_size: int) -> None:
-        """Compiles all that a draw may need, so that no request has to wait for it; seconds, the first time."""
+        """See `Kernels.warm_up_sampling`. Seconds, the first time."""
         warm_up(vocab_size, self.device)
 
     def recorded_sampler(self, max_rows: int, vocab_size: int) -> ResidentSampler:

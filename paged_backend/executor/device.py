@@ -58,7 +58,7 @@ class Device(Protocol):
         ...
 
     def check(self) -> None:
-        """Whether work can still be done, after some has failed.
+        """Waits for all that was ordered, after some has failed: whether work can still be done.
 
         Raises:
             EngineUnavailableError: never again in this process.
@@ -137,7 +137,9 @@ class CpuDevice:
         return None
 
     def check(self) -> None:
-        """See `Device`. It always can."""
+        """See `Device`. It always can, once what goes on beside is over."""
+        if self._side_thread is not None:
+            self._side_thread.submit(lambda: None).result()
 
     def mark(self) -> Ordered[float]:
         """See `Device`. It gives the time."""

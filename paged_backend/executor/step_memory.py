@@ -21,8 +21,10 @@ from paged_backend.executor.largest_step import largest_step, num_blocks_of
 from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.recorded_draws import RecordedDraws
 from paged_backend.executor.runner import Runner
+from paged_backend.executor.warm_up import sizes_to_meet, warm_up
 from paged_backend.kernels.interface import OPERATIONS, Kernels, StepInputs
 from paged_backend.models.loader import LoadedModel
+from paged_backend.scheduler.plan import StepPlan
 from paged_backend.structured.token_masks import TokenMasks
 
 logger = logging.getLogger(__name__)
@@ -110,6 +112,9 @@ class StepMemory:
             ConfigError: there is too little memory for that.
         """
         step = self._compiled(self.storage)
+        if self._device.torch_device.type == "cuda":
+            with enough_memory("compute steps of every size", "lower gpu_memory_utilization"):
+                self._warm_up(step)
         drawn, sampler = self._no_tokens(), None
         if self._sizes and self._device.overlaps:
             sampler = self._kernels.recorded_sampler(
@@ -183,15 +188,30 @@ class StepMemory:
         )
 
     def _compute(self, num_seqs: int, num_tokens: int) -> None:
-        """A step of so many sequences and tokens."""
-        plan = largest_step(
-            num_seqs, num_tokens, self._model.max_model_len, len(self._layout.groups), self._config.cache.block_size
-        )
+        """A step of so many sequences and tokens, on blocks of its own."""
+        plan = self._plan(num_seqs, num_tokens)
         storage = self._storage(num_blocks_of(plan))
         self._given_back_bytes += storage.blocks.nbytes
-        # Every rank does this by itself: none has to be told.
+        self._run(self._compiled(storage), storage, plan)
+
+    def _warm_up(self, step: Callable[[StepInputs], Tensor]) -> None:
+        scheduler, longest = self._config.scheduler, self._model.max_model_len
+        most = scheduler.max_num_seqs
+        tokens = sizes_to_meet(scheduler.max_num_batched_tokens)
+        prompts = [self._plan(min(most, -(-size // longest)), size) for size in tokens]
+        decodes = [self._plan(size, size) for size in sizes_to_meet(most)]
+        plans = [plan for plan in (*prompts, *decodes) if num_blocks_of(plan) <= self.num_blocks]
+        vocab_size = self._model.architecture.vocab_size
+        warm_up(self._kernels, self.storage, vocab_size, lambda plan: self._run(step, self.storage, plan), plans)
+
+    def _plan(self, num_seqs: int, num_tokens: int) -> StepPlan:
+        num_groups, block_size = len(self._layout.groups), self._config.cache.block_size
+        return largest_step(num_seqs, num_tokens, self._model.max_model_len, num_groups, block_size)
+
+    def _run(self, step: Callable[[StepInputs], Tensor], storage: KVStorage, plan: StepPlan) -> None:
         drawn = self._no_tokens()
-        self._runner(eager(self._compiled(storage), drawn), drawn, storage, None, None, Ranks()).launch(plan).result()
+        # Every rank does this by itself: none has to be told.
+        self._runner(eager(step, drawn), drawn, storage, None, None, Ranks()).launch(plan).result()
 
 
 def _sizes_to_record(config: EngineConfig, kernels: Kernels) -> tuple[int, ...]:
