@@ -106,7 +106,7 @@ def store_heads(
     tl.store(numbers + places, x.to(numbers.dtype.element_ty), mask=used[:, None] & (d < HEAD_SIZE)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def qkv_to_cache_kernel(
     qkv,
     out,

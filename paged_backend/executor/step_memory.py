@@ -16,7 +16,7 @@ from paged_backend.executor.device import Device
 from paged_backend.executor.kv_layout import KVLayout
 from paged_backend.executor.kv_storage import KVStorage, num_cache_blocks
 from paged_backend.executor.kv_transfer import KVTransfer
-from paged_backend.executor.largest_step import largest_step, num_blocks_of
+from paged_backend.executor.largest_step import largest_step, num_blocks_of, smaller_steps
 from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.interface import OPERATIONS, Kernels, StepInputs
@@ -46,6 +46,8 @@ def enough_memory(purpose: str, remedy: str) -> Iterator[None]:
 class StepMemory:
     """Divides a device's memory: a step as large as any is computed, to see what it takes, then the cache gets its part
     of the rest, and decode steps are recorded in what is left.
+
+    Smaller steps are computed before, and kernels warmed up: serving must not meet one that is not compiled yet.
 
     Attributes:
         num_blocks: of the pool.
@@ -79,7 +81,7 @@ class StepMemory:
         self._given_back_bytes = 0  # of the cache that the largest step was computed on
         self._masks = TokenMasks(model.architecture.vocab_size, config.scheduler.max_num_seqs)
         with enough_memory("compute a step", "lower max_num_batched_tokens or max_num_seqs"):
-            free_bytes = device.free_bytes_after(self._compute_largest_step)
+            free_bytes = device.free_bytes_after(self._compute_steps)
         if free_bytes is not None:
             free_bytes += self._given_back_bytes
         local, max_model_len = model.local_architecture, model.max_model_len
@@ -144,19 +146,23 @@ class StepMemory:
             ranks=ranks,
         )
 
-    def _compute_largest_step(self) -> None:
+    def _compute_steps(self) -> None:
         scheduler = self._config.scheduler
-        plan = largest_step(
+        sizes = (
             scheduler.max_num_seqs,
             scheduler.max_num_batched_tokens,
             self._model.max_model_len,
             len(self._layout.groups),
             self._config.cache.block_size,
         )
-        storage = self._storage(num_blocks_of(plan))
+        largest = largest_step(*sizes)
+        storage = self._storage(num_blocks_of(largest))
         self._given_back_bytes = storage.blocks.nbytes
         # Every rank does this by itself: none has to be told.
-        self._runner(self._compiled(storage), storage, None, Ranks()).launch(plan).result()
+        runner = self._runner(self._compiled(storage), storage, None, Ranks())
+        self._kernels.warm_up(self._model.architecture.vocab_size)
+        for plan in (*smaller_steps(*sizes), largest):
+            runner.launch(plan).result()
 
 
 def _sizes_to_record(config: EngineConfig, kernels: Kernels) -> tuple[int, ...]:
