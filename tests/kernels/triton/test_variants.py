@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from paged_backend.executor.batch import BatchInputs
 from paged_backend.executor.cuda_graph import default_capture_sizes
