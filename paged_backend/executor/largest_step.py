@@ -9,7 +9,7 @@ from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence, StepPl
 
 
 def largest_step(max_num_seqs: int, num_tokens: int, max_model_len: int, num_groups: int, block_size: int) -> StepPlan:
-    """As many sequences as can run, that share a step's tokens among them, and all draw.
+    """As many sequences as can run, that share a step's tokens among them, and all draw in the way that takes the most.
 
     Args:
         num_tokens: of the step, at least one for each sequence; fewer where max_model_len is in the way.
@@ -25,7 +25,9 @@ def largest_step(max_num_seqs: int, num_tokens: int, max_model_len: int, num_gro
         length = min(num_tokens // max_num_seqs + (index < num_tokens % max_num_seqs), max_model_len)
         num_blocks = -(-length // block_size) * num_groups
         tokens = [0] * length
-        task = SamplingTask(SamplingParams(temperature=1.0, top_p=0.9), (index,), tokens, tokens)
+        task = SamplingTask(
+            SamplingParams(temperature=1.0, top_p=0.9, presence_penalty=1.0, logprobs=0), (index,), tokens, tokens
+        )
         lines.append(ScheduledSequence(index, tokens, 0, range(first, first + num_blocks), task))
         first += num_blocks
     return StepPlan(tuple(lines))

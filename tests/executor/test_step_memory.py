@@ -43,11 +43,12 @@ class SmallDevice(CpuDevice):
         self.sizes: list[int] = []
         self.num_profiled = self.num_replayed = 0
 
-    def free_bytes_after(self, work: Callable[[], object]) -> int:
+    def free_bytes_after(self, *works: Callable[[], object]) -> int:
         self.num_profiled += 1
         if self.fails_to == "compute":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore words.")
-        work()
+        for work in works:
+            work()
         return self.total_bytes
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -130,7 +130,8 @@ def test_steps(
     batch = BatchInputs(BLOCK_SIZE, NUM_GROUPS)
 
     def compute(plan: StepPlan) -> None:
-        run(batch.build(plan).lent(lambda tensor: tensor.clone().to(device)).inputs)
+        built = batch.build(plan)
+        run(built.with_tensors([tensor.clone().to(device) for tensor in built.tensors]).inputs)
 
     sizes = (max_num_seqs, max_num_tokens, MAX_MODEL_LEN, NUM_GROUPS, BLOCK_SIZE)
     with recorded() as start:
