@@ -390,8 +390,13 @@ class Kernels(Protocol):
         """
         ...
 
-    def warm_up_sampling(self, vocab_size: int) -> None:
-        """Draws in every way there is, so that no request has to wait for what is compiled on demand."""
+    def warm_up(self, vocab_size: int) -> None:
+        """Does what the first draw, copy or swap of blocks would else have to wait for: nothing, or compiles kernels.
+        Those of a step are compiled when one of its size is first computed.
+
+        Args:
+            vocab_size: V of the logits that will be sampled.
+        """
         ...
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:

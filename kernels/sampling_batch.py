@@ -128,8 +128,8 @@ class LaunchedSamples(Protocol):
 
 
 class RecordedSampler(Protocol):
-    """Samples up to so many plain rows, one step at a time, out of memory that stays where it is, so that a recording of
-    a step can end with it.
+    """Samples up to so many plain rows, one step at a time, out of memory that stays where it is: a recording of a step
+    can end with it.
 
     Attributes:
         parameters: int64, on the device: what `words` has made for the rows, once it is copied here.

@@ -235,8 +235,8 @@ class TensorKernels:
         """See `Kernels.recorded_sampler`. None."""
         return None
 
-    def warm_up_sampling(self, vocab_size: int) -> None:
-        """See `Kernels.warm_up_sampling`. There is nothing to compile."""
+    def warm_up(self, vocab_size: int) -> None:
+        """See `Kernels.warm_up`. Nobody waits here."""
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time."""

@@ -196,8 +196,8 @@ class CpuKernels(NoExperts):
         """See `Kernels.recorded_sampler`. None: the host draws."""
         return None
 
-    def warm_up_sampling(self, vocab_size: int) -> None:
-        """See `Kernels.warm_up_sampling`. There is nothing to compile."""
+    def warm_up(self, vocab_size: int) -> None:
+        """See `Kernels.warm_up`. Nobody waits here."""
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> CompiledStep | SegmentedStep:
         """See `Kernels.compile`. Calls the step once, to record it."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from paged_backend.config import EngineConfig
 from paged_backend.errors import ConfigError
@@ -17,14 +18,12 @@ from paged_backend.executor.device import Device
 from paged_backend.executor.kv_layout import KVLayout
 from paged_backend.executor.kv_storage import KVStorage, num_cache_blocks
 from paged_backend.executor.kv_transfer import KVTransfer
-from paged_backend.executor.largest_step import largest_step, num_blocks_of
+from paged_backend.executor.largest_step import largest_step, num_blocks_of, smaller_steps
 from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.recorded_draws import RecordedDraws
 from paged_backend.executor.runner import Runner
-from paged_backend.executor.warm_up import sizes_to_meet, warm_up
 from paged_backend.kernels.interface import OPERATIONS, Kernels, StepInputs
 from paged_backend.models.loader import LoadedModel
-from paged_backend.scheduler.plan import StepPlan
 from paged_backend.structured.token_masks import TokenMasks
 
 logger = logging.getLogger(__name__)
@@ -60,6 +59,8 @@ class StepMemory:
     """Divides a device's memory: a step as large as any is computed, to see what it takes, then the cache gets its part
     of the rest, and decode steps are recorded in what is left.
 
+    Smaller steps are computed before, and kernels warmed up: serving must not meet one that is not compiled yet.
+
     Attributes:
         num_blocks: of the pool.
         storage: the pool, and behind it blocks for rows of recorded steps that are nobody's.
@@ -93,7 +94,7 @@ class StepMemory:
         self._given_back_bytes = 0  # of the caches that such steps were computed on
         self._masks = TokenMasks(model.architecture.vocab_size, config.scheduler.max_num_seqs)
         self._sizes = _sizes_to_record(config, kernels) if device.records else ()
-        works = [lambda: self._compute(max_num_seqs, config.scheduler.max_num_batched_tokens)]
+        works = [lambda: self._compute(max_num_seqs, config.scheduler.max_num_batched_tokens, warms_up=True)]
         if self._sizes:  # recordings keep memory of their own
             works.append(lambda: self._compute(self._sizes[-1], self._sizes[-1]))
         with enough_memory("compute a step", "lower max_num_batched_tokens or max_num_seqs"):
@@ -112,9 +113,6 @@ class StepMemory:
             ConfigError: there is too little memory for that.
         """
         step = self._compiled(self.storage)
-        if self._device.torch_device.type == "cuda":
-            with enough_memory("compute steps of every size", "lower gpu_memory_utilization"):
-                self._warm_up(step)
         drawn, sampler = self._no_tokens(), None
         if self._sizes and self._device.overlaps:
             sampler = self._kernels.recorded_sampler(
@@ -187,31 +185,34 @@ class StepMemory:
             ranks=ranks,
         )
 
-    def _compute(self, num_seqs: int, num_tokens: int) -> None:
-        """A step of so many sequences and tokens, on blocks of its own."""
-        plan = self._plan(num_seqs, num_tokens)
-        storage = self._storage(num_blocks_of(plan))
+    def _compute(self, num_seqs: int, num_tokens: int, *, warms_up: bool = False) -> None:
+        """A step of so many sequences and tokens.
+
+        Args:
+            warms_up: compute smaller ones before, and warm the kernels up.
+        """
+        sizes = (
+            num_seqs,
+            num_tokens,
+            self._model.max_model_len,
+            len(self._layout.groups),
+            self._config.cache.block_size,
+        )
+        largest = largest_step(*sizes)
+        storage = self._storage(num_blocks_of(largest))
         self._given_back_bytes += storage.blocks.nbytes
-        self._run(self._compiled(storage), storage, plan)
-
-    def _warm_up(self, step: Callable[[StepInputs], Tensor]) -> None:
-        scheduler, longest = self._config.scheduler, self._model.max_model_len
-        most = scheduler.max_num_seqs
-        tokens = sizes_to_meet(scheduler.max_num_batched_tokens)
-        prompts = [self._plan(min(most, -(-size // longest)), size) for size in tokens]
-        decodes = [self._plan(size, size) for size in sizes_to_meet(most)]
-        plans = [plan for plan in (*prompts, *decodes) if num_blocks_of(plan) <= self.num_blocks]
-        vocab_size = self._model.architecture.vocab_size
-        warm_up(self._kernels, self.storage, vocab_size, lambda plan: self._run(step, self.storage, plan), plans)
-
-    def _plan(self, num_seqs: int, num_tokens: int) -> StepPlan:
-        num_groups, block_size = len(self._layout.groups), self._config.cache.block_size
-        return largest_step(num_seqs, num_tokens, self._model.max_model_len, num_groups, block_size)
-
-    def _run(self, step: Callable[[StepInputs], Tensor], storage: KVStorage, plan: StepPlan) -> None:
         drawn = self._no_tokens()
         # Every rank does this by itself: none has to be told.
-        self._runner(eager(step, drawn), drawn, storage, None, None, Ranks()).launch(plan).result()
+        runner = self._runner(eager(self._compiled(storage), drawn), drawn, storage, None, None, Ranks())
+        if not warms_up:
+            runner.launch(largest).result()
+            return
+        # What a compiler has not seen yet takes most of the time.
+        with tqdm(desc="Warming up", unit="step") as progress:
+            self._kernels.warm_up(self._model.architecture.vocab_size)
+            for plan in (*smaller_steps(*sizes), largest):
+                runner.launch(plan).result()
+                progress.update()
 
 
 def _sizes_to_record(config: EngineConfig, kernels: Kernels) -> tuple[int, ...]:

@@ -1,1 +1,1 @@
-"""A GPU that is not there: code for the device cuda runs on the CPU, late and in the order that streams and events give."""
+"""A GPU that is not there: code for the device cuda runs late, in the order that streams and events give, on the CPU."""

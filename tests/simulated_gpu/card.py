@@ -193,11 +193,10 @@ class Card:
         """Puts work at the end of a stream, or into the graph that is recorded."""
         self.check()
         stream = self.current if stream is None else stream
-        if self.recording is not None:
-            if stream is self.current:
-                assert not isinstance(work, Event)
-                self.recording.works.append(work)
-                return
+        if self.recording is not None and stream is self.current:
+            assert not isinstance(work, Event)
+            self.recording.works.append(work)
+            return
         stream.queue.append(work)
         while self.rng.random() >= self.laziness and self._do_one(self.rng.choice(list(self.streams))):
             pass
