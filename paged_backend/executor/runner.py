@@ -117,7 +117,10 @@ class Runner:
             moves = self._transfer.pairs(work.transfers)
         copies = [torch.tensor(work.block_copies, dtype=torch.int64)] if work.block_copies else []
         words = [] if unseen is None or unseen.words is None else [unseen.words]
-        lent = iter(device.lend([*tensors, *moves, *copies, *words]))
+        try:
+            lent = iter(device.lend([*tensors, *moves, *copies, *words]))
+        except Exception as error:  # memory is short: this step's end, not the engine's
+            return device.order(partial(self._fail, error))
         return device.order(
             partial(
                 self._work,
@@ -129,6 +132,10 @@ class Runner:
                 next(lent) if words else None,
             )
         )
+
+    def _fail(self, error: Exception) -> StepOutput:
+        with self._ranks.together():
+            raise error
 
     def _work(
         self,

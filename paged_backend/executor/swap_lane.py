@@ -26,7 +26,7 @@ class SwapLane:
 
     So a step waits only for blocks that it has loaded itself, and its loads begin while the step before is computed;
     what leaves the pool may be overwritten by the very step that it leaves in. What loads a slot comes after what
-    stores to it, in the same step or an earlier one. A device that does not overlap moves them at once, without staging.
+    stores to it, in the same step or an earlier one. A device that does not overlap moves them at once.
     """
 
     def __init__(self, blocks: Tensor, slots: Tensor, kernels: Kernels, device: Device) -> None:

@@ -1,1 +1,1 @@
-"""A GPU that is not there: code for the device cuda runs late, in the order that streams and events give, on the CPU."""
+"""A GPU that is not there: what is done on the device cuda is done late, in the order of streams and events."""

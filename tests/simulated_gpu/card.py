@@ -220,9 +220,12 @@ class Card:
         for stream in list(self.streams):
             self.finish(self.new_event(stream))
 
-    def take(self, num_bytes: int) -> None:
+    def check_room(self, num_bytes: int) -> None:
         if self.live_bytes + num_bytes > self.total_bytes:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {num_bytes} bytes.\nMore words.")
+
+    def take(self, num_bytes: int) -> None:
+        self.check_room(num_bytes)
         self.live_bytes += num_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 

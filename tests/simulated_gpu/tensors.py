@@ -232,6 +232,7 @@ def computed(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def empty(like: Tensor) -> CardTensor:
+    card().check_room(like.untyped_storage().nbytes())
     made = on_card(torch.empty_strided(like.shape, like.stride(), dtype=like.dtype))
     target = made.held
     card().order(lambda: fill_with_garbage(target))
@@ -311,7 +312,7 @@ def specialization(kernel: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any,
 
     def kind_of(name: str, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.dtype, value.data_ptr() % 16 == 0 and name not in anywhere
+            return value.dtype, value.data_ptr() % 16 == 0 and name not in (*anywhere, *general)
         if name in constants or name not in kernel.arg_names or not isinstance(value, (int, float)):
             return value
         if isinstance(value, float) or name in general:
