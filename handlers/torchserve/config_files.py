@@ -102,12 +102,12 @@ def model_config(deployment: Deployment) -> dict[str, Any]:
 
 
 _DEVICES = {"deviceType": "cpu"}
-"""TorchServe does nothing about GPUs, so that the worker sees all that TorchServe itself does, and takes the first, or as
-many as tensor_parallel_size says: it starts the other ranks itself.
+"""TorchServe does nothing about GPUs, so that the worker sees all that TorchServe itself does, and takes the first, or
+as many as tensor_parallel_size says: it starts the other ranks itself.
 
-`parallelLevel: N`, which would show it N of them, has the front end connect to N workers. Where parallelType is "custom"
-it starts one, and fails for ever without a word of why (0.12.0, seen with continuousBatching); with the other types
-torchrun starts N, and each would load the whole model and answer requests.
+`parallelLevel: N`, which would show it N of them, has the front end connect to N workers. Where parallelType is
+"custom" it starts one, and fails for ever without a word of why (0.12.0, seen with continuousBatching); with the other
+types torchrun starts N, and each would load the whole model and answer requests.
 """
 
 

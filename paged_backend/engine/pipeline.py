@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -81,7 +82,8 @@ class StepPipeline:
     def close(self) -> None:
         """Waits for what is in flight; nobody wants it any more."""
         if self._ahead is not None:
-            _result_of(self._ahead[1].result)
+            with contextlib.suppress(EngineUnavailableError):  # why is known
+                _result_of(self._ahead[1].result)
             self._ahead = None
 
     def _plan(self) -> StepPlan:

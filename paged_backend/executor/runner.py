@@ -66,7 +66,8 @@ class Runner:
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
         batch = build_batch(tasks) if tasks and device.overlaps and can_be_unseen(plan) else None
         built = self._inputs.build(plan) if plan.sequences else None
-        work = StepWork(plan.transfers, plan.block_copies, None if built is None else built.inputs)
+        inputs, sources = (None, None) if built is None else (built.inputs, built.sources)
+        work = StepWork(plan.transfers, plan.block_copies, inputs, sources)
         self._ranks.begin(work)
         output = self._order(work, built, batch)
 
@@ -82,7 +83,7 @@ class Runner:
 
     def follow(self, work: StepWork) -> None:
         """Another rank than the first: what that one does in `launch`, without the draws."""
-        built = None if work.inputs is None else BuiltInputs(work.inputs, None)
+        built = None if work.inputs is None else BuiltInputs(work.inputs, work.sources)
         self._order(work, built, None).result()
 
     def _order(self, work: StepWork, built: BuiltInputs | None, batch: SamplingBatch | None) -> Ordered[StepOutput]:
@@ -116,7 +117,10 @@ class Runner:
             self._kernels.copy_blocks(self._storage.blocks, copies)
         if built is None:
             return StepOutput(None, None, (begin, moved, mark()))
-        logits = self._step(built.with_tokens(drawn))
+        inputs = built.with_tokens(drawn)
+        if built.sources is not None:
+            inputs = dataclasses.replace(inputs, token_ids=self._ranks.from_first(inputs.token_ids))
+        logits = self._step(inputs)
         if batch is None:
             return StepOutput(logits, None, (begin, moved, mark()))
         samples = launch_draws(self._kernels, logits, batch)

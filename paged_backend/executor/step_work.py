@@ -20,11 +20,13 @@ class StepWork:
     Attributes:
         transfers, block_copies: as in `StepPlan`; block ids are the same in every rank.
         inputs: on the CPU; None where nothing is computed.
+        sources: as in `BuiltInputs`; tokens that the step before draws are known to the first rank alone.
     """
 
     transfers: Transfers
     block_copies: tuple[tuple[int, int], ...]
     inputs: StepInputs | None
+    sources: torch.Tensor | None = None
 
     def to_bytes(self) -> bytes:
         """For `from_bytes`."""
@@ -35,12 +37,13 @@ class StepWork:
                 name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in values.items()
             }
         moves = self.transfers.swap_outs, self.transfers.swap_ins
-        return pickle.dumps((moves, self.block_copies, arrays), pickle.HIGHEST_PROTOCOL)
+        sources = None if self.sources is None else self.sources.numpy()
+        return pickle.dumps((moves, self.block_copies, arrays, sources), pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> StepWork:
         """Of data that this program's own first rank has sent."""
-        moves, block_copies, arrays = pickle.loads(data)
+        moves, block_copies, arrays, sources = pickle.loads(data)
         inputs = None
         if arrays is not None:
             values: dict[str, Any] = {
@@ -48,4 +51,5 @@ class StepWork:
                 for name, value in arrays.items()
             }
             inputs = StepInputs(**values)
-        return cls(Transfers(swap_outs=moves[0], swap_ins=moves[1]), block_copies, inputs)
+        transfers = Transfers(swap_outs=moves[0], swap_ins=moves[1])
+        return cls(transfers, block_copies, inputs, None if sources is None else torch.from_numpy(sources))
