@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
+import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from paged_backend.child_process import spawn
 from paged_backend.config import EngineConfig
@@ -56,10 +58,10 @@ class Leader(Ranks):
         self.shard = shard_of(self._exchange)
         self._lock = threading.Lock()
         self._lost: str | None = None
-        self._on_lost: Callable[[], None] | None = None
+        self._on_lost: Callable[[str], None] | None = None
         self._closing = False
         self._is_ready = False
-        self._meetings = tempfile.mkdtemp(prefix="paged-backend-ranks-")  # for this user alone
+        self._meeting = _Meeting()
         self._children = [_Child(rank, self._note_end) for rank in range(1, size)]
         for child in self._children:
             child.start()
@@ -77,11 +79,10 @@ class Leader(Ranks):
         """See `Ranks`."""
         for child in self._children:
             self._receive(child)
-        meeting = Path(self._meetings, "store")
         for child in self._children:
-            self._send(child, meeting)
+            self._send(child, self._meeting.path)
         with self.together():
-            self._exchange.connect(meeting, device)
+            self._exchange.connect(self._meeting.path, device)
 
     def wait_ready(self) -> None:
         """See `Ranks`."""
@@ -96,7 +97,11 @@ class Leader(Ranks):
             try:
                 child.connection.send_bytes(data)
             except OSError:
-                raise self._failed(child) from None
+                raise EngineUnavailableError(self._lose(self._how_ended(child))) from None
+
+    def take_from_first(self, x: Tensor) -> None:
+        """See `Ranks`."""
+        self._exchange.gathered(x)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -115,13 +120,13 @@ class Leader(Ranks):
             reason = self._lose(f"Rank 0 of {self.shard.size} failed ({type(error).__name__}).", error)
             raise EngineUnavailableError(reason) from error
 
-    def on_lost(self, call: Callable[[], None]) -> None:
-        """Has this called, from any thread, when a rank is lost."""
+    def on_lost(self, call: Callable[[str], None]) -> None:
+        """See `Ranks`."""
         with self._lock:
             self._on_lost = call
-            is_late = self._lost is not None
-        if is_late:
-            call()
+            lost = self._lost
+        if lost is not None:
+            call(lost)
 
     def close(self) -> None:
         """See `Ranks`."""
@@ -134,7 +139,7 @@ class Leader(Ranks):
         for child in self._children:
             child.wait()
         self._exchange.abort()
-        shutil.rmtree(self._meetings, ignore_errors=True)
+        self._meeting.close()
 
     def _send(self, child: _Child, message: object) -> None:
         try:
@@ -158,14 +163,16 @@ class Leader(Ranks):
 
     def _failed(self, child: _Child) -> EngineUnavailableError:
         return EngineUnavailableError(
-            f"Rank {child.rank} of {self.shard.size} ended{child.how()}. After SIGKILL, look whether the machine has "
-            "memory enough."
+            f"{self._how_ended(child)} After SIGKILL, look whether the machine has memory enough."
         )
+
+    def _how_ended(self, child: _Child) -> str:
+        return f"Rank {child.rank} of {self.shard.size} ended{child.how()}."
 
     def _note_end(self, child: _Child) -> None:
         """A child's thread: its process is over."""
         if not self._closing:
-            self._lose(f"Rank {child.rank} of {self.shard.size} ended{child.how()}.")
+            self._lose(self._how_ended(child))
 
     def _lose(self, reason: str, error: Exception | None = None) -> str:
         """Notes that there is no model any more; the first reason stays."""
@@ -177,8 +184,29 @@ class Leader(Ranks):
         logger.error("%s The engine ends.", reason, exc_info=error)
         self._exchange.abort()  # a peer may wait for what never comes
         if call is not None:
-            call()
+            call(reason)
         return reason
+
+
+class _Meeting:
+    """A file by which the ranks find each other. Nobody else can reach it, and on Linux it is gone when this process
+    is, whatever ends that.
+
+    Attributes:
+        path: for all ranks.
+        close: ends it.
+    """
+
+    path: Path
+    close: Callable[[], None]
+
+    def __init__(self) -> None:
+        if sys.platform == "linux":
+            file = os.fdopen(os.memfd_create("paged-backend-ranks"))
+            self.path, self.close = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"), file.close
+        else:
+            folder = tempfile.TemporaryDirectory(prefix="paged-backend-ranks-")
+            self.path, self.close = Path(folder.name, "store"), folder.cleanup
 
 
 class _Child:

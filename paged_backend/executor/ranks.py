@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from paged_backend.executor.collectives import JoinOverRanks, RankExchange, SumOverRanks
 from paged_backend.executor.step_work import StepWork
@@ -37,13 +38,16 @@ class Ranks:
     def begin(self, work: StepWork) -> None:
         """Has the others do a step, which this rank is about to do too."""
 
+    def take_from_first(self, x: Tensor) -> None:
+        """In the middle of a step, gives a tensor of every rank the content that the first rank's has."""
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Around the part of a step that every rank does."""
         yield
 
-    def on_lost(self, call: Callable[[], None]) -> None:
-        """Has this called, from any thread, when one of the others is lost."""
+    def on_lost(self, call: Callable[[str], None]) -> None:
+        """Has this called, from any thread, with the reason, when one of the others is lost."""
 
     def close(self) -> None:
         """Ends the others."""
@@ -76,6 +80,10 @@ class Follower(Ranks):
     def wait_ready(self) -> None:
         """See `Ranks`."""
         self._connection.send(None)
+
+    def take_from_first(self, x: Tensor) -> None:
+        """See `Ranks`."""
+        x.copy_(self._exchange.gathered(x)[0])
 
     def works(self) -> Iterator[StepWork]:
         """The steps to do, until the first rank is gone or wants no more."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from paged_backend.kernels.interface import StepInputs
+from paged_backend.executor.batch import BuiltInputs
 from paged_backend.kv.host_tier import Transfers
 
 
@@ -24,13 +24,13 @@ class StepWork:
 
     transfers: Transfers
     block_copies: tuple[tuple[int, int], ...]
-    inputs: StepInputs | None
+    inputs: BuiltInputs | None
 
     def to_bytes(self) -> bytes:
         """For `from_bytes`."""
         arrays: dict[str, Any] | None = None
         if self.inputs is not None:
-            values = {field.name: getattr(self.inputs, field.name) for field in dataclasses.fields(StepInputs)}
+            values = {field.name: getattr(self.inputs, field.name) for field in dataclasses.fields(BuiltInputs)}
             arrays = {
                 name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in values.items()
             }
@@ -47,5 +47,5 @@ class StepWork:
                 name: value if value is None or isinstance(value, int) else torch.from_numpy(value)
                 for name, value in arrays.items()
             }
-            inputs = StepInputs(**values)
+            inputs = BuiltInputs(**values)
         return cls(Transfers(swap_outs=moves[0], swap_ins=moves[1]), block_copies, inputs)
