@@ -25,6 +25,19 @@ class Ranks:
 
     shard: Shard = WHOLE
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Around all that comes before the first step; ends the others where it fails.
+
+        Raises:
+            Exception: what failed; where this rank only waited for another one, what kept that one from loading.
+        """
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def connect(self, device: torch.device) -> None:
         """Waits until every rank has its part of the model; from then on they exchange tensors."""
 
