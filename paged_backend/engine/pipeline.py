@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from paged_backend.errors import EngineUnavailableError
@@ -82,7 +82,7 @@ class StepPipeline:
     def close(self) -> None:
         """Waits for what is in flight; nobody wants it any more."""
         if self._ahead is not None:
-            with contextlib.suppress(EngineUnavailableError):  # why is known
+            with suppress(EngineUnavailableError):
                 _result_of(self._ahead[1].result)
             self._ahead = None
 

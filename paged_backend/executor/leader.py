@@ -113,9 +113,9 @@ class Leader(Ranks):
             except OSError:
                 raise EngineUnavailableError(self._lose(self._how_ended(child))) from None
 
-    def from_first(self, x: Tensor) -> Tensor:
+    def share(self, x: Tensor) -> None:
         """See `Ranks`."""
-        return self._exchange.gathered(x)[0]
+        self._exchange.gathered(x)
 
     @contextmanager
     def together(self) -> Iterator[None]:

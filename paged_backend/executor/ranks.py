@@ -51,9 +51,8 @@ class Ranks:
     def begin(self, work: StepWork) -> None:
         """Has the others do a step, which this rank is about to do too."""
 
-    def from_first(self, x: Tensor) -> Tensor:
-        """In the middle of a step, the first rank's tensor; all give one of the same shape, whatever is in it."""
-        return x
+    def share(self, x: Tensor) -> None:
+        """In the middle of a step, makes every rank's tensor what the first one's is."""
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -95,9 +94,9 @@ class Follower(Ranks):
         """See `Ranks`."""
         self._connection.send(None)
 
-    def from_first(self, x: Tensor) -> Tensor:
+    def share(self, x: Tensor) -> None:
         """See `Ranks`."""
-        return self._exchange.gathered(x)[0]
+        x.copy_(self._exchange.gathered(x)[0])
 
     def works(self) -> Iterator[StepWork]:
         """The steps to do, until the first rank is gone or wants no more."""

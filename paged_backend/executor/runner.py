@@ -15,7 +15,7 @@ from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.executor.pending import LaunchedStep, StepOutput
 from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.step_work import StepWork
-from paged_backend.kernels.interface import Kernels, StepInputs
+from paged_backend.kernels.interface import Kernels
 from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kv.host_tier import Transfers
 from paged_backend.sampling.description import score
@@ -35,7 +35,8 @@ class Runner:
 
     def __init__(
         self,
-        step: Callable[[StepInputs], Tensor],
+        step: Callable[[BuiltInputs], Tensor],
+        drawn: Tensor,
         storage: KVStorage,
         kernels: Kernels,
         block_size: int,
@@ -48,7 +49,8 @@ class Runner:
     ) -> None:
         """
         Args:
-            step: from inputs to logits, on the storage; see `Kernels.compile`.
+            step: from inputs on the device to logits, on the storage.
+            drawn: int64 [N], where it finds the tokens of the step before; N: as many as a step draws at most.
         """
         self._step = step
         self._storage = storage
@@ -58,7 +60,7 @@ class Runner:
         self._masks = masks
         self._device = device
         self._ranks = ranks
-        self._drawn: Tensor | None = None  # by the last step that was computed; the device's alone
+        self._drawn = drawn
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Has blocks moved and copied, every sequence's tokens computed, and drawn where the plan asks for it."""
@@ -66,10 +68,9 @@ class Runner:
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
         batch = build_batch(tasks) if tasks and device.overlaps and can_be_unseen(plan) else None
         built = self._inputs.build(plan) if plan.sequences else None
-        inputs, sources = (None, None) if built is None else (built.inputs, built.sources)
-        work = StepWork(plan.transfers, plan.block_copies, inputs, sources)
+        work = StepWork(plan.transfers, plan.block_copies, built)
         self._ranks.begin(work)
-        output = self._order(work, built, batch)
+        output = self._order(work, batch)
 
         def draw(logits: Tensor) -> StepResult:
             with torch.inference_mode():
@@ -83,16 +84,15 @@ class Runner:
 
     def follow(self, work: StepWork) -> None:
         """Another rank than the first: what that one does in `launch`, without the draws."""
-        built = None if work.inputs is None else BuiltInputs(work.inputs, work.sources)
-        self._order(work, built, None).result()
+        self._order(work, None).result()
 
-    def _order(self, work: StepWork, built: BuiltInputs | None, batch: SamplingBatch | None) -> Ordered[StepOutput]:
-        device = self._device
-        lent = None if built is None else built.lent(device.lend)
-        copies = None
-        if work.block_copies:
-            copies = device.lend(torch.tensor(work.block_copies, dtype=torch.int64))
-        return device.order(lambda: self._work(work.transfers, copies, lent, batch))
+    def _order(self, work: StepWork, batch: SamplingBatch | None) -> Ordered[StepOutput]:
+        device, built = self._device, work.built
+        tensors = () if built is None else built.tensors
+        copies = [torch.tensor(work.block_copies, dtype=torch.int64)] if work.block_copies else []
+        lent = device.lend([*tensors, *copies])
+        on_device = None if built is None else built.with_tensors(lent[: len(tensors)])
+        return device.order(lambda: self._work(work.transfers, lent[-1] if copies else None, on_device, batch))
 
     def _work(
         self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
@@ -105,7 +105,6 @@ class Runner:
         self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
     ) -> StepOutput:
         mark = _no_time if self._transfer is None else self._device.mark
-        drawn, self._drawn = self._drawn, None
         if self._transfer is not None:
             self._transfer.save(transfers.saves)
         begin = mark()
@@ -117,14 +116,13 @@ class Runner:
             self._kernels.copy_blocks(self._storage.blocks, copies)
         if built is None:
             return StepOutput(None, None, (begin, moved, mark()))
-        inputs = built.with_tokens(drawn)
-        if built.sources is not None:
-            inputs = dataclasses.replace(inputs, token_ids=self._ranks.from_first(inputs.token_ids))
-        logits = self._step(inputs)
+        if built.has_unknown:
+            self._ranks.share(self._drawn)
+        logits = self._step(built)
         if batch is None:
             return StepOutput(logits, None, (begin, moved, mark()))
         samples = launch_draws(self._kernels, logits, batch)
-        self._drawn = samples.token_ids
+        self._drawn[: len(batch.seeds)] = samples.token_ids
         return StepOutput(logits, samples, (begin, moved, mark()))
 
 

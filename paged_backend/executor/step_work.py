@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from paged_backend.kernels.interface import StepInputs
+from paged_backend.executor.batch import BuiltInputs
 from paged_backend.kv.host_tier import Transfers
 
 
@@ -19,37 +19,33 @@ class StepWork:
 
     Attributes:
         transfers, block_copies: as in `StepPlan`; block ids are the same in every rank.
-        inputs: on the CPU; None where nothing is computed.
-        sources: as in `BuiltInputs`; tokens that the step before draws are known to the first rank alone.
+        built: its inputs, on the CPU; None where nothing is computed.
     """
 
     transfers: Transfers
     block_copies: tuple[tuple[int, int], ...]
-    inputs: StepInputs | None
-    sources: torch.Tensor | None = None
+    built: BuiltInputs | None
 
     def to_bytes(self) -> bytes:
         """For `from_bytes`."""
         arrays: dict[str, Any] | None = None
-        if self.inputs is not None:
-            values = {field.name: getattr(self.inputs, field.name) for field in dataclasses.fields(StepInputs)}
+        if self.built is not None:
+            values = {field.name: getattr(self.built, field.name) for field in dataclasses.fields(BuiltInputs)}
             arrays = {
                 name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in values.items()
             }
         moves = self.transfers.swap_outs, self.transfers.swap_ins
-        sources = None if self.sources is None else self.sources.numpy()
-        return pickle.dumps((moves, self.block_copies, arrays, sources), pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps((moves, self.block_copies, arrays), pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> StepWork:
         """Of data that this program's own first rank has sent."""
-        moves, block_copies, arrays, sources = pickle.loads(data)
-        inputs = None
+        moves, block_copies, arrays = pickle.loads(data)
+        built = None
         if arrays is not None:
             values: dict[str, Any] = {
                 name: value if value is None or isinstance(value, int) else torch.from_numpy(value)
                 for name, value in arrays.items()
             }
-            inputs = StepInputs(**values)
-        transfers = Transfers(swap_outs=moves[0], swap_ins=moves[1])
-        return cls(transfers, block_copies, inputs, None if sources is None else torch.from_numpy(sources))
+            built = BuiltInputs(**values)
+        return cls(Transfers(swap_outs=moves[0], swap_ins=moves[1]), block_copies, built)

@@ -124,7 +124,7 @@ def test_a_request_alone_has_the_bits_that_it_has_among_others(
 ) -> None:
     ranks = engines[2]._client._engine.core._executor._ranks  # type: ignore[union-attr]
     shared: list[torch.Tensor] = []
-    monkeypatch.setattr(ranks, "from_first", lambda x: shared.append(Leader.from_first(ranks, x)) or shared[-1])
+    monkeypatch.setattr(ranks, "share", lambda x: (shared.append(x), Leader.share(ranks, x)))
     params = SamplingParams(**GREEDY, logprobs=1)
     together = engines[2].generate(PROMPTS, params, use_tqdm=False)
     for prompt, output in zip(PROMPTS[:2], together[:2], strict=True):

@@ -81,20 +81,21 @@ def test_no_operation_of_a_decode_asks_for_a_value() -> None:
     def step(inputs: StepInputs) -> Tensor:
         return (inputs.token_ids + inputs.positions)[:, None] * torch.ones(5)
 
-    graphed = GraphedStep(step, CpuDevice(), (2, 8), num_groups=2, max_blocks=5, scratch=scratch, shows_progress=False)
-    inputs = StepInputs(
-        token_ids=torch.full((size,), NOT_YET_DRAWN),
-        positions=torch.arange(size),
-        slot_mapping=torch.arange(2 * size),
+    drawn = torch.arange(10, 18)
+    graphed = GraphedStep(
+        step, CpuDevice(), drawn, (2, 8), num_groups=2, max_blocks=5, scratch=scratch, shows_progress=False
+    )
+    positions = torch.arange(size)
+    built = BuiltInputs(
+        columns=torch.stack([torch.full((size,), NOT_YET_DRAWN), positions, positions.flip(0), positions, positions]),
         block_tables=torch.zeros(2 * size, width, dtype=torch.int32),
         query_start=torch.arange(size + 1, dtype=torch.int32),
         context_lens=torch.arange(1, size + 1, dtype=torch.int32),
         logits_rows=None,
         max_query_len=1,
+        has_unknown=True,
     )
-    built = BuiltInputs(inputs, torch.arange(size).flip(0))
-    drawn = torch.arange(10, 10 + size)
     with Counting() as seen:
-        logits = graphed(built.with_tokens(drawn))
+        logits = graphed(built)
     assert seen.waits == [] and seen.count > 10
     assert logits[:, 0].tolist() == [15 + 0, 14 + 1, 13 + 2, 12 + 3, 11 + 4, 10 + 5]

@@ -82,7 +82,7 @@ def _penalise(own, counts, token_ids, begin, end, repetition, frequency, presenc
         tl.store(own + tokens, tl.where(number > 0.0, penalised, values), mask=is_ours)
 
 
-@triton.jit(do_not_specialize=["num_changed", "num_words"])
+@triton.jit(do_not_specialize=["num_changed", "num_words", "token_ids"])
 def change_kernel(
     logits,
     row_stride,

@@ -106,7 +106,7 @@ class Passes:
         self._num_blocks = num_blocks_of(self._vocab_size)
         # One row has no stride to speak of.
         stride = logits.stride(0) if logits.shape[0] > 1 else self._vocab_size
-        copies = logits if changed is None else changed
+        copies = scratch.peaks if changed is None else changed  # where there are none, nobody looks for them
         self._rows = (logits, stride, copies, self._vocab_size, jobs, jobs.shape[1])
         self._padded = max(2, triton.next_power_of_2(self._num_blocks))
 
