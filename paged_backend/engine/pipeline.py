@@ -82,7 +82,7 @@ class StepPipeline:
     def close(self) -> None:
         """Waits for what is in flight; nobody wants it any more."""
         if self._ahead is not None:
-            with suppress(EngineUnavailableError):  # why is known
+            with suppress(EngineUnavailableError):
                 _result_of(self._ahead[1].result)
             self._ahead = None
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 _SCATTERED_ROWS = 256
-"""From so many rows of a step on, each rank adds up some of them for all: that moves less than everybody's rows."""
+"""From so many rows of a step on, each of three ranks or more adds up some of them for all: that moves less than
+everybody's rows. Of two ranks it would move as much, in two exchanges."""
 
 _TIMEOUT = datetime.timedelta(minutes=10)
 """What a peer may take to come to an exchange. One that has died is noticed by other means."""
@@ -39,13 +40,14 @@ class RankExchange:
         distributed: Any = _distributed
         c10d = distributed.distributed_c10d
         self._in_order = c10d.AllgatherOptions(), c10d.AllToAllOptions()
-        for options in self._in_order:
-            options.asyncOp = False  # on the current stream, with nothing to wait for on another
+        for exchange in self._in_order:
+            exchange.asyncOp = False  # on the current stream, with nothing to wait for on another
         store = distributed.FileStore(str(meeting), self.size)
         if device.type == "cuda":
             options = distributed.ProcessGroupNCCL.Options()
             options._timeout = _TIMEOUT
             self._group = distributed.ProcessGroupNCCL(store, self.rank, self.size, options)
+            self._group.eager_connect_single_device(device)  # not in the middle of the first step
             return
         # The machine's own name, where gloo would listen otherwise, is the network's too.
         settings = distributed.ProcessGroupGloo._Options()
@@ -90,10 +92,9 @@ class SumOverRanks:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Collective`. Both ways give the same bits."""
-        num_rows = x.shape[0]
-        if num_rows < _SCATTERED_ROWS:
+        num_rows, size = x.shape[0], self._exchange.size
+        if num_rows < _SCATTERED_ROWS or size == 2:
             return _sum(self._exchange.gathered(x))
-        size = self._exchange.size
         part = -(-num_rows // size)
         padded = x.new_zeros(size, part, x.shape[1])
         padded.view(-1, x.shape[1])[:num_rows] = x

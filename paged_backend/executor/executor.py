@@ -63,11 +63,8 @@ class Executor:
             EngineUnavailableError: another rank ended while it was loading.
         """
         self._ranks = start_ranks(config) if ranks is None else ranks
-        try:
+        with self._ranks.loading():
             self._load(config)
-        except BaseException:
-            self._ranks.close()
-            raise
 
     def _load(self, config: EngineConfig) -> None:
         shard = self._ranks.shard

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from paged_backend.child_process import spawn
 from paged_backend.config import EngineConfig
-from paged_backend.errors import EngineUnavailableError
+from paged_backend.errors import EngineUnavailableError, PagedBackendError
 from paged_backend.executor.collectives import RankExchange
 from paged_backend.executor.ranks import Ranks, shard_of
 from paged_backend.executor.step_work import StepWork
@@ -68,6 +68,20 @@ class Leader(Ranks):
         for child in self._children:
             self._send(child, config.to_args())
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """See `Ranks`."""
+        with super().loading():
+            try:
+                yield
+            except PagedBackendError:
+                raise
+            except Exception as error:  # maybe in an exchange to which a rank did not come
+                for refusal in [child.refusal() for child in self._children]:
+                    if refusal is not None:
+                        raise refusal from error
+                raise
+
     def agree(self, num_blocks: int) -> int:
         """See `Ranks`."""
         agreed: int = min(num_blocks, *(self._receive(child) for child in self._children))
@@ -99,7 +113,7 @@ class Leader(Ranks):
             except OSError:
                 raise EngineUnavailableError(self._lose(self._how_ended(child))) from None
 
-    def take_from_first(self, x: Tensor) -> None:
+    def share(self, x: Tensor) -> None:
         """See `Ranks`."""
         self._exchange.gathered(x)
 
@@ -233,6 +247,14 @@ class _Child:
         """Tells it that there is nothing more to do."""
         with contextlib.suppress(OSError):
             self.connection.send_bytes(b"")
+
+    def refusal(self) -> Exception | None:
+        """What it has said last, if that is why it cannot load."""
+        message: object = None
+        with contextlib.suppress(EOFError, OSError):
+            while self.connection.poll(_NOTICE_TIMEOUT_S):
+                message = self.connection.recv()
+        return message if isinstance(message, Exception) else None
 
     def kill(self) -> None:
         """Ends it at once."""

@@ -25,6 +25,19 @@ class Ranks:
 
     shard: Shard = WHOLE
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Around all that comes before the first step; ends the others where it fails.
+
+        Raises:
+            Exception: what failed; where this rank only waited for another one, what kept that one from loading.
+        """
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def connect(self, device: torch.device) -> None:
         """Waits until every rank has its part of the model; from then on they exchange tensors."""
 
@@ -38,8 +51,8 @@ class Ranks:
     def begin(self, work: StepWork) -> None:
         """Has the others do a step, which this rank is about to do too."""
 
-    def take_from_first(self, x: Tensor) -> None:
-        """In the middle of a step, gives a tensor of every rank the content that the first rank's has."""
+    def share(self, x: Tensor) -> None:
+        """In the middle of a step, makes every rank's tensor what the first one's is."""
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -81,7 +94,7 @@ class Follower(Ranks):
         """See `Ranks`."""
         self._connection.send(None)
 
-    def take_from_first(self, x: Tensor) -> None:
+    def share(self, x: Tensor) -> None:
         """See `Ranks`."""
         x.copy_(self._exchange.gathered(x)[0])
 

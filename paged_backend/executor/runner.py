@@ -87,7 +87,7 @@ class Runner:
         self._order(work, None).result()
 
     def _order(self, work: StepWork, batch: SamplingBatch | None) -> Ordered[StepOutput]:
-        device, built = self._device, work.inputs
+        device, built = self._device, work.built
         tensors = () if built is None else built.tensors
         copies = [torch.tensor(work.block_copies, dtype=torch.int64)] if work.block_copies else []
         lent = device.lend([*tensors, *copies])
@@ -117,7 +117,7 @@ class Runner:
         if built is None:
             return StepOutput(None, None, (begin, moved, mark()))
         if built.has_unknown:
-            self._ranks.take_from_first(self._drawn)
+            self._ranks.share(self._drawn)
         logits = self._step(built)
         if batch is None:
             return StepOutput(logits, None, (begin, moved, mark()))

@@ -19,7 +19,7 @@ import torch
 from paged_backend import LLM, SamplingParams
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
-from paged_backend.errors import ConfigError, EngineUnavailableError
+from paged_backend.errors import ConfigError, EngineUnavailableError, ModelLoadError
 from paged_backend.executor.leader import Leader
 from paged_backend.outputs import RequestOutput
 from tests.tiny_models import make_tiny_model
@@ -124,7 +124,7 @@ def test_a_request_alone_has_the_bits_that_it_has_among_others(
 ) -> None:
     ranks = engines[2]._client._engine.core._executor._ranks  # type: ignore[union-attr]
     shared: list[torch.Tensor] = []
-    monkeypatch.setattr(ranks, "take_from_first", lambda x: (shared.append(x), Leader.take_from_first(ranks, x)))
+    monkeypatch.setattr(ranks, "share", lambda x: (shared.append(x), Leader.share(ranks, x)))
     params = SamplingParams(**GREEDY, logprobs=1)
     together = engines[2].generate(PROMPTS, params, use_tqdm=False)
     for prompt, output in zip(PROMPTS[:2], together[:2], strict=True):
@@ -209,6 +209,14 @@ def test_a_rank_that_dies_while_it_loads_is_told_of(folder: Path) -> None:
             leader.agree(3)
     finally:
         leader.close()
+
+
+def test_what_keeps_another_rank_from_loading_is_told(tmp_path: Path) -> None:
+    leader = Leader(EngineConfig.from_args(engine_args(tmp_path, 2)))
+    with pytest.raises(ModelLoadError, match=r"config\.json"), leader.loading():
+        leader._children[0].join(60)
+        raise RuntimeError("nobody came to the exchange")
+    assert not rank_pids()
 
 
 def test_what_the_first_rank_refuses_leaves_no_other(folder: Path) -> None:
