@@ -20,7 +20,7 @@ from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kv.host_tier import Transfers
 from paged_backend.sampling.description import score
 from paged_backend.sampling.sampler import build_batch, sample
-from paged_backend.sampling.unseen import can_be_unseen, launch_draws
+from paged_backend.sampling.unseen import launch_draws
 from paged_backend.scheduler.plan import StepPlan, StepResult
 from paged_backend.structured.token_masks import TokenMasks
 
@@ -64,7 +64,7 @@ class Runner:
         """Has blocks moved and copied, every sequence's tokens computed, and drawn where the plan asks for it."""
         device, kernels = self._device, self._kernels
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
-        batch = build_batch(tasks) if tasks and device.overlaps and can_be_unseen(plan) else None
+        batch = build_batch(tasks) if tasks and device.overlaps and plan.draws_unseen else None
         built = self._inputs.build(plan) if plan.sequences else None
         work = StepWork(plan.transfers, plan.block_copies, None if built is None else built.inputs)
         self._ranks.begin(work)

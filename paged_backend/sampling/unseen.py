@@ -13,17 +13,11 @@ from paged_backend.errors import KernelError
 from paged_backend.kernels.interface import Kernels
 from paged_backend.kernels.sampling_batch import LaunchedSamples, ReadSamples, SampledBatch, SamplingBatch
 from paged_backend.sampling.sampler import described_tokens
-from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, StepPlan, StepResult
+from paged_backend.scheduler.plan import NOT_DRAWN, SamplingTask, StepResult
 
 logger = logging.getLogger(__name__)
 
 _COLUMNS = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs")
-
-
-def can_be_unseen(plan: StepPlan) -> bool:
-    """Whether all that a plan draws can be drawn so: no task needs the host, and each gives one token."""
-    tasks = [line.sampling for line in plan.sequences]
-    return not plan.scoring and all(task is None or not (task.needs_host or len(task.seeds) != 1) for task in tasks)
 
 
 def launch_draws(kernels: Kernels, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:

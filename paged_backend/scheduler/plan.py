@@ -155,6 +155,14 @@ class StepPlan:
         if self.num_tokens < 0:
             object.__setattr__(self, "num_tokens", sum(len(sequence.token_ids) for sequence in self.sequences))
 
+    @property
+    def draws_unseen(self) -> bool:
+        """Whether whoever computes it can draw all of its tokens by itself, one for each task."""
+        if self.scoring:
+            return False
+        tasks = [line.sampling for line in self.sequences]
+        return all([task is None or (not task.needs_host and len(task.seeds) == 1) for task in tasks])
+
 
 @dataclass(slots=True)
 class SampledToken:

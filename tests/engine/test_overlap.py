@@ -190,6 +190,32 @@ def test_aborts_end_once_and_touch_nobody(seed: int) -> None:
                 assert whole.token_ids[: len(part.token_ids)] == part.token_ids
 
 
+@pytest.mark.parametrize("steps", range(3))
+@pytest.mark.parametrize("kind", [{"use_beam_search": True, "n": 2}, {"n": 3, "temperature": 1.0, "seed": 1}])
+def test_who_leaves_after_being_planned_leaves_its_step_to_the_host(kind: dict[str, Any], steps: int) -> None:
+    """A step that was launched to be drawn by the host draws nothing on the device, also when its reason is gone."""
+    found = []
+    for overlaps in (False, True):
+        core = new_core(MODEL, async_scheduling=overlaps, device="cpu", max_num_seqs=6, max_model_len=192)
+        collector = Collector(TOKENIZER)
+        stays = new_request("stays", PROMPT, SamplingParams(max_tokens=12, ignore_eos=True))
+        leaves = new_request("leaves", PROMPT[2:], SamplingParams(max_tokens=12, **kind))
+        for request in (stays, leaves):
+            collector.expect(request)
+        core.add(stays)
+        for _ in range(3):
+            collector.take(core.step())
+        core.add(leaves)
+        for _ in range(steps):
+            collector.take(core.step())
+        collector.take(core.abort(leaves.key))
+        while core.has_work():
+            collector.take(core.step())
+        core.close()
+        found.append(told(collector.outputs["stays"]))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("number", [1, 2, 5, 9])
 def test_a_step_that_fails_ends_those_that_were_in_it(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step behind it, already launched, is theirs in vain, and everybody else's as ever."""
