@@ -161,7 +161,7 @@ class StepPlan:
         if self.scoring:
             return False
         tasks = [line.sampling for line in self.sequences]
-        return all([task is None or (not task.needs_host and len(task.seeds) == 1) for task in tasks])
+        return all(task is None or (not task.needs_host and len(task.seeds) == 1) for task in tasks)
 
 
 @dataclass(slots=True)
