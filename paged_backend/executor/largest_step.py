@@ -23,7 +23,8 @@ def largest_step(max_num_seqs: int, num_tokens: int, max_model_len: int, num_gro
         length = min(num_tokens // max_num_seqs + (index < num_tokens % max_num_seqs), max_model_len)
         num_blocks = -(-length // block_size) * num_groups
         tokens = [0] * length
-        task = SamplingTask(SamplingParams(temperature=1.0, top_p=0.9), (index,), tokens, tokens)
+        params = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1)
+        task = SamplingTask(params, (index,), tokens, tokens)
         lines.append(ScheduledSequence(index, tokens, 0, range(first, first + num_blocks), task))
         first += num_blocks
     return StepPlan(tuple(lines))

@@ -16,11 +16,11 @@ from paged_backend.executor.pending import LaunchedStep, StepOutput
 from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.step_work import StepWork
 from paged_backend.kernels.interface import Kernels, StepInputs
-from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kv.host_tier import Transfers
+from paged_backend.sampling.counted_tokens import CountedTokens
 from paged_backend.sampling.description import score
-from paged_backend.sampling.sampler import build_batch, sample
-from paged_backend.sampling.unseen import launch_draws
+from paged_backend.sampling.sampler import sample
+from paged_backend.sampling.unseen import UnseenDraws, prepare_draws
 from paged_backend.scheduler.plan import StepPlan, StepResult
 from paged_backend.structured.token_masks import TokenMasks
 
@@ -43,12 +43,14 @@ class Runner:
         transfer: KVTransfer | None = None,
         *,
         masks: TokenMasks,
+        counted: CountedTokens | None,
         device: Device,
         ranks: Ranks,
     ) -> None:
         """
         Args:
             step: from inputs to logits, on the storage; see `Kernels.compile`.
+            counted: the tokens of sequences with penalties; None where the device does not overlap.
         """
         self._step = step
         self._storage = storage
@@ -56,6 +58,7 @@ class Runner:
         self._inputs = BatchInputs(block_size, num_groups)
         self._transfer = transfer
         self._masks = masks
+        self._counted = counted
         self._device = device
         self._ranks = ranks
         self._drawn: Tensor | None = None  # by the last step that was computed; the device's alone
@@ -64,11 +67,13 @@ class Runner:
         """Has blocks moved and copied, every sequence's tokens computed, and drawn where the plan asks for it."""
         device, kernels = self._device, self._kernels
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
-        batch = build_batch(tasks) if tasks and device.overlaps and plan.draws_unseen else None
+        draws = None
+        if tasks and self._counted is not None and plan.draws_unseen:
+            draws = prepare_draws(tasks, self._counted, device.lend)
         built = self._inputs.build(plan) if plan.sequences else None
         work = StepWork(plan.transfers, plan.block_copies, None if built is None else built.inputs)
         self._ranks.begin(work)
-        output = self._order(work, built, batch)
+        output = self._order(work, built, draws)
 
         def draw(logits: Tensor) -> StepResult:
             with torch.inference_mode():
@@ -85,23 +90,23 @@ class Runner:
         built = None if work.inputs is None else BuiltInputs(work.inputs, None)
         self._order(work, built, None).result()
 
-    def _order(self, work: StepWork, built: BuiltInputs | None, batch: SamplingBatch | None) -> Ordered[StepOutput]:
+    def _order(self, work: StepWork, built: BuiltInputs | None, draws: UnseenDraws | None) -> Ordered[StepOutput]:
         device = self._device
         lent = None if built is None else built.lent(device.lend)
         copies = None
         if work.block_copies:
             copies = device.lend(torch.tensor(work.block_copies, dtype=torch.int64))
-        return device.order(lambda: self._work(work.transfers, copies, lent, batch))
+        return device.order(lambda: self._work(work.transfers, copies, lent, draws))
 
     def _work(
-        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
+        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, draws: UnseenDraws | None
     ) -> StepOutput:
         """What the device does: of the plan it looks at nothing that changes."""
         with self._ranks.together():
-            return self._computed(transfers, copies, built, batch)
+            return self._computed(transfers, copies, built, draws)
 
     def _computed(
-        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
+        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, draws: UnseenDraws | None
     ) -> StepOutput:
         mark = _no_time if self._transfer is None else self._device.mark
         drawn, self._drawn = self._drawn, None
@@ -117,9 +122,9 @@ class Runner:
         if built is None:
             return StepOutput(None, None, (begin, moved, mark()))
         logits = self._step(built.with_tokens(drawn))
-        if batch is None:
+        if draws is None:
             return StepOutput(logits, None, (begin, moved, mark()))
-        samples = launch_draws(self._kernels, logits, batch)
+        samples = draws.launch(self._kernels, logits)
         self._drawn = samples.token_ids
         return StepOutput(logits, samples, (begin, moved, mark()))
 

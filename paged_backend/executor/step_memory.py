@@ -21,6 +21,7 @@ from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.interface import OPERATIONS, Kernels, StepInputs
 from paged_backend.models.loader import LoadedModel
+from paged_backend.sampling.counted_tokens import CountedTokens
 from paged_backend.structured.token_masks import TokenMasks
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,11 @@ class StepMemory:
         self._device = device
         self._ranks = ranks
         self._given_back_bytes = 0  # of the cache that the largest step was computed on
-        self._masks = TokenMasks(model.architecture.vocab_size, config.scheduler.max_num_seqs)
+        vocab_size, max_num_seqs = model.architecture.vocab_size, config.scheduler.max_num_seqs
+        self._masks = TokenMasks(vocab_size, max_num_seqs)
         with enough_memory("compute a step", "lower max_num_batched_tokens or max_num_seqs"):
+            overlaps = device.overlaps
+            self._counted = CountedTokens(max_num_seqs, vocab_size, device.torch_device) if overlaps else None
             free_bytes = device.free_bytes_after(self._compute_largest_step)
         if free_bytes is not None:
             free_bytes += self._given_back_bytes
@@ -140,6 +144,7 @@ class StepMemory:
             num_groups,
             transfer,
             masks=self._masks,
+            counted=self._counted,
             device=self._device,
             ranks=ranks,
         )

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from paged_backend.engine.core import EngineCore
 from paged_backend.engine.tokenizer import Tokenizer
@@ -36,16 +37,31 @@ PLAIN: list[dict[str, Any]] = [
     {"temperature": 0.7, "seed": 9, "logit_bias": {40: 3.0}},
     {"max_tokens": 1},
     {"temperature": 1.0, "seed": 10, "repetition_detection": {"max_pattern_size": 3, "min_count": 2}},
+    {"temperature": 0.8, "seed": 12, "presence_penalty": 0.7, "frequency_penalty": 0.3, "logprobs": 1},
+    {"repetition_penalty": 1.05, "min_tokens": 4, "logit_bias": {40: 2.0}},
+    {"temperature": 1.1, "seed": 15, "repetition_penalty": 1.3, "presence_penalty": -0.5, "top_k": 30},
+    {"allowed_token_ids": list(range(40, 400)), "temperature": 1.0, "seed": 14, "frequency_penalty": 0.2},
+    {"temperature": 0.8, "seed": 16, "bad_words_token_ids": [[40], [300], [13]]},
+    {"temperature": 0.8, "seed": 17, "logprob_token_ids": [3, 2000], "repetition_penalty": 0.9},
+    {"temperature": 0.0, "logprob_token_ids": [5], "logprobs": 3},
 ]
 """What can be drawn where the logits are."""
 
+ENDING = ("stop", "stop_token_ids", "repetition_detection", "max_tokens")
+"""What may end a request earlier than it says."""
+
+
+def softened(prompt: list[int], output: list[int], logits: Tensor) -> Tensor:
+    return logits / (1 + len(output) % 3)
+
+
 NEEDS_HOST: list[dict[str, Any]] = [
     {"temperature": 1.0, "seed": 11, "n": 3},
-    {"temperature": 0.8, "seed": 12, "presence_penalty": 0.7, "frequency_penalty": 0.3},
-    {"temperature": 0.8, "seed": 13, "bad_words": ["the", "was"]},
+    {"temperature": 1.0, "seed": 18, "n": 2, "repetition_penalty": 1.2, "frequency_penalty": 0.4},
+    {"temperature": 0.8, "seed": 13, "bad_words": ["the little", "was"], "presence_penalty": 0.5},
     {"use_beam_search": True, "n": 2, "max_tokens": 6},
     {"prompt_logprobs": 1, "max_tokens": 5},
-    {"allowed_token_ids": list(range(40, 400)), "temperature": 1.0, "seed": 14},
+    {"logits_processors": [softened], "temperature": 1.0, "seed": 19, "repetition_penalty": 1.1},
 ]
 
 
@@ -145,11 +161,13 @@ def note_launches(core: EngineCore) -> Callable[[], int]:
     return lambda: early[0]
 
 
-def test_a_plain_batch_never_waits() -> None:
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_plain_batch_never_waits(kind: dict[str, Any]) -> None:
     """Each step but the first is launched before the one before it is read."""
     core = new_core(MODEL, TOKENIZER, async_scheduling=True, device="cpu", max_num_seqs=8, max_model_len=128)
     early = note_launches(core)
-    live(core, [(PROMPT, SamplingParams(max_tokens=10 + i, ignore_eos=True)) for i in range(4)])
+    kind = {"ignore_eos": True} | {name: value for name, value in kind.items() if name not in ENDING}
+    live(core, [(PROMPT, SamplingParams(**kind, max_tokens=10 + i)) for i in range(4)])
     assert core.stats().num_steps == early() + 1
 
 

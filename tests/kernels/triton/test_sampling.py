@@ -299,7 +299,8 @@ def test_penalties_are_the_references_to_the_bit(device: torch.device) -> None:
     batch.counted, batch.token_counts = [0, 1, 2], counts
     jobs = read_jobs(logits, batch)
     assert jobs.add_copies(0) == 3
-    table = torch.frombuffer(b"".join(line.tobytes() for line in jobs.lines()), dtype=torch.int64).view(-1, 3)
+    words = bytearray().join(line.tobytes() for line in jobs.lines())
+    table = torch.frombuffer(words, dtype=torch.int64).view(-1, 3)
     changed = torch.empty(3, 4100, device=device)
     scratch = Scratch.make(3, 4100, device)
     Passes(logits.to(device), table.to(device), scratch, changed=changed, counts=counts).penalise(0)
@@ -339,6 +340,7 @@ def test_a_launch_reads_nothing(device: torch.device, monkeypatch: pytest.Monkey
         num_logprobs=[2, -1, 400, 0],
         changes={0: LogitChanges(logit_bias={3: 1.0}), 2: LogitChanges(presence_penalty=1.0, output_token_ids=[1])},
     )
+    batch.counted, batch.token_counts = [1, -1, -1, -1], TokenCounts.make(2, 600, device)
     run = Kernel.run
 
     def run_apart(*args: Any, **kwargs: Any) -> Any:
