@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paged_backend.engine.core import EngineCore
 from paged_backend.engine.tokenizer import Tokenizer
-from paged_backend.errors import RequestFailedError
+from paged_backend.errors import InvalidRequestError, RequestFailedError
 from paged_backend.executor.device import CpuDevice
 from paged_backend.executor.executor import Executor
 from paged_backend.kernels.cpu.kernels import CpuKernels
@@ -237,7 +237,10 @@ def test_who_leaves_after_being_planned_leaves_its_step_to_the_host(kind: dict[s
 @pytest.mark.parametrize("number", [1, 2, 5, 9])
 def test_a_step_that_fails_ends_those_that_were_in_it(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step behind it, already launched, is theirs in vain, and everybody else's as ever."""
-    requests = [(PROMPT * (1 + i % 2), SamplingParams(max_tokens=6, temperature=0.8, seed=i)) for i in range(6)]
+    requests = [
+        (PROMPT * (1 + i % 2), SamplingParams(max_tokens=6, temperature=0.8, seed=i, presence_penalty=0.9 * (i % 3)))
+        for i in range(6)
+    ]
     core = new_core(MODEL, TOKENIZER, async_scheduling=False, device="cpu", max_num_seqs=3, max_model_len=192)
     alone, _ = live(core, requests)
     core.close()
@@ -264,18 +267,19 @@ def test_a_step_that_fails_ends_those_that_were_in_it(number: int, monkeypatch: 
         assert told(outputs[name]) == told(alone[name])
 
 
-def test_logits_that_are_no_numbers_end_their_request(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [{}, {"frequency_penalty": 0.5}, {"allowed_token_ids": list(range(9, 99))}])
+def test_logits_that_are_no_numbers_end_their_request(kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be drawn is no token of the next step's, which is launched already."""
     sample = CpuKernels.sample
     steps = [0]
 
     def spoiled(self: CpuKernels, logits: Any, batch: SamplingBatch) -> SampledBatch:
-        steps[0] += 1
-        if steps[0] == 4:
+        steps[0] += not batch.given
+        if steps[0] == 4 and not batch.given:
             logits[0] = float("nan")
         return sample(self, logits, batch)
 
-    requests = [(PROMPT, SamplingParams(max_tokens=8, temperature=0.8, seed=i)) for i in range(3)]
+    requests = [(PROMPT, SamplingParams(max_tokens=8, temperature=0.8, seed=i, **kind)) for i in range(3)]
     core = new_core(MODEL, async_scheduling=False, device="cpu", max_model_len=128)
     alone, _ = live(core, requests)
     core.close()
@@ -283,9 +287,23 @@ def test_logits_that_are_no_numbers_end_their_request(monkeypatch: pytest.Monkey
     core = new_core(MODEL, async_scheduling=True, device="cpu", max_model_len=128)
     outputs, collector = live(core, requests)
     core.close()
-    assert len(collector.errors) == 1
+    (error,) = collector.errors.values()
+    assert isinstance(error, RequestFailedError)
     for name in outputs.keys() - collector.errors.keys():
         assert told(outputs[name]) == told(alone[name])
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_parameters_that_leave_nothing_are_their_requests_fault(overlaps: bool) -> None:
+    nothing = {"allowed_token_ids": [40, 41], "bad_words_token_ids": [[41], [40]]}
+    requests = [(PROMPT, SamplingParams(max_tokens=5, ignore_eos=True, **kind)) for kind in ({}, nothing, {})]
+    core = new_core(MODEL, async_scheduling=overlaps, device="cpu", max_model_len=128)
+    early = note_launches(core)
+    _, collector = live(core, requests)
+    core.close()
+    assert collector.errors.keys() == {"r1"} and (early() > 0) == overlaps
+    assert isinstance(collector.errors["r1"], InvalidRequestError)
+    assert "leave no token" in str(collector.errors["r1"])
 
 
 def test_a_row_that_the_kernels_refuse_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +313,8 @@ def test_a_row_that_the_kernels_refuse_ends_alone(monkeypatch: pytest.MonkeyPatc
         top_p = [0.0 if seeds == (1,) else 1.0 for seeds in batch.seeds]
         return launch(self, logits, replace(batch, top_p=top_p))
 
-    requests = [(PROMPT, SamplingParams(max_tokens=5, temperature=0.8, seed=i, logprobs=i % 2)) for i in range(3)]
+    kinds: list[dict[str, Any]] = [{"logprobs": 0}, {"logprobs": 1}, {"presence_penalty": 1.0}]
+    requests = [(PROMPT, SamplingParams(max_tokens=5, temperature=0.8, seed=i, **kind)) for i, kind in enumerate(kinds)]
     core = new_core(MODEL, async_scheduling=False, device="cpu", max_model_len=128)
     alone, _ = live(core, requests)
     core.close()
