@@ -116,11 +116,11 @@ class Executor:
     def close(self) -> None:
         """Gives up the model and the cache, and ends the other ranks. `run` must not be called any more."""
         self._ranks.close()
+        self._runner = None
         self._device.close()
         if self.transfer is not None:
             self.transfer.close()
             self.transfer = None
-        self._runner = None
 
     def run(self, plan: StepPlan) -> StepResult:
         """Computes one step. What could not be drawn is NOT_DRAWN.

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from paged_backend.errors import EngineUnavailableError
 from paged_backend.executor.device import Device, Ordered
 from paged_backend.sampling.unseen import UnseenSamples
 from paged_backend.scheduler.plan import SamplingTask, StepResult
@@ -28,6 +29,7 @@ class PendingStep(Protocol):
         """Waits for its end.
 
         Raises:
+            EngineUnavailableError: there is nothing left that could compute a step.
             Exception: what went wrong.
         """
         ...
@@ -77,6 +79,15 @@ class LaunchedStep:
 
     def result(self) -> StepResult:
         """See `PendingStep`."""
+        try:
+            return self._result()
+        except EngineUnavailableError:
+            raise
+        except Exception:
+            self._device.check()
+            raise
+
+    def _result(self) -> StepResult:
         output = self._output.result()
         if output.samples is not None:
             result = output.samples.read(self._tasks)

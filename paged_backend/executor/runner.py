@@ -15,7 +15,7 @@ from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.executor.pending import LaunchedStep, StepOutput
 from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.step_work import StepWork
-from paged_backend.kernels.interface import Kernels, StepInputs
+from paged_backend.kernels.interface import Kernels
 from paged_backend.kv.host_tier import Transfers
 from paged_backend.sampling.counted_tokens import CountedTokens
 from paged_backend.sampling.description import score
@@ -35,7 +35,8 @@ class Runner:
 
     def __init__(
         self,
-        step: Callable[[StepInputs], Tensor],
+        step: Callable[[BuiltInputs], Tensor],
+        drawn: Tensor,
         storage: KVStorage,
         kernels: Kernels,
         block_size: int,
@@ -49,7 +50,8 @@ class Runner:
     ) -> None:
         """
         Args:
-            step: from inputs to logits, on the storage; see `Kernels.compile`.
+            step: from inputs on the device to logits, on the storage.
+            drawn: int64 [N], where it finds the tokens of the step before; N: as many as a step draws at most.
             counted: the tokens of sequences with penalties; None where the device does not overlap.
         """
         self._step = step
@@ -61,7 +63,7 @@ class Runner:
         self._counted = counted
         self._device = device
         self._ranks = ranks
-        self._drawn: Tensor | None = None  # by the last step that was computed; the device's alone
+        self._drawn = drawn
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Has blocks moved and copied, every sequence's tokens computed, and drawn where the plan asks for it."""
@@ -69,7 +71,7 @@ class Runner:
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
         draws = None
         if tasks and self._counted is not None and plan.draws_unseen:
-            draws = prepare_draws(tasks, self._counted, device.lend)
+            draws = prepare_draws(tasks, self._counted)
         built = self._inputs.build(plan) if plan.sequences else None
         work = StepWork(plan.transfers, plan.block_copies, None if built is None else built.inputs)
         self._ranks.begin(work)
@@ -87,16 +89,19 @@ class Runner:
 
     def follow(self, work: StepWork) -> None:
         """Another rank than the first: what that one does in `launch`, without the draws."""
-        built = None if work.inputs is None else BuiltInputs(work.inputs, None)
+        built = None if work.inputs is None else BuiltInputs.of(work.inputs)
         self._order(work, built, None).result()
 
     def _order(self, work: StepWork, built: BuiltInputs | None, draws: UnseenDraws | None) -> Ordered[StepOutput]:
         device = self._device
-        lent = None if built is None else built.lent(device.lend)
-        copies = None
-        if work.block_copies:
-            copies = device.lend(torch.tensor(work.block_copies, dtype=torch.int64))
-        return device.order(lambda: self._work(work.transfers, copies, lent, draws))
+        tensors = () if built is None else built.tensors
+        copies = [torch.tensor(work.block_copies, dtype=torch.int64)] if work.block_copies else []
+        told = () if draws is None else draws.tensors
+        lent = iter(device.lend([*tensors, *copies, *told]))
+        on_device = None if built is None else built.with_tensors([next(lent) for _ in tensors])
+        pairs = next(lent) if copies else None
+        lent_draws = None if draws is None else draws.with_tensors(lent)
+        return device.order(lambda: self._work(work.transfers, pairs, on_device, lent_draws))
 
     def _work(
         self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, draws: UnseenDraws | None
@@ -109,7 +114,6 @@ class Runner:
         self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, draws: UnseenDraws | None
     ) -> StepOutput:
         mark = _no_time if self._transfer is None else self._device.mark
-        drawn, self._drawn = self._drawn, None
         if self._transfer is not None:
             self._transfer.save(transfers.saves)
         begin = mark()
@@ -121,11 +125,11 @@ class Runner:
             self._kernels.copy_blocks(self._storage.blocks, copies)
         if built is None:
             return StepOutput(None, None, (begin, moved, mark()))
-        logits = self._step(built.with_tokens(drawn))
+        logits = self._step(built)
         if draws is None:
             return StepOutput(logits, None, (begin, moved, mark()))
         samples = draws.launch(self._kernels, logits)
-        self._drawn = samples.token_ids
+        self._drawn[: len(draws.batch.seeds)] = samples.token_ids
         return StepOutput(logits, samples, (begin, moved, mark()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from paged_backend.scheduler.plan import NOT_YET_DRAWN, SamplingTask
 
 @dataclass(frozen=True, slots=True)
 class CountUpdate:
-    """Tokens that are not in the counts yet, in the device's memory.
+    """Tokens that are not in the counts yet.
 
     Attributes:
         counts: theirs.
@@ -30,8 +30,18 @@ class CountUpdate:
     prompt: Tensor
     output: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that the device must have, of int32 and int64."""
+        return (self.new_rows, self.penalties.view(torch.int32), self.prompt, self.output)
+
+    def with_tensors(self, tensors: Iterator[Tensor]) -> CountUpdate:
+        """The same, with the next ones in the places of `tensors`."""
+        new_rows, penalties, prompt, output = (next(tensors) for _ in self.tensors)
+        return CountUpdate(self.counts, new_rows, penalties.view(torch.float32), prompt, output)
+
     def apply(self) -> None:
-        """For the device, when it is there."""
+        """For the device, which has the tensors."""
         self.counts.begin(self.new_rows, self.penalties)
         self.counts.add(self.prompt, self.output)
 
@@ -54,31 +64,21 @@ class CountedTokens:
         self._num_counted: list[int] = []  # of each, the known tokens that are counted when that step is over
         self._rows: list[int] = []
 
-    def rows_for(
-        self, tasks: Sequence[SamplingTask], lend: Callable[[Tensor], Tensor]
-    ) -> tuple[list[int], CountUpdate | None]:
-        """The row of each task of a step that draws one token for each, -1 without penalties; empty if all are.
-
-        Args:
-            lend: takes a tensor over to where the counts are.
-
-        Returns:
-            The rows, and what must be told before the step draws.
-        """
+    def rows_for(self, tasks: Sequence[SamplingTask]) -> tuple[list[int], CountUpdate | None]:
+        """The row of each task of a step that draws one token for each, -1 without penalties; empty if all are. And
+        what the counts must be told before the step draws."""
         counted = [task for task in tasks if task.penalises]
         num_known = [len(task.token_ids) for task in counted]
         update = None
         if counted != self._tasks or num_known != self._num_counted:
-            update = self._arrange(counted, num_known, lend)
+            update = self._arrange(counted, num_known)
         self._num_counted = [number + 1 for number in num_known]
         if len(counted) == len(tasks) or not counted:
             return self._rows, update
         rows = iter(self._rows)
         return [next(rows) if task.penalises else -1 for task in tasks], update
 
-    def _arrange(
-        self, tasks: list[SamplingTask], num_known: list[int], lend: Callable[[Tensor], Tensor]
-    ) -> CountUpdate | None:
+    def _arrange(self, tasks: list[SamplingTask], num_known: list[int]) -> CountUpdate | None:
         before = {task: place for place, task in enumerate(self._tasks)}
         taken = {self._rows[before[task]] for task in tasks if task in before}
         free = (row for row in range(len(self.counts.counts)) if row not in taken)
@@ -108,8 +108,8 @@ class CountedTokens:
             return None
         return CountUpdate(
             self.counts,
-            lend(torch.tensor(new_rows, dtype=torch.int64)),
-            lend(torch.tensor(penalties, dtype=torch.float32).view(-1, 3)),
-            lend(torch.from_numpy(np.concatenate(prompts))),
-            lend(torch.from_numpy(np.concatenate(outputs))),
+            torch.tensor(new_rows, dtype=torch.int64),
+            torch.tensor(penalties, dtype=torch.float32).view(-1, 3),
+            torch.from_numpy(np.concatenate(prompts)),
+            torch.from_numpy(np.concatenate(outputs)),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,43 +29,49 @@ class UnseenDraws:
     Attributes:
         batch: one draw for each of them.
         update: what its counts must be told first, if anything.
-        again: of rows whose logits are looked at a second time, as they came (`second_look`), and which these are.
+        again: of rows whose logits are looked at a second time, as they came (`second_look`); None without any.
+        rows: int64, which these are.
     """
 
     batch: SamplingBatch
     update: CountUpdate | None
-    again: tuple[SamplingBatch, Tensor] | None
+    again: SamplingBatch | None
+    rows: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that the device must have, of int32 and int64."""
+        tensors = () if self.update is None else self.update.tensors
+        return tensors if self.again is None else (*tensors, self.rows)
+
+    def with_tensors(self, tensors: Iterator[Tensor]) -> UnseenDraws:
+        """The same, with the next ones in the places of `tensors`."""
+        update = None if self.update is None else self.update.with_tensors(tensors)
+        return UnseenDraws(self.batch, update, self.again, self.rows if self.again is None else next(tensors))
 
     def launch(self, kernels: Kernels, logits: Tensor) -> UnseenSamples:
-        """For the device, when the logits are there."""
+        """For the device, which has the tensors, when the logits are there."""
         if self.update is not None:
             self.update.apply()
         samples = _launch(kernels, logits, self.batch)
         if self.again is None:
             return UnseenSamples(samples, None)
-        batch, rows = self.again
-        return UnseenSamples(samples, kernels.launch_sample(logits.index_select(0, rows), batch))
+        return UnseenSamples(samples, kernels.launch_sample(logits.index_select(0, self.rows), self.again))
 
 
-def prepare_draws(
-    tasks: Sequence[SamplingTask], counted: CountedTokens, lend: Callable[[Tensor], Tensor]
-) -> UnseenDraws:
+def prepare_draws(tasks: Sequence[SamplingTask], counted: CountedTokens) -> UnseenDraws:
     """The draws of a step of which `StepPlan.draws_unseen` holds.
 
     Args:
         counted: of the steps before.
-        lend: takes a tensor over to where the logits will be.
     """
-    rows, update = counted.rows_for(tasks, lend)
+    rows, update = counted.rows_for(tasks)
     batch = build_batch(tasks, are_counted=True)
     if rows:
         batch.counted, batch.token_counts = rows, counted.counts
     looking = [row for row, task in enumerate(tasks) if task.looks_again]
-    if not looking:
-        return UnseenDraws(batch, update, None)
-    return UnseenDraws(
-        batch, update, (second_look([tasks[row] for row in looking]), lend(torch.tensor(looking, dtype=torch.int64)))
-    )
+    again = second_look([tasks[row] for row in looking]) if looking else None
+    return UnseenDraws(batch, update, again, torch.tensor(looking, dtype=torch.int64))
 
 
 class UnseenSamples:

@@ -77,7 +77,7 @@ def _penalise(own, counts, token_ids, begin, end, repetition, frequency, presenc
         tl.store(own + tokens, penalised(values, taken, repetition, frequency, presence), mask=is_ours)
 
 
-@triton.jit(do_not_specialize=["num_changed", "num_words"])
+@triton.jit(do_not_specialize=["num_changed", "num_words", "token_ids"])
 def change_kernel(
     logits,
     row_stride,

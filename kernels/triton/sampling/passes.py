@@ -121,7 +121,7 @@ class Passes:
         self._num_blocks = num_blocks_of(self._vocab_size)
         # One row has no stride to speak of.
         stride = logits.stride(0) if logits.shape[0] > 1 else self._vocab_size
-        copies = logits if changed is None else changed
+        copies = scratch.peaks if changed is None else changed  # where there are none, nobody looks for them
         self._rows = (logits, stride, copies, self._vocab_size, jobs, jobs.shape[1])
         self._padded = max(2, triton.next_power_of_2(self._num_blocks))
 
@@ -209,7 +209,7 @@ class Passes:
             scratch.units,
             scratch.lowest,
             token_ids,
-            token_ids if self._counts is None else self._counts.counts,
+            scratch.firsts if self._counts is None else self._counts.counts,  # where nobody is counted, of no interest
             BLOCKS=self._padded,
             num_warps=NUM_WARPS["draw"],
         )
