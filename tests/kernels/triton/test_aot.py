@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(1200)  # the first test compiles for all
 
 CASES = all_cases()
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024}
-"""What a program may take of a multiprocessor's shared memory, by compute capability: H100's, and what cards of 8.6,
+"""What a program may take of a multiprocessor's shared memory, by compute capability: H100's, and what those of 8.6,
 8.9 and 12.0 have, which run what is made for 8.0 (an A100 has 163 KiB)."""
 
 LINEAR = ("matmul/", "experts/")
