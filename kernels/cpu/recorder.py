@@ -17,7 +17,7 @@ from paged_backend.kernels.cpu.linear import CpuLinear
 from paged_backend.kernels.cpu.segments import Buffer, Segment, mark_last_uses
 from paged_backend.kernels.interface import Collective, Kernels, LinearWeight, OperationChoice, Rows, StepInputs
 from paged_backend.kernels.quantized_weight import QuantizedWeight
-from paged_backend.kernels.sampling_batch import LaunchedSamples, SampledBatch, SamplingBatch
+from paged_backend.kernels.sampling_batch import LaunchedSamples, RecordedSampler, SampledBatch, SamplingBatch
 
 CPU_CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 """What the C++ kernels read and write; there, the fastest conversion from fp8 is a table."""
@@ -200,6 +200,14 @@ class Recorder(NoExperts):
     def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
         """Cannot be recorded."""
         raise KernelError("launch_sample cannot be part of a compiled step: sample its result.")
+
+    def recorded_sampler(self, max_rows: int, vocab_size: int) -> RecordedSampler | None:
+        """Cannot be recorded."""
+        raise KernelError("recorded_sampler cannot be part of a compiled step.")
+
+    def warm_up(self, vocab_size: int) -> None:
+        """Cannot be recorded."""
+        raise KernelError("warm_up cannot be part of a compiled step.")
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """Cannot be recorded."""

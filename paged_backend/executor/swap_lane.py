@@ -49,10 +49,11 @@ class SwapLane:
         """What `swap` reads on the device: for each part of the blocks, (block, place in staging memory)."""
         if not self._device.overlaps:
             ins = [(block, slot) for slot, block in transfers.swap_ins]
-            return [torch.tensor(pairs, dtype=torch.int64).view(-1, 2) for pairs in (transfers.swap_outs, ins)]
+            both: tuple[Pairs, Pairs] = (transfers.swap_outs, ins)
+            return [torch.tensor(pairs, dtype=torch.int64).view(-1, 2) for pairs in both]
         outs = [[block for block, _ in part] for part in self._parts(transfers.swap_outs)]
-        ins = [[block for _, block in part] for part in self._parts(transfers.swap_ins)]
-        return [torch.stack([torch.tensor(part), torch.arange(len(part))], 1) for part in (*outs, *ins)]
+        into = [[block for _, block in part] for part in self._parts(transfers.swap_ins)]
+        return [torch.stack([torch.tensor(part), torch.arange(len(part))], 1) for part in (*outs, *into)]
 
     def swap(self, transfers: Transfers, pairs: Sequence[Tensor]) -> tuple[Any, Any]:
         """Orders a step's moves, before the step itself.

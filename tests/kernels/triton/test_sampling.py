@@ -6,6 +6,7 @@ The tests of `tests/kernels` on arguments, given tokens and most likely ones run
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,15 +18,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.reference.random_bits import uniform
+from paged_backend.kernels.reference.sampling import change_logits
 from paged_backend.kernels.reference.sampling import sample as sample_reference
 from paged_backend.kernels.sampling_batch import LogitChanges, SampledBatch, SamplingBatch
+from paged_backend.kernels.token_counts import TokenCounts
 from paged_backend.kernels.triton.sampling.aot import aot_cases
 from paged_backend.kernels.triton.sampling.arithmetic import LOG2_UNITS, random_word, share_of
 from paged_backend.kernels.triton.sampling.blocks import blocks_kernel
 from paged_backend.kernels.triton.sampling.launch import launch
 from paged_backend.kernels.triton.sampling.likely import COUNTS
-from paged_backend.kernels.triton.sampling.passes import MAX_VOCAB_SIZE
+from paged_backend.kernels.triton.sampling.passes import MAX_VOCAB_SIZE, Passes, Scratch
 from paged_backend.kernels.triton.sampling.resident import ResidentSampler
+from paged_backend.kernels.triton.sampling.tables import read_jobs
 from paged_backend.kernels.triton.sampling.warm_up import warm_up
 from tests.kernels.sampling_case import TRITON, check_draws, make_batch, row_of
 from tests.kernels.test_token_masks import pack
@@ -250,10 +254,40 @@ def test_resident_rows(device: torch.device) -> None:
         assert sampler.token_ids[:num_rows].tolist() == expected.token_ids
     assert plain.is_plain and not make_batch(2, seeds=[(1,), (2, 3)]).is_plain
     assert not make_batch(2, num_logprobs=[0, -1]).is_plain
+    assert not replace(plain, counted=[0, -1], token_counts=TokenCounts.make(1, VOCAB_SIZE, device)).is_plain
     with pytest.raises(KernelError, match="4 rows"):
         sampler.words(make_batch(5))
     with pytest.raises(KernelError, match="top_p"):
         sampler.words(make_batch(2, top_p=0.0))
+
+
+def test_penalties_are_the_references_to_the_bit(device: torch.device) -> None:
+    logits = random_logits(3, 4100)
+    texts = [[1, 2, 2, 4099] * 5, [7], [2048, 2047, 2048]]
+    penalties = [(1.1, 0.3, -0.7), (0.37, 0.0, 1.9), (999.0, 1.0 / 3.0, 0.1)]
+    counts = TokenCounts.make(3, 4100, device)
+    counts.begin(torch.arange(3, device=device), torch.tensor(penalties, device=device))
+    for row, text in enumerate(texts):
+        prompt, output = (torch.tensor([row * 4100 + t for t in tokens], device=device) for tokens in ([3, 2], text))
+        counts.add(prompt, output)
+    batch = make_batch(3)
+    batch.counted, batch.token_counts = [0, 1, 2], counts
+    jobs = read_jobs(logits, batch)
+    assert jobs.add_copies(0) == 3
+    words = bytearray().join(line.tobytes() for line in jobs.lines())
+    table = torch.frombuffer(words, dtype=torch.int64).view(-1, 3)
+    changed = torch.empty(3, 4100, device=device)
+    scratch = Scratch.make(3, 4100, device)
+    Passes(logits.to(device), table.to(device), scratch, changed=changed, counts=counts).penalise(0)
+    for row, (repetition, frequency, presence) in enumerate(penalties):
+        changes = LogitChanges(
+            repetition_penalty=repetition,
+            frequency_penalty=frequency,
+            presence_penalty=presence,
+            prompt_token_ids=[3, 2],
+            output_token_ids=texts[row],
+        )
+        assert torch.equal(changed[row].cpu(), change_logits(logits[row], changes))
 
 
 class NoReading(TorchDispatchMode):
@@ -281,6 +315,7 @@ def test_a_launch_reads_nothing(device: torch.device, monkeypatch: pytest.Monkey
         num_logprobs=[2, -1, 400, 0],
         changes={0: LogitChanges(logit_bias={3: 1.0}), 2: LogitChanges(presence_penalty=1.0, output_token_ids=[1])},
     )
+    batch.counted, batch.token_counts = [1, -1, -1, -1], TokenCounts.make(2, 600, device)
     run = Kernel.run
 
     def run_apart(*args: Any, **kwargs: Any) -> Any:
