@@ -41,6 +41,7 @@ class CudaDevice:
 
     def lend(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """See `Device`."""
+        torch.cuda.set_device(self.torch_device)  # see `order`
         return self._staging.send(tensors)
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:

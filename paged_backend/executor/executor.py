@@ -106,7 +106,10 @@ class Executor:
         self.num_threads: int = num_threads
         memory = StepMemory(config, model, kernels, layout, self.kv_cache_dtype, self._device, self._ranks)
         self.num_blocks: int = memory.num_blocks
-        self.transfer: KVTransfer | None = open_transfer(config, model, memory.storage, layout, kernels, self._device)
+        with enough_memory("hold blocks on their way to host memory", "lower gpu_memory_utilization"):
+            self.transfer: KVTransfer | None = open_transfer(
+                config, model, memory.storage, layout, kernels, self._device
+            )
         self._runner: Runner | None = memory.runner(self.transfer)
         self._ranks.wait_ready()
 

@@ -14,7 +14,7 @@ from paged_backend.executor.device import Device
 from paged_backend.kernels.interface import Kernels
 from paged_backend.kv.host_tier import Transfers
 
-_STAGED_BYTES = 2**28
+_STAGED_BYTES = 2**26
 """Of blocks on the device, each way, while they cross."""
 
 Pairs = Sequence[tuple[int, int]]
