@@ -108,6 +108,7 @@ def test_what_cannot_be_drawn_is_not_counted(name: str, sample: Sample) -> None:
         ("counted", {"counted": [-1, 0], "seeds": [(1,), (1, 2)]}),
         ("counted", {"counted": [-1, 0], "num_best": [0, 2], "seeds": [(1,), ()]}),
         ("counted", {"counted": [-1, 0], "given": [(), (3,)]}),
+        ("seeds", {"counted": [-1, 0], "seeds": [(1,), 5]}),
         ("token_counts", {"counted": [0, 1], "token_counts": None}),
         ("counts", {"counted": [0, 1], "token_counts": TokenCounts.make(5, VOCAB_SIZE - 1, DEVICE)}),
         ("penalties", {"counted": [0, -1], "changes": {0: LogitChanges(presence_penalty=1.0)}}),
