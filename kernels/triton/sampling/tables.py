@@ -171,6 +171,7 @@ def _counted(logits: Tensor, batch: SamplingBatch) -> array[int]:
     if (
         not isinstance(counts, TokenCounts)
         or counts.counts.shape[1] != logits.shape[1]
+        or counts.counts.device != logits.device
         or len(counted) != num_rows
         or min(counted) < -1
         or max(counted) >= len(counts.counts)
