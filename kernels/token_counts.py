@@ -36,15 +36,9 @@ class TokenCounts:
         counts, penalties = self.counts, self.penalties
         if counts.dtype != torch.int32 or counts.dim() != 2 or not counts.is_contiguous():
             raise KernelError(f"counts must be contiguous int32 [S, V], got {describe(counts)}.")
-        shape, same_device = (len(counts), 3), penalties.device == counts.device
-        if (
-            penalties.dtype != torch.float32
-            or penalties.shape != shape
-            or not (penalties.is_contiguous() and same_device)
-        ):
-            raise KernelError(
-                f"penalties must be contiguous float32 {list(shape)} beside them, got {describe(penalties)}."
-            )
+        wanted = (torch.float32, (len(counts), 3), counts.device)
+        if (penalties.dtype, penalties.shape, penalties.device) != wanted or not penalties.is_contiguous():
+            raise KernelError(f"penalties must be contiguous float32 [S, 3] beside counts, got {describe(penalties)}.")
 
     @classmethod
     def make(cls, num_sequences: int, vocab_size: int, device: torch.device) -> TokenCounts:

@@ -52,7 +52,7 @@ class Runner:
         Args:
             step: from inputs on the device to logits, on the storage.
             drawn: int64 [N], where it finds the tokens of the step before; N: as many as a step draws at most.
-            counted: the tokens of sequences with penalties; None where the device does not overlap.
+            counted: the tokens of sequences with penalties; None where nothing is drawn unseen.
         """
         self._step = step
         self._storage = storage
@@ -73,9 +73,9 @@ class Runner:
         if tasks and self._counted is not None and plan.draws_unseen:
             draws = prepare_draws(tasks, self._counted)
         built = self._inputs.build(plan) if plan.sequences else None
-        work = StepWork(plan.transfers, plan.block_copies, None if built is None else built.inputs)
+        work = StepWork(plan.transfers, plan.block_copies, built)
         self._ranks.begin(work)
-        output = self._order(work, built, draws)
+        output = self._order(work, draws)
 
         def draw(logits: Tensor) -> StepResult:
             with torch.inference_mode():
@@ -89,11 +89,10 @@ class Runner:
 
     def follow(self, work: StepWork) -> None:
         """Another rank than the first: what that one does in `launch`, without the draws."""
-        built = None if work.inputs is None else BuiltInputs.of(work.inputs)
-        self._order(work, built, None).result()
+        self._order(work, None).result()
 
-    def _order(self, work: StepWork, built: BuiltInputs | None, draws: UnseenDraws | None) -> Ordered[StepOutput]:
-        device = self._device
+    def _order(self, work: StepWork, draws: UnseenDraws | None) -> Ordered[StepOutput]:
+        device, built = self._device, work.built
         tensors = () if built is None else built.tensors
         copies = [torch.tensor(work.block_copies, dtype=torch.int64)] if work.block_copies else []
         told = () if draws is None else draws.tensors
@@ -125,6 +124,8 @@ class Runner:
             self._kernels.copy_blocks(self._storage.blocks, copies)
         if built is None:
             return StepOutput(None, None, (begin, moved, mark()))
+        if built.has_unknown:
+            self._ranks.share(self._drawn)
         logits = self._step(built)
         if draws is None:
             return StepOutput(logits, None, (begin, moved, mark()))
