@@ -42,16 +42,6 @@ class BuiltInputs:
     max_query_len: int
     has_unknown: bool
 
-    @classmethod
-    def of(cls, inputs: StepInputs) -> BuiltInputs:
-        """Of a step's inputs whose tokens are all known."""
-        assert inputs.max_query_len is not None
-        tokens = inputs.token_ids
-        slots = inputs.slot_mapping.view(-1, max(1, len(tokens)))
-        columns = torch.cat([torch.stack([tokens, inputs.positions, torch.zeros_like(tokens)]), slots])
-        tables, lengths = inputs.block_tables, inputs.context_lens
-        return cls(columns, tables, inputs.query_start, lengths, inputs.logits_rows, inputs.max_query_len, False)
-
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All of them."""

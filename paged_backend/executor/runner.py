@@ -68,9 +68,9 @@ class Runner:
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
         batch = build_batch(tasks) if tasks and device.overlaps and can_be_unseen(plan) else None
         built = self._inputs.build(plan) if plan.sequences else None
-        work = StepWork(plan.transfers, plan.block_copies, None if built is None else built.inputs)
+        work = StepWork(plan.transfers, plan.block_copies, built)
         self._ranks.begin(work)
-        output = self._order(work, built, batch)
+        output = self._order(work, batch)
 
         def draw(logits: Tensor) -> StepResult:
             with torch.inference_mode():
@@ -84,11 +84,10 @@ class Runner:
 
     def follow(self, work: StepWork) -> None:
         """Another rank than the first: what that one does in `launch`, without the draws."""
-        built = None if work.inputs is None else BuiltInputs.of(work.inputs)
-        self._order(work, built, None).result()
+        self._order(work, None).result()
 
-    def _order(self, work: StepWork, built: BuiltInputs | None, batch: SamplingBatch | None) -> Ordered[StepOutput]:
-        device = self._device
+    def _order(self, work: StepWork, batch: SamplingBatch | None) -> Ordered[StepOutput]:
+        device, built = self._device, work.built
         tensors = () if built is None else built.tensors
         copies = [torch.tensor(work.block_copies, dtype=torch.int64)] if work.block_copies else []
         lent = device.lend([*tensors, *copies])
@@ -117,6 +116,8 @@ class Runner:
             self._kernels.copy_blocks(self._storage.blocks, copies)
         if built is None:
             return StepOutput(None, None, (begin, moved, mark()))
+        if built.has_unknown:
+            self._ranks.share(self._drawn)
         logits = self._step(built)
         if batch is None:
             return StepOutput(logits, None, (begin, moved, mark()))
