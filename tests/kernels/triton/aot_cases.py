@@ -52,7 +52,8 @@ def compiled(case: AotCase, capability: int) -> dict[str, Any]:
     attrs = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
-        if case.signature.get(name, "").endswith(":16") or case.signature.get(name, "").startswith("*")
+        if name not in case.kernel.do_not_specialize
+        and (case.signature.get(name, "").endswith(":16") or case.signature.get(name, "").startswith("*"))
     }
     source = ASTSource(case.kernel, signature, dict(case.constexprs), attrs)
     options = {
