@@ -37,8 +37,13 @@ def _from_nibbles(values, dtype: tl.constexpr):
 
 @triton.jit
 def _dot(weight, x, sums):
-    """sums + weight [BLOCK_N, K] @ x [BLOCK_T, K].T"""
-    return tl.dot(weight, tl.trans(x), sums, input_precision="ieee", out_dtype=tl.float32)
+    """sums + weight [BLOCK_N, K] @ x [BLOCK_T, K].T
+
+    Of float8 Hopper's matrix unit cuts sums off after about 14 bits, as long as they stay in it: so those of K products
+    leave it, and are added in float32. (For other numbers that says nothing.)
+    """
+    K: tl.constexpr = weight.shape[1]
+    return tl.dot(weight, tl.trans(x), sums, input_precision="ieee", max_num_imprecise_acc=K, out_dtype=tl.float32)
 
 
 @triton.jit

@@ -36,7 +36,8 @@ def all_cases() -> dict[str, AotCase]:
 
 def compiled(case: AotCase, capability: int) -> dict[str, Any]:
     """The resources of a case on a card: registers of a thread, its bytes of stack, a program's bytes of shared memory;
-    and the matrix unit's instructions, each with its generation and shape.
+    the matrix unit's instructions, each with its generation and shape; and how many products it may add up in too few
+    bits.
 
     A stack is where registers are spilled to.
     """
@@ -51,7 +52,8 @@ def compiled(case: AotCase, capability: int) -> dict[str, Any]:
     attrs = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
-        if case.signature.get(name, "").endswith(":16") or case.signature.get(name, "").startswith("*")
+        if name not in case.kernel.do_not_specialize
+        and (case.signature.get(name, "").endswith(":16") or case.signature.get(name, "").startswith("*"))
     }
     source = ASTSource(case.kernel, signature, dict(case.constexprs), attrs)
     options = {
@@ -73,6 +75,7 @@ def compiled(case: AotCase, capability: int) -> dict[str, Any]:
         "stack": int(stack),
         "shared": kernel.metadata.shared,
         "products": sorted({f"{generation}: {shape}" for generation, shape in found}),
+        "imprecise": sorted(map(int, set(re.findall(r"maxNumImpreciseAcc = (\d+)", kernel.asm["ttgir"])))),
     }
 
 

@@ -77,6 +77,12 @@ def test_linear_layers_multiply_by_one_kind_of_instruction(resources: dict[int, 
         assert all(found.values()), "some do not use the matrix unit"
 
 
+def test_sums_of_float8_do_not_stay_in_hoppers_matrix_unit(resources: dict[int, Resources]) -> None:
+    """It would cut them off, the more the longer rows are. The library's product is asked for the same."""
+    found = [result["imprecise"] for name, result in resources[90].items() if name.startswith("matmul/fp8/")]
+    assert found and all(most == [128] for most in found)
+
+
 PAIRS = [
     (name, name.replace("/decode-", "/prefill-"))
     for name in CASES
