@@ -36,7 +36,8 @@ def all_cases() -> dict[str, AotCase]:
 
 def compiled(case: AotCase, capability: int) -> dict[str, Any]:
     """The resources of a case on a card: registers of a thread, its bytes of stack, a program's bytes of shared memory;
-    and the matrix unit's instructions, each with its generation and shape.
+    the matrix unit's instructions, each with its generation and shape; the bytes that a thread copies at once while
+    others are computed; and how many groups of such copies may still be under way, the most, where one is waited for.
 
     A stack is where registers are spilled to.
     """
@@ -73,6 +74,8 @@ def compiled(case: AotCase, capability: int) -> dict[str, Any]:
         "stack": int(stack),
         "shared": kernel.metadata.shared,
         "products": sorted({f"{generation}: {shape}" for generation, shape in found}),
+        "copies": sorted({int(size, 0) for size in re.findall(r"cp\.async\.c[ag][^;]*?\], (\w+)", kernel.asm["ptx"])}),
+        "under_way": max(map(int, re.findall(r"cp\.async\.wait_group\s+(\d+)", kernel.asm["ptx"])), default=0),
     }
 
 
