@@ -63,7 +63,7 @@ def prefill_kernel(
         SPLIT_UNIT: that of `decode_attention`, for the same bits as it gives; or 0 for one pass, which is faster.
     """
     BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
-    # The last tiles of a prompt have the most keys: they begin first, lest few programs are left to wait for at the end.
+    # The last tiles of a prompt have the most keys: they begin first, lest a few programs are waited for at the end.
     tile, head_tile = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     sequence = sequence_of_tile(query_start, num_sequences, tile, BLOCK_Q, 256)
     begin_row = tl.load(query_start + sequence)
