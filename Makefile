@@ -105,13 +105,13 @@ test: install ## the tests, under 15 minutes on 2 cores
 # memory, so leaks are not looked for. What the sanitizers print must not be caught: after it there is no more test.
 SANITIZED   := build/sanitize
 SANITIZERS   = $$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)
-SANITY_TESTS = tests/kernels tests/models tests/executor
+SANITY_TESTS = tests/kernels tests/models tests/executor --ignore tests/kernels/triton
 
 sanitize: install ## the tests of the C++ kernels under AddressSanitizer and UBSan, about 20 minutes on 2 cores
 	@rm -rf $(SANITIZED)/package
 	$(PIP) install --quiet --quiet --no-deps --no-build-isolation --target $(SANITIZED)/package \
 	    -C build-dir=$(SANITIZED)/cmake -C install.strip=false -C cmake.define.PAGED_BACKEND_SANITIZE=ON .
-	cp -r tests pyproject.toml $(SANITIZED)/package
+	cp -r tests pyproject.toml model_store $(SANITIZED)/package
 	cd $(SANITIZED)/package && LD_PRELOAD="$(SANITIZERS)" OMP_NUM_THREADS=1 \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    PYTHONPATH=$$($(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \

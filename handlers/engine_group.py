@@ -57,6 +57,11 @@ class EngineGroup:
         """Raises EngineUnavailableError when an engine is dead, draining or stuck; of several, it says whose."""
         self.models.check_health(stall_timeout_s)
 
+    def give_up(self, reason: str) -> None:
+        """Ends every request with EngineUnavailableError, whatever has become of the engines."""
+        for client in self._clients:
+            client.give_up(reason)
+
     def stats(self) -> dict[str, EngineStats]:
         """What each engine is doing, by its model's name."""
         return {_name(client): client.stats() for client in self._clients}

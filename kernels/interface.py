@@ -382,6 +382,15 @@ class Kernels(Protocol):
         """
         ...
 
+    def warm_up(self, vocab_size: int) -> None:
+        """Does what the first draw, copy or swap of blocks would else have to wait for: nothing, or compiles kernels.
+        Those of a step are compiled when one of its size is first computed.
+
+        Args:
+            vocab_size: V of the logits that will be sampled.
+        """
+        ...
+
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """Makes a step that can be run many times with other inputs.
 

@@ -225,6 +225,9 @@ class TensorKernels:
         """See `Kernels.launch_sample`. Draws at once."""
         return ReadSamples(self.sample(logits, batch))
 
+    def warm_up(self, vocab_size: int) -> None:
+        """See `Kernels.warm_up`. Nobody waits here."""
+
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time."""
 

@@ -149,6 +149,7 @@ class EngineRuntime:
                 self._failed = True
                 self._reason = str(error)
                 logger.critical("The engine is lost: %s", error)
+                engines.give_up(self._reason)
                 if self._on_engine_lost is not None:
                     self._on_engine_lost(self._reason)
                 return

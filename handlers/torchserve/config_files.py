@@ -92,7 +92,7 @@ def model_config(deployment: Deployment) -> dict[str, Any]:
         "responseTimeout": deployment.torchserve.response_timeout_s,
         "startupTimeout": deployment.torchserve.startup_timeout_s,
         "jobQueueSize": deployment.torchserve.job_queue_size,
-        **_devices(deployment.num_gpus),
+        **_DEVICES,
         "continuousBatching": True,
         "handler": {
             "deployment": deployment.to_dict(with_api_key=False),
@@ -101,16 +101,14 @@ def model_config(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def _devices(num_gpus: int) -> dict[str, Any]:
-    """What TorchServe is to do about GPUs: nothing, so that the worker sees all of them and takes the first; or, for a
-    model on several, to show it as many.
+_DEVICES = {"deviceType": "cpu"}
+"""TorchServe does nothing about GPUs, so that the worker sees all that TorchServe itself does, and takes the first, or
+as many as tensor_parallel_size says: it starts the other ranks itself.
 
-    Any parallelType but "custom" starts the worker through torchrun, once for each GPU, and each would load the whole
-    model and answer requests. Here one worker does, and starts the other ranks itself.
-    """
-    if num_gpus < 2:
-        return {"deviceType": "cpu"}
-    return {"deviceType": "gpu", "parallelType": "custom", "parallelLevel": num_gpus}
+`parallelLevel: N`, which would show it N of them, has the front end connect to N workers. Where parallelType is
+"custom" it starts one, and fails for ever without a word of why (0.12.0, seen with continuousBatching); with the other
+types torchrun starts N, and each would load the whole model and answer requests.
+"""
 
 
 def config_properties(

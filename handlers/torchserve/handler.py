@@ -107,8 +107,15 @@ def read_deployment(model_config: Mapping[str, Any] | None) -> Deployment:
     """The deployment in an archive's model-config.yaml.
 
     Raises:
-        ConfigError: it is missing or wrong, or its API key is neither there nor in the environment.
+        ConfigError: it is missing or wrong, or its API key is neither there nor in the environment; or this is one of
+            several workers that answer the same requests.
     """
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "TorchServe has started this worker through torchrun, once for each GPU, and each would load the whole "
+            "model: leave parallelType, parallelLevel and torchrun out of model-config.yaml, and give "
+            "tensor_parallel_size in the deployment."
+        )
     section = (model_config or {}).get("handler")
     if not isinstance(section, Mapping) or not isinstance(section.get("deployment"), Mapping):
         raise ConfigError(

@@ -19,14 +19,19 @@ logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 1.0
 
 LAST_WORDS_S = 1.0
-"""How long a dead engine's requests get to carry their errors to the clients."""
+"""How long an engine may be ill before its requests are given up, and how long these then get to carry their errors to
+the clients."""
 
 
 class EngineVitals(Protocol):
-    """What is asked of `EngineClient`."""
+    """What is asked of `EngineGroup`."""
 
     def check_health(self, stall_timeout_s: float | None = None) -> None:
         """Raises EngineUnavailableError: dead, draining, or no step for so long while there is work."""
+        ...
+
+    def give_up(self, reason: str) -> None:
+        """Ends every request with EngineUnavailableError."""
         ...
 
 
@@ -73,8 +78,11 @@ class Vitals:
             if self._ill_since_s is None:
                 self._ill_since_s = now_s
                 self._next_check_s = now_s
-            if self._num_live() == 0 or now_s - self._ill_since_s >= LAST_WORDS_S:
+            ill_s = now_s - self._ill_since_s
+            if self._num_live() == 0 or ill_s >= 2 * LAST_WORDS_S:
                 self._end(str(error))
+            elif ill_s >= LAST_WORDS_S:
+                self._engine.give_up(str(error))  # a dead one has told them; one that is stuck tells nothing
         else:
             self._ill_since_s = None
 

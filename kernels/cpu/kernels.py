@@ -186,6 +186,9 @@ class CpuKernels(NoExperts):
         """See `Kernels.launch_sample`. Draws at once."""
         return ReadSamples(self.sample(logits, batch))
 
+    def warm_up(self, vocab_size: int) -> None:
+        """See `Kernels.warm_up`. Nobody waits here."""
+
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> CompiledStep | SegmentedStep:
         """See `Kernels.compile`. Calls the step once, to record it."""
         recorder = Recorder(self._runtime, self.report)

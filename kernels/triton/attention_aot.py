@@ -11,7 +11,12 @@ import torch
 
 from paged_backend.kernels.cache_layout import CACHE_DTYPES, LARGEST_NUMBERS
 from paged_backend.kernels.triton.aot import TRITON_TYPES, AotCase
-from paged_backend.kernels.triton.attention_config import HOPPER, attention_config, padded_head_size
+from paged_backend.kernels.triton.attention_config import (
+    HOPPER,
+    SMALL_BLACKWELL,
+    attention_config,
+    padded_head_size,
+)
 from paged_backend.kernels.triton.decode_attention import (
     DECODE_HEADS,
     MERGE_UNROLLED,
@@ -22,7 +27,7 @@ from paged_backend.kernels.triton.decode_attention import (
 )
 from paged_backend.kernels.triton.prefill_attention import prefill_kernel
 
-_GENERATIONS = {"ampere": (80, HOPPER - 1), "hopper": (HOPPER, None)}
+_GENERATIONS = {"ampere": (80, HOPPER - 1), "hopper": (HOPPER, SMALL_BLACKWELL - 1)}
 """The capability from which on, and up to which, a table is used."""
 
 _USUAL = {

@@ -19,6 +19,9 @@ from paged_backend.kernels.cache_layout import CACHE_DTYPES, LARGEST_NUMBERS
 HOPPER = 90
 """Compute capability, as 10 * major + minor, from which a matrix product is that of four warps together (wgmma)."""
 
+SMALL_BLACKWELL = 120
+"""Compute capability from which that is so no more: GeForce and RTX cards, with Ampere's instructions and 99 KiB of
+shared memory."""
 
 FP8 = 89
 """Compute capability from which fp8 is converted."""
@@ -112,7 +115,7 @@ def attention_config(
         config = _FLOAT32[size]
         # Numbers that are on their way into float32, and more of them coming, are too many for registers.
         return config if cache_dtype == "float32" else replace(config, decode_stages=1, prefill_stages=1)
-    if capability < HOPPER:
+    if not HOPPER <= capability < SMALL_BLACKWELL:
         return (_AMPERE_8_BITS if in_8_bits else _AMPERE)[size]
     config = _HOPPER[size]
     if in_8_bits:  # half the bytes in a tile of keys, so one tile more

@@ -71,6 +71,17 @@ def swap_blocks(storage: Tensor, slots: Tensor, pairs: Tensor, inwards: bool) ->
     )
 
 
+def warm_up(device: torch.device) -> None:
+    """Copies and swaps some bytes in every way there is, so that Triton compiles, or finds in its cache, what that
+    takes."""
+    storage = torch.zeros(1, 2, 1, 64, dtype=torch.uint8, device=device)
+    slots = torch.zeros(1, 1, 2, 64, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for most in COPY_TILES:
+        copy_blocks(storage, torch.zeros(most, 2, dtype=torch.int64, device=device))
+    for inwards in (False, True):
+        swap_blocks(storage, slots, torch.zeros(1, 2, dtype=torch.int64, device=device), inwards)
+
+
 @triton.jit(do_not_specialize=["num_pairs", "num_blocks"])
 def copy_kernel(storage, pairs, num_pairs, num_blocks, num_words, PAIRS: tl.constexpr, WORDS: tl.constexpr):
     """WORDS words of a lane, in all pairs: storage [lanes, num_blocks, num_words], pairs [num_pairs, 2].

@@ -13,8 +13,10 @@ from paged_backend.kernels.interface import OPERATIONS, Kernels, OperationChoice
 from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
+from paged_backend.kernels.token_counts import TokenCounts
 from paged_backend.kernels.triton.attention_config import device_capability, served_cache_dtypes
 from paged_backend.kernels.triton.blocks import copy_blocks, swap_blocks
+from paged_backend.kernels.triton.blocks import warm_up as warm_up_blocks
 from paged_backend.kernels.triton.experts import TritonExperts, experts, pack_experts
 from paged_backend.kernels.triton.linear import linear
 from paged_backend.kernels.triton.linear_weight import TritonLinear, pack_linear
@@ -25,7 +27,7 @@ from paged_backend.kernels.triton.rows import embedding, select_rows
 from paged_backend.kernels.triton.sampling.device_samples import DeviceSamples
 from paged_backend.kernels.triton.sampling.launch import launch, sample
 from paged_backend.kernels.triton.sampling.resident import ResidentSampler
-from paged_backend.kernels.triton.sampling.warm_up import warm_up
+from paged_backend.kernels.triton.sampling.warm_up import warm_up as warm_up_sampling
 from paged_backend.kernels.triton.soft_cap import soft_cap
 from paged_backend.kernels.triton.step import StepKernels
 from paged_backend.kernels.triton.target import check_target
@@ -65,17 +67,21 @@ class TritonKernels(TensorKernels):
         """See `Kernels.launch_sample`."""
         return launch(logits, batch)
 
-    def warm_up_sampling(self, vocab_size: int) -> None:
-        """Compiles all that a draw may need, so that no request has to wait for it; seconds, the first time."""
-        warm_up(vocab_size, self.device)
+    def warm_up(self, vocab_size: int) -> None:
+        """See `Kernels.warm_up`. Some ten seconds where Triton's cache has nothing yet."""
+        warm_up_sampling(vocab_size, self.device)
+        warm_up_blocks(self.device)
 
-    def resident_sampler(self, max_rows: int, vocab_size: int) -> ResidentSampler:
+    def resident_sampler(self, max_rows: int, vocab_size: int, counts: TokenCounts | None = None) -> ResidentSampler:
         """Memory on the device for the plain rows of one step at a time, to be drawn within a CUDA graph.
+
+        Args:
+            counts: by which rows may be penalised.
 
         Raises:
             KernelError: the kernels do not sample so large a vocabulary.
         """
-        return ResidentSampler(max_rows, vocab_size, self.device)
+        return ResidentSampler(max_rows, vocab_size, self.device, counts)
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time: a runner may capture the launches into a CUDA graph."""

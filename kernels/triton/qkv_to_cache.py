@@ -26,6 +26,7 @@ def normed_and_turned(
     position,
     cos,
     sin,
+    num_positions,
     norm,
     norm_eps,
     ROTATED: tl.constexpr,
@@ -46,8 +47,10 @@ def normed_and_turned(
         if norm is not None:
             y = y * factor[:, None] * tl.load(norm + other, mask=d < HEAD_SIZE, other=0.0)[None, :]
         y = tl.where((d < half)[None, :], -y, y)
-        cosine = tl.load(cos + position * ROTATED + d, mask=d < ROTATED, other=1.0)
-        sine = tl.load(sin + position * ROTATED + d, mask=d < ROTATED, other=0.0)
+        inside = (position >= 0) & (position < num_positions)
+        turned = d < tl.where(inside, ROTATED, 0)
+        cosine = tl.load(cos + position * ROTATED + d, mask=turned, other=tl.where(inside, 1.0, float("nan")))
+        sine = tl.load(sin + position * ROTATED + d, mask=turned, other=0.0)
         x = tl.fma(x, cosine[None, :], y * sine[None, :])
     return x
 
@@ -106,7 +109,7 @@ def store_heads(
     tl.store(numbers + places, x.to(numbers.dtype.element_ty), mask=used[:, None] & (d < HEAD_SIZE)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "num_slots", "num_positions"])
 def qkv_to_cache_kernel(
     qkv,
     out,
@@ -125,6 +128,8 @@ def qkv_to_cache_kernel(
     scales_stride,
     num_heads,
     num_kv_heads,
+    num_slots,
+    num_positions,
     norm_eps,
     ROTATED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -137,10 +142,12 @@ def qkv_to_cache_kernel(
     """HEADS query, key or value heads of a token. Grid (T, tiles of query heads, then of key heads, then of value
     heads).
 
-    A slot below 0 stands for a token of a padded step: nothing is stored.
+    A slot below 0 stands for a token of a padded step: nothing is stored, nor is it in a slot that the cache does not
+    have. A position outside the tables of angles, which only the CPU checks, gives NaN.
 
     Args:
         positions, slots: int64 [T].
+        num_slots, num_positions: the cache's, and those of cos and sin.
         cos, sin, query_norm, key_norm: None for no turn, and for no norms.
         LARGEST, SMALLEST: the numbers of `cache_layout`'s formula, where the cache has scales.
     """
@@ -153,19 +160,22 @@ def qkv_to_cache_kernel(
         head = tile * HEADS + h
         used = head < num_heads
         x = normed_and_turned(
-            row + head * HEAD_SIZE, used, position, cos, sin, query_norm, norm_eps, ROTATED, HEAD_SIZE, BLOCK_D
-        )
+            row + head * HEAD_SIZE, used, position, cos, sin, num_positions, query_norm, norm_eps, ROTATED, HEAD_SIZE,
+            BLOCK_D,
+        )  # fmt: skip
         places = out + token * num_heads * HEAD_SIZE + (head * HEAD_SIZE)[:, None] + d[None, :]
         tl.store(places, x.to(out.dtype.element_ty), mask=used[:, None] & (d < HEAD_SIZE)[None, :])
         return
     slot = tl.load(slots + token)
-    if slot < 0:
+    if (slot < 0) | (slot >= num_slots):
         return
     if tile < query_tiles + kv_tiles:
         head = (tile - query_tiles) * HEADS + h
         used = head < num_kv_heads
         first = row + (num_heads + head) * HEAD_SIZE
-        x = normed_and_turned(first, used, position, cos, sin, key_norm, norm_eps, ROTATED, HEAD_SIZE, BLOCK_D)
+        x = normed_and_turned(
+            first, used, position, cos, sin, num_positions, key_norm, norm_eps, ROTATED, HEAD_SIZE, BLOCK_D
+        )
         store_heads(
             x,
             used,
@@ -185,7 +195,7 @@ def qkv_to_cache_kernel(
         head = (tile - query_tiles - kv_tiles) * HEADS + h
         used = head < num_kv_heads
         first = row + (num_heads + num_kv_heads + head) * HEAD_SIZE
-        x = normed_and_turned(first, used, position, None, None, None, norm_eps, 0, HEAD_SIZE, BLOCK_D)
+        x = normed_and_turned(first, used, position, None, None, 0, None, norm_eps, 0, HEAD_SIZE, BLOCK_D)
         store_heads(
             x,
             used,
@@ -250,6 +260,8 @@ def qkv_to_cache(
         cache.key_scales().stride(0) if scaled else 0,
         num_heads,
         cache.num_kv_heads,
+        cache.num_blocks * cache.block_size,
+        0 if cos is None else cos.shape[0],
         norm_eps,
         ROTATED=cos.shape[1] if cos is not None else 0,
         BLOCK_SIZE=cache.block_size,
@@ -286,7 +298,8 @@ def _aot_case(dtype: torch.dtype, cache_dtype: str, head_size: int, *, bare: boo
     rows, numbers = f"*{TRITON_TYPES[dtype]}", f"*{TRITON_TYPES[CACHE_DTYPES[cache_dtype]]}"
     signature = {"qkv": rows, "out": rows, "keys": numbers, "values": numbers, "positions": "*i64", "slots": "*i64"}
     signature |= {"qkv_stride": "i32:16", "block_stride": "i32:16", "scales_stride": "i32:16"}
-    signature |= {"num_heads": "i32", "num_kv_heads": "i32", "norm_eps": "fp32"}
+    signature |= dict.fromkeys(("num_heads", "num_kv_heads", "num_slots", "num_positions"), "i32")
+    signature["norm_eps"] = "fp32"
     optional = [] if bare else ["cos", "sin", "query_norm", "key_norm"]
     if cache_dtype in LARGEST_NUMBERS:
         optional += ["key_scales", "value_scales"]

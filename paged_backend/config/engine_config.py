@@ -259,7 +259,7 @@ class ExecutorConfig:
         num_threads: CPU threads for kernels; None means the physical cores that the process may use. With
             tensor_parallel_size they are each rank's; None divides the cores.
         tensor_parallel_size: processes that divide the model among them, each on a GPU of its own, or all on the CPU:
-            heads, the feed-forward's width and the vocabulary. Not together with kv_offloading_dir or async_scheduling.
+            heads, the feed-forward's width and the vocabulary. Not together with kv_offloading_dir.
         engine_process: step the engine in a process of its own, so that HTTP work does not hold it up.
     """
 
@@ -376,11 +376,6 @@ class EngineConfig:
         if self.scheduler.preemption_mode == "swap" and not (cache.kv_offloading_size or cache.kv_offloading_dir):
             raise ConfigError(
                 "preemption_mode swap needs memory to swap to: give kv_offloading_size, or choose auto or recompute."
-            )
-        if self.executor.tensor_parallel_size > 1 and self.scheduler.async_scheduling:
-            raise ConfigError(
-                "async_scheduling begins a step before other processes can know its tokens: leave it out with "
-                "tensor_parallel_size."
             )
         if self.executor.tensor_parallel_size > 1 and cache.kv_offloading_dir is not None:
             raise ConfigError(

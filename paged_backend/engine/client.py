@@ -223,6 +223,15 @@ class EngineClient:
         if stall_timeout_s is not None and age_s > stall_timeout_s:
             raise EngineUnavailableError(f"The engine has made no step for {age_s:.0f} s.")
 
+    def give_up(self, reason: str) -> None:
+        """Ends every request with EngineUnavailableError, and takes no more: the engine is stuck, and its process is
+        about to be ended. Waits for nothing; the engine itself is left as it is.
+
+        Args:
+            reason: for clients.
+        """
+        self._desk.give_up(reason)
+
     def drain(self, timeout_s: float) -> bool:
         """Admits nothing more, waits for what runs; True if all of it ended within timeout_s seconds."""
         return self._desk.drain(timeout_s)

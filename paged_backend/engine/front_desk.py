@@ -156,6 +156,13 @@ class FrontDesk:
         with self._changed:
             self._stopping = True
 
+    def give_up(self, reason: str) -> None:
+        """The engine is stuck, or dead, and will not be waited for: ends all with EngineUnavailableError. Should it go
+        on after all, nobody hears of it."""
+        with self._changed:
+            reason = self._dead or reason
+        self.close(reason, self._stats, [])
+
     def _has_work(self) -> bool:
         return bool(self._streams or self._asked)
 
@@ -187,6 +194,8 @@ class FrontDesk:
         """Renews the snapshot, into which so many requests, with so many tokens of prompts, have moved from what was
         sent. It is a sign of life."""
         with self._changed:
+            if self._dead is not None:  # given up
+                return
             self._stats = stats
             self._num_sent_requests -= num_requests
             self._num_sent_tokens -= num_tokens
@@ -198,13 +207,16 @@ class FrontDesk:
         waiting: list[tuple[RequestStream, Waiter]] = []
         for state in states:
             key = state.request.key
-            stream = streams[key]
+            stream = streams.get(key)
+            if stream is None:  # given up
+                continue
             if state.error is not None:
                 stream.num_generated = sum(state.num_generated)
                 self.deliver_error(key, state.error)
                 continue
             if state.over:
-                self._forget(key)
+                if self._forget(key) is None:
+                    continue
                 stream.num_generated = sum(state.num_generated)
             waiter = stream.put(state.gains, state.over, state.stats)
             state.gains = []
@@ -216,15 +228,16 @@ class FrontDesk:
     def deliver_error(self, key: str, error: PagedBackendError) -> None:
         """Ends a request with an error."""
         stream = self._forget(key)
-        waiter = stream.put_error(error)
-        if waiter is not None:
+        waiter = None if stream is None else stream.put_error(error)
+        if stream is not None and waiter is not None:
             self._wake([(stream, waiter)])
 
     def answer(self, number: int, kv_map: KVMap) -> None:
         """The map of the blocks that was asked for under this number."""
         with self._changed:
-            asked = self._asked.pop(number)
-        asked.set_result(kv_map)
+            asked = self._asked.pop(number, None)
+        if asked is not None:
+            asked.set_result(kv_map)
 
     def close(self, reason: str, stats: EngineStats, ended: Sequence[Progress]) -> None:
         """The engine has stopped, or died: ends all that is left with EngineUnavailableError.
@@ -260,10 +273,11 @@ class FrontDesk:
                 for stream, _ in waiters:
                     self.abort_stream(stream)
 
-    def _forget(self, key: str) -> RequestStream:
-        """Frees the key before the reader learns of the end: a new request may use it at once."""
+    def _forget(self, key: str) -> RequestStream | None:
+        """Frees the key before the reader learns of the end: a new request may use it at once. None where that has been
+        given up."""
         with self._changed:
-            stream = self._streams.pop(key)
+            stream = self._streams.pop(key, None)
             self._changed.notify_all()
         return stream
 

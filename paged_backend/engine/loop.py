@@ -39,7 +39,7 @@ class EngineLoop:
         self._changed = threading.Condition()
         self._inbox: deque[Item] = deque()
         self._stopping = False
-        self._lost = False
+        self._lost: str | None = None
         self._thread: threading.Thread | None = None
 
     def start(self, desk: Desk) -> None:
@@ -61,10 +61,10 @@ class EngineLoop:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
-    def lose(self) -> None:
+    def lose(self, reason: str) -> None:
         """There is nothing left to compute with: the engine dies, at once if it has nothing to do."""
         with self._changed:
-            self._lost = True
+            self._lost = reason
             self._changed.notify_all()
 
     # -- the engine's thread
@@ -75,6 +75,8 @@ class EngineLoop:
                 changed = self._core.step()
                 desk.publish(self._core.stats())  # before readers learn of it: who asks then must see it
                 desk.deliver(changed)
+        except EngineUnavailableError as error:  # whoever found out has logged it
+            reason = f"{error} The engine must be restarted."
         except Exception:
             logger.exception("the engine died")
             reason = "The engine has died of an internal error: it must be restarted."
@@ -87,12 +89,12 @@ class EngineLoop:
     def _take_inbox(self, desk: Desk) -> bool:
         """Waits for work, applies what came in; returns False when it is time to stop."""
         with self._changed:
-            while not (self._inbox or self._stopping or self._lost or self._core.has_work()):
+            while not (self._inbox or self._stopping or self._lost is not None or self._core.has_work()):
                 self._changed.wait()
             if self._stopping:
                 return False
-            if self._lost:
-                raise EngineUnavailableError("the model's other processes are gone")
+            if self._lost is not None:
+                raise EngineUnavailableError(self._lost)
             if not self._inbox:
                 return True
             inbox = list(self._inbox)

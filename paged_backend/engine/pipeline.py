@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from paged_backend.errors import EngineUnavailableError
@@ -81,7 +82,8 @@ class StepPipeline:
     def close(self) -> None:
         """Waits for what is in flight; nobody wants it any more."""
         if self._ahead is not None:
-            _result_of(self._ahead[1].result)
+            with suppress(EngineUnavailableError):
+                _result_of(self._ahead[1].result)
             self._ahead = None
 
     def _plan(self) -> StepPlan:

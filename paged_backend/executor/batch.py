@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -20,58 +19,80 @@ _WIDTH_STEP = 8
 """Columns of block tables come by that many."""
 
 
+_TOKENS, _POSITIONS, _SOURCES, _SLOTS = range(4)
+"""Rows of `BuiltInputs.columns`; slots are the last, a row for each group of layers."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuiltInputs:
     """A step's inputs, but for tokens that the step before draws.
 
     Attributes:
-        inputs: NOT_YET_DRAWN stands for such tokens.
-        sources: int64 [T]: which of the tokens that the step before draws takes a token's place; -1 for none. None
-            where all tokens are known.
+        columns: int64 [3 + groups, T]: for each token its id (NOT_YET_DRAWN stands for one that is not known yet), its
+            position, which of the tokens that the step before draws takes its place if it is not known, and its slots.
+        block_tables, query_start, context_lens, logits_rows, max_query_len: see `StepInputs`.
+        has_unknown: whether any token is not known yet.
     """
 
-    inputs: StepInputs
-    sources: torch.Tensor | None
+    columns: torch.Tensor
+    block_tables: torch.Tensor
+    query_start: torch.Tensor
+    context_lens: torch.Tensor
+    logits_rows: torch.Tensor | None
+    max_query_len: int
+    has_unknown: bool
 
-    def lent(self, lend: Callable[[torch.Tensor], torch.Tensor]) -> BuiltInputs:
-        """All tensors through `Device.lend`."""
-        inputs, logits_rows = self.inputs, self.inputs.logits_rows
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them."""
+        tensors = (self.columns, self.block_tables, self.query_start, self.context_lens)
+        return tensors if self.logits_rows is None else (*tensors, self.logits_rows)
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> BuiltInputs:
+        """The same, with others in the places of `tensors`."""
+        columns, tables, query_start, context_lens, *rows = tensors
+        logits_rows = rows[0] if rows else None
         return BuiltInputs(
-            StepInputs(
-                token_ids=lend(inputs.token_ids),
-                positions=lend(inputs.positions),
-                slot_mapping=lend(inputs.slot_mapping),
-                block_tables=lend(inputs.block_tables),
-                query_start=lend(inputs.query_start),
-                context_lens=lend(inputs.context_lens),
-                logits_rows=None if logits_rows is None else lend(logits_rows),
-                max_query_len=inputs.max_query_len,
-            ),
-            None if self.sources is None else lend(self.sources),
+            columns, tables, query_start, context_lens, logits_rows, self.max_query_len, self.has_unknown
         )
 
-    def with_tokens(self, drawn: torch.Tensor | None) -> StepInputs:
-        """The step's inputs.
+    @property
+    def inputs(self) -> StepInputs:
+        """The step's inputs as they are; views."""
+        return self._inputs(self.columns[_TOKENS])
+
+    def with_tokens(self, drawn: torch.Tensor) -> StepInputs:
+        """The step's inputs, where the tensors are.
 
         Args:
-            drawn: int64 [N], what the step before drew; None where it failed: then nobody is left who needs it, nor
-                what could not be drawn.
+            drawn: int64 [N], what the step before drew. What it could not draw is nobody's any more.
         """
-        inputs, sources = self.inputs, self.sources
-        if sources is None:
-            return inputs
-        if drawn is None or drawn.shape[0] == 0:
-            token_ids = inputs.token_ids.clamp(min=0)
-        else:
-            token_ids = torch.where(sources < 0, inputs.token_ids, drawn[sources.clamp(min=0)].clamp(min=0))
-        return dataclasses.replace(inputs, token_ids=token_ids)
+        return self._inputs(known_tokens(self.columns, drawn)) if self.has_unknown else self.inputs
+
+    def _inputs(self, token_ids: torch.Tensor) -> StepInputs:
+        return StepInputs(
+            token_ids=token_ids,
+            positions=self.columns[_POSITIONS],
+            slot_mapping=self.columns[_SLOTS:].view(-1),
+            block_tables=self.block_tables,
+            query_start=self.query_start,
+            context_lens=self.context_lens,
+            logits_rows=self.logits_rows,
+            max_query_len=self.max_query_len,
+        )
+
+
+def known_tokens(columns: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """int64 [T]: the tokens of `BuiltInputs.columns`, those of them that the step before drew out of `drawn`."""
+    tokens = columns[_TOKENS]
+    return torch.where(tokens < 0, drawn.index_select(0, columns[_SOURCES]), tokens).clamp_(min=0)
 
 
 class BatchInputs:
     """Makes each step's inputs, and keeps the block tables of the sequences in between.
 
     Row s of each group's tables is sequence s of the latest plan. While a sequence stays, its row is read again only
-    where a token needs a block that is not in it yet, or blocks were copied. The tensors that `build` gives are lent
+    where a token needs a block that is not in it yet, or blocks were copied. The tables that `build` gives are lent
     until the next `build`.
 
     Args:
@@ -112,31 +133,33 @@ class BatchInputs:
             last_blocks = blocks[query_start[1:] - 1]
             ends = computed + num_new
             max_query_len = int(num_new.max())
-        token_ids = np.array(known, np.int64)
-        sources = self._sources(lines, token_ids, query_start[:-1]) if token_ids.min() < 0 else None
+        columns = np.empty((_SLOTS + self._num_groups, num_tokens), np.int64)
+        columns[_TOKENS] = known
+        columns[_POSITIONS] = positions
+        columns[_SOURCES] = 0
+        has_unknown = bool(columns[_TOKENS].min() < 0)
+        if has_unknown:
+            self._find_sources(lines, columns, query_start[:-1])
         self._drawing = [line.sampling is not None for line in lines]
         self._update_tables(plan, computed // self._block_size, last_blocks)
-        slots = (self._tables[:, owners, blocks] - blocks) * self._block_size + positions
-        inputs = StepInputs(
-            token_ids=torch.from_numpy(token_ids),
-            positions=torch.from_numpy(positions),
-            slot_mapping=torch.from_numpy(slots.reshape(-1)),
+        columns[_SLOTS:] = (self._tables[:, owners, blocks] - blocks) * self._block_size + positions
+        return BuiltInputs(
+            columns=torch.from_numpy(columns),
             block_tables=torch.from_numpy(self._tables.reshape(-1, self._tables.shape[2])),
             query_start=torch.from_numpy(query_start.astype(np.int32)),
             context_lens=torch.from_numpy(ends.astype(np.int32)),
             logits_rows=_logits_rows(plan, query_start, self._drawing),
             max_query_len=max_query_len,
+            has_unknown=has_unknown,
         )
-        return BuiltInputs(inputs, sources)
 
-    def _sources(self, lines: tuple[ScheduledSequence, ...], token_ids: _Ints, first_rows: _Ints) -> torch.Tensor:
-        """For each token that is not drawn yet, which it is among those that the latest plan draws; -1 elsewhere."""
-        unknown = token_ids[first_rows] == NOT_YET_DRAWN
+    def _find_sources(self, lines: tuple[ScheduledSequence, ...], columns: _Ints, first_rows: _Ints) -> None:
+        """Notes, for each token that is not drawn yet, which it is among those that the latest plan draws."""
+        unknown = columns[_TOKENS, first_rows] == NOT_YET_DRAWN
         places = np.where(self._drawing, np.cumsum(self._drawing) - 1, -1)
-        sources = np.full(len(token_ids), -1)
-        sources[first_rows[unknown]] = places[self._rows_before(lines)[unknown]]
-        assert (sources >= 0).sum() == unknown.sum(), "a token that nobody draws"
-        return torch.from_numpy(sources)
+        sources = places[self._rows_before(lines)[unknown]]
+        assert (sources >= 0).all(), "a token that nobody draws"
+        columns[_SOURCES, first_rows[unknown]] = sources
 
     def _rows_before(self, lines: tuple[ScheduledSequence, ...]) -> _Ints:
         """The rows that they have now; -1 for new ones."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from paged_backend.errors import EngineUnavailableError
 from paged_backend.executor.device import Done, Ordered
+from paged_backend.executor.staging import Staging
 
 T = TypeVar("T")
 
@@ -25,21 +28,22 @@ class CudaDevice:
         self.torch_device = torch_device
         self.overlaps = overlaps
         self._pool: Any = None
+        self._staging = Staging(torch_device)
         # The process's: sums that cuBLAS makes in parts would else be added in 16 bits.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
     def order(self, work: Callable[[], T]) -> Ordered[T]:
         """See `Device`. The work is queued at once."""
-        with torch.cuda.device(self.torch_device):
-            return Done(work)
+        torch.cuda.set_device(self.torch_device)  # the calling thread's, so for draws that follow as well
+        return Done(work)
 
-    def lend(self, tensor: Tensor) -> Tensor:
-        """See `Device`. Waits for nothing: torch keeps the pinned memory from others until the copy is done."""
-        return torch.empty_like(tensor, pin_memory=True).copy_(tensor).to(self.torch_device, non_blocking=True)
+    def lend(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See `Device`."""
+        return self._staging.send(tensors)
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """See `Device`. All recordings share one pool of memory: only one is replayed at a time."""
+        """See `Device`. All recordings share one pool of memory, results too: a result is gone with the next replay."""
         with torch.cuda.device(self.torch_device), torch.inference_mode():
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -51,24 +55,22 @@ class CudaDevice:
             with torch.cuda.graph(graph, pool=self._pool):
                 result = work()
             self._pool = graph.pool()
+            # Held on to, each size's logits would have memory of their own.
+            borrowed = _borrowed(result)
 
-        def replay() -> Tensor:
+        def replay(_kept: object = work) -> Tensor:  # what work reads stays as long as this
             graph.replay()
-            return result
+            return borrowed
 
         return replay
 
-    def free_bytes_after(self, work: Callable[[], object]) -> int:
+    def free_bytes_after(self, *works: Callable[[], object]) -> int:
         """See `Device`."""
         with torch.cuda.device(self.torch_device):
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            work()
-            torch.cuda.synchronize()
-            peak = torch.cuda.max_memory_allocated() - before
+            peaks = [_peak_bytes(work) for work in works]
             torch.cuda.empty_cache()
             free, _ = torch.cuda.mem_get_info()
-            return max(free - peak, 0)
+            return max(free - sum(peaks), 0)
 
     def mark(self) -> torch.cuda.Event:
         """See `Device`."""
@@ -82,6 +84,43 @@ class CudaDevice:
         milliseconds: float = begin.elapsed_time(end)
         return milliseconds / 1000
 
+    def check(self) -> None:
+        """See `Device`. An error that an illegal access or the hardware raised stays: every call of CUDA raises it."""
+        try:
+            torch.cuda.synchronize(self.torch_device)
+        except Exception as error:
+            raise EngineUnavailableError(
+                f"The GPU is lost to this process ({str(error).partition(chr(10))[0]})."
+            ) from error
+
     def close(self) -> None:
         """See `Device`."""
-        torch.cuda.synchronize(self.torch_device)
+        with suppress(EngineUnavailableError):
+            self.check()
+            torch.cuda.empty_cache()
+
+
+def _peak_bytes(work: Callable[[], object]) -> int:
+    """That work takes at a time, beside what was taken before."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+class _Lent:
+    """The memory of a tensor, for another that does not keep it from being given back."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.__cuda_array_interface__ = {
+            "version": 2,
+            "shape": tuple(tensor.shape),
+            "strides": tuple(stride * tensor.itemsize for stride in tensor.stride()),
+            "typestr": {torch.float32: "<f4", torch.int64: "<i8"}[tensor.dtype],
+            "data": (tensor.data_ptr(), False),
+        }
+
+
+def _borrowed(tensor: Tensor) -> Tensor:
+    return torch.as_tensor(_Lent(tensor), device=tensor.device)

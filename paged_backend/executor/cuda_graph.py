@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from paged_backend.executor.batch import BuiltInputs
 from paged_backend.executor.device import Device
 from paged_backend.kernels.interface import StepInputs
 
@@ -59,6 +61,7 @@ class GraphedStep:
     Args:
         step: inputs on the device to logits.
         device: records.
+        drawn: int64 [N], where every step before leaves the tokens that it draws.
         sizes: ascending.
         num_groups: of layers.
         max_blocks: columns that a block table has at most.
@@ -70,6 +73,7 @@ class GraphedStep:
         self,
         step: Callable[[StepInputs], Tensor],
         device: Device,
+        drawn: Tensor,
         sizes: Sequence[int],
         *,
         num_groups: int,
@@ -79,6 +83,7 @@ class GraphedStep:
     ) -> None:
         assert list(sizes) == sorted(set(sizes)) and sizes[0] >= 1
         self._step = step
+        self._drawn = drawn
         self._sizes = tuple(sizes)
         # Largest first: smaller ones find room in the memory that it takes.
         order: Iterable[int] = reversed(self._sizes)
@@ -86,59 +91,65 @@ class GraphedStep:
             order = tqdm(list(order), desc="Recording decode steps", unit="size")
         tables = torch.zeros(num_groups * sizes[-1] * max_blocks, dtype=torch.int32, device=device.torch_device)
         self._graphs = {
-            size: _Graph(step, device, size, tables[: num_groups * size * max_blocks].view(-1, max_blocks), scratch)
+            size: _Graph(
+                step, device, drawn, tables[: num_groups * size * max_blocks].view(num_groups, size, -1), scratch
+            )
             for size in order
         }
 
-    def __call__(self, inputs: StepInputs) -> Tensor:
+    def __call__(self, built: BuiltInputs) -> Tensor:
         """The logits of a step, as its own memory until the next call."""
-        num_rows = inputs.token_ids.shape[0]
-        is_decode = inputs.max_query_len == 1 and inputs.logits_rows is None
-        if not is_decode or num_rows != inputs.context_lens.shape[0] or num_rows > self._sizes[-1]:
-            return self._step(inputs)
-        size = next(size for size in self._sizes if size >= num_rows)
-        return self._graphs[size].replay(inputs)
+        num_rows = built.columns.shape[1]
+        if built.max_query_len != 1 or built.logits_rows is not None or num_rows > self._sizes[-1]:
+            return self._step(built.with_tokens(self._drawn))
+        return self._graphs[self._sizes[bisect_left(self._sizes, num_rows)]].replay(built)
 
 
 class _Graph:
-    """A step of one size, on inputs that stay where they are."""
+    """A step of one size, on inputs that stay where they are.
+
+    Args:
+        tables: int32 [groups, size, blocks], the memory of other sizes too.
+    """
 
     def __init__(
-        self, step: Callable[[StepInputs], Tensor], device: Device, size: int, tables: Tensor, scratch: ScratchBlocks
+        self,
+        step: Callable[[StepInputs], Tensor],
+        device: Device,
+        drawn: Tensor,
+        tables: Tensor,
+        scratch: ScratchBlocks,
     ) -> None:
-        where, num_groups = tables.device, tables.shape[0] // size
+        where, (num_groups, size, _) = tables.device, tables.shape
         # Of those that fill up a batch each has a slot of its own; only the recording has more of them.
         slots = scratch.first * scratch.block_size + torch.arange(size - 1, -1, -1) % scratch.num_slots
-        self._slots_of_nobody = slots.to(where)
         self._blocks_of_nobody = (slots // scratch.block_size).to(where, torch.int32)
-        self._inputs = StepInputs(
-            token_ids=torch.zeros(size, dtype=torch.int64, device=where),
-            positions=torch.zeros(size, dtype=torch.int64, device=where),
-            slot_mapping=self._slots_of_nobody.repeat(num_groups),
-            block_tables=tables,
-            query_start=torch.arange(size + 1, dtype=torch.int32, device=where),
-            context_lens=torch.ones(size, dtype=torch.int32, device=where),
-            logits_rows=None,
-            max_query_len=1,
-        )
-        self._slots = self._inputs.slot_mapping.view(num_groups, size)
-        self._tables = tables.view(num_groups, size, -1)
+        self._nobody = torch.cat([torch.zeros(3, size, dtype=torch.int64), slots.repeat(num_groups, 1)]).to(where)
+        self._columns = self._nobody.clone()
+        self._num_used = 0  # rows that may be somebody's
+        self._tables = tables
         self._tables[:, :, 0] = self._blocks_of_nobody
-        self._replay = device.capture(lambda: step(self._inputs))
+        query_start = torch.arange(size + 1, dtype=torch.int32).to(where)
 
-    def replay(self, inputs: StepInputs) -> Tensor:
+        def decode() -> Tensor:
+            columns = self._columns
+            lengths = (columns[1] + 1).int()  # a decode's token is its sequence's last
+            built = BuiltInputs(columns, tables.view(-1, tables.shape[2]), query_start, lengths, None, 1, True)
+            return step(built.with_tokens(drawn))
+
+        self._replay = device.capture(decode)
+
+    def replay(self, built: BuiltInputs) -> Tensor:
         """The logits of inputs of its size or fewer rows."""
-        num_rows, mine = inputs.token_ids.shape[0], self._inputs
-        num_groups, _, max_blocks = self._tables.shape
-        tables = inputs.block_tables.view(num_groups, num_rows, -1)[:, :, :max_blocks]  # made wider than need be
-        mine.token_ids[:num_rows] = inputs.token_ids
-        mine.positions[:num_rows] = inputs.positions
-        mine.context_lens[:num_rows] = inputs.context_lens
-        self._slots[:, :num_rows] = inputs.slot_mapping.view(num_groups, num_rows)
-        self._tables[:, :num_rows, : tables.shape[2]] = tables
-        mine.token_ids[num_rows:] = 0
-        mine.positions[num_rows:] = 0
-        mine.context_lens[num_rows:] = 1
-        self._slots[:, num_rows:] = self._slots_of_nobody[num_rows:]
-        self._tables[:, num_rows:, 0] = self._blocks_of_nobody[num_rows:]
+        columns, tables = self._columns, self._tables
+        num_rows = built.columns.shape[1]
+        num_groups, size, max_blocks = tables.shape
+        new = built.block_tables.view(num_groups, num_rows, -1)[:, :, :max_blocks]  # made wider than need be
+        columns[:, :num_rows] = built.columns
+        if num_rows < self._num_used:
+            columns[:, num_rows : self._num_used] = self._nobody[:, num_rows : self._num_used]
+        self._num_used = num_rows
+        tables[:, :num_rows, : new.shape[2]] = new
+        if num_rows < size:
+            tables[:, num_rows:, 0] = self._blocks_of_nobody[num_rows:]
         return self._replay()[:num_rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -43,17 +43,26 @@ class Device(Protocol):
         """Has work done after all that was ordered before; what it raises is raised by `result`."""
         ...
 
-    def lend(self, tensor: Tensor) -> Tensor:
-        """A host tensor for work to read, whatever becomes of it after this call; on the device."""
+    def lend(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Contiguous host tensors for work to read, whatever becomes of them after this call; on the device. As few
+        calls as can be: each is a copy. What an earlier one gave stays."""
         ...
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Work on fixed tensors, to be done again and again with what is in them then, into the same result."""
         ...
 
-    def free_bytes_after(self, work: Callable[[], object]) -> int | None:
-        """Bytes of memory that are free beside what some work takes while it is done; None where that is the host's, of
-        which a step takes next to nothing: then the work is not done."""
+    def free_bytes_after(self, *works: Callable[[], object]) -> int | None:
+        """Bytes of memory that are free beside what each of some works takes while it is done, all of them together;
+        None where that is the host's, of which a step takes next to nothing: then no work is done."""
+        ...
+
+    def check(self) -> None:
+        """Whether work can still be done, after some has failed.
+
+        Raises:
+            EngineUnavailableError: never again in this process.
+        """
         ...
 
     def mark(self) -> Any:
@@ -92,9 +101,9 @@ class CpuDevice:
         future: Future[T] = self._thread.submit(_without_gradients, work)
         return future
 
-    def lend(self, tensor: Tensor) -> Tensor:
+    def lend(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """See `Device`."""
-        return tensor.clone() if self.overlaps else tensor
+        return [tensor.clone() for tensor in tensors] if self.overlaps else tensors
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """See `Device`. The work is done each time."""
@@ -105,9 +114,12 @@ class CpuDevice:
 
         return replay
 
-    def free_bytes_after(self, work: Callable[[], object]) -> int | None:
+    def free_bytes_after(self, *works: Callable[[], object]) -> int | None:
         """See `Device`."""
         return None
+
+    def check(self) -> None:
+        """See `Device`. It always can."""
 
     def mark(self) -> float:
         """See `Device`."""

@@ -63,11 +63,8 @@ class Executor:
             EngineUnavailableError: another rank ended while it was loading.
         """
         self._ranks = start_ranks(config) if ranks is None else ranks
-        try:
+        with self._ranks.loading():
             self._load(config)
-        except BaseException:
-            self._ranks.close()
-            raise
 
     def _load(self, config: EngineConfig) -> None:
         shard = self._ranks.shard
@@ -85,7 +82,7 @@ class Executor:
         self.kv_cache_dtype = cache_dtype(config, kernels)
         overlaps = config.scheduler.async_scheduling
         if overlaps is None:
-            overlaps = where.type != "cpu" and shard.size == 1  # the other ranks learn of tokens from the host
+            overlaps = where.type != "cpu"
         self._device: Device = open_device(where, overlaps=overlaps)
         self.async_scheduling: bool = self._device.overlaps
         with enough_memory("load the model's weights", "choose a smaller dtype or quantization, or a smaller model"):
@@ -116,11 +113,11 @@ class Executor:
     def close(self) -> None:
         """Gives up the model and the cache, and ends the other ranks. `run` must not be called any more."""
         self._ranks.close()
+        self._runner = None
         self._device.close()
         if self.transfer is not None:
             self.transfer.close()
             self.transfer = None
-        self._runner = None
 
     def run(self, plan: StepPlan) -> StepResult:
         """Computes one step. What could not be drawn is NOT_DRAWN.
@@ -135,8 +132,8 @@ class Executor:
         assert self._runner is not None, "follow after close"
         self._runner.follow(work)
 
-    def on_lost(self, call: Callable[[], None]) -> None:
-        """Has this called, from any thread, when nothing can be computed any more."""
+    def on_lost(self, call: Callable[[str], None]) -> None:
+        """Has this called, from any thread, with the reason, when nothing can be computed any more."""
         self._ranks.on_lost(call)
 
     def launch(self, plan: StepPlan) -> PendingStep:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
+import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from paged_backend.child_process import spawn
 from paged_backend.config import EngineConfig
-from paged_backend.errors import EngineUnavailableError
+from paged_backend.errors import EngineUnavailableError, PagedBackendError
 from paged_backend.executor.collectives import RankExchange
 from paged_backend.executor.ranks import Ranks, shard_of
 from paged_backend.executor.step_work import StepWork
@@ -56,15 +58,29 @@ class Leader(Ranks):
         self.shard = shard_of(self._exchange)
         self._lock = threading.Lock()
         self._lost: str | None = None
-        self._on_lost: Callable[[], None] | None = None
+        self._on_lost: Callable[[str], None] | None = None
         self._closing = False
         self._is_ready = False
-        self._meetings = tempfile.mkdtemp(prefix="paged-backend-ranks-")  # for this user alone
+        self._meeting = _Meeting()
         self._children = [_Child(rank, self._note_end) for rank in range(1, size)]
         for child in self._children:
             child.start()
         for child in self._children:
             self._send(child, config.to_args())
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """See `Ranks`."""
+        with super().loading():
+            try:
+                yield
+            except PagedBackendError:
+                raise
+            except Exception as error:  # maybe in an exchange to which a rank did not come
+                for refusal in [child.refusal() for child in self._children]:
+                    if refusal is not None:
+                        raise refusal from error
+                raise
 
     def agree(self, num_blocks: int) -> int:
         """See `Ranks`."""
@@ -77,11 +93,10 @@ class Leader(Ranks):
         """See `Ranks`."""
         for child in self._children:
             self._receive(child)
-        meeting = Path(self._meetings, "store")
         for child in self._children:
-            self._send(child, meeting)
+            self._send(child, self._meeting.path)
         with self.together():
-            self._exchange.connect(meeting, device)
+            self._exchange.connect(self._meeting.path, device)
 
     def wait_ready(self) -> None:
         """See `Ranks`."""
@@ -96,7 +111,11 @@ class Leader(Ranks):
             try:
                 child.connection.send_bytes(data)
             except OSError:
-                raise self._failed(child) from None
+                raise EngineUnavailableError(self._lose(self._how_ended(child))) from None
+
+    def share(self, x: Tensor) -> None:
+        """See `Ranks`."""
+        self._exchange.gathered(x)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -115,13 +134,13 @@ class Leader(Ranks):
             reason = self._lose(f"Rank 0 of {self.shard.size} failed ({type(error).__name__}).", error)
             raise EngineUnavailableError(reason) from error
 
-    def on_lost(self, call: Callable[[], None]) -> None:
-        """Has this called, from any thread, when a rank is lost."""
+    def on_lost(self, call: Callable[[str], None]) -> None:
+        """See `Ranks`."""
         with self._lock:
             self._on_lost = call
-            is_late = self._lost is not None
-        if is_late:
-            call()
+            lost = self._lost
+        if lost is not None:
+            call(lost)
 
     def close(self) -> None:
         """See `Ranks`."""
@@ -134,7 +153,7 @@ class Leader(Ranks):
         for child in self._children:
             child.wait()
         self._exchange.abort()
-        shutil.rmtree(self._meetings, ignore_errors=True)
+        self._meeting.close()
 
     def _send(self, child: _Child, message: object) -> None:
         try:
@@ -158,14 +177,16 @@ class Leader(Ranks):
 
     def _failed(self, child: _Child) -> EngineUnavailableError:
         return EngineUnavailableError(
-            f"Rank {child.rank} of {self.shard.size} ended{child.how()}. After SIGKILL, look whether the machine has "
-            "memory enough."
+            f"{self._how_ended(child)} After SIGKILL, look whether the machine has memory enough."
         )
+
+    def _how_ended(self, child: _Child) -> str:
+        return f"Rank {child.rank} of {self.shard.size} ended{child.how()}."
 
     def _note_end(self, child: _Child) -> None:
         """A child's thread: its process is over."""
         if not self._closing:
-            self._lose(f"Rank {child.rank} of {self.shard.size} ended{child.how()}.")
+            self._lose(self._how_ended(child))
 
     def _lose(self, reason: str, error: Exception | None = None) -> str:
         """Notes that there is no model any more; the first reason stays."""
@@ -177,8 +198,29 @@ class Leader(Ranks):
         logger.error("%s The engine ends.", reason, exc_info=error)
         self._exchange.abort()  # a peer may wait for what never comes
         if call is not None:
-            call()
+            call(reason)
         return reason
+
+
+class _Meeting:
+    """A file by which the ranks find each other. Nobody else can reach it, and on Linux it is gone when this process
+    is, whatever ends that.
+
+    Attributes:
+        path: for all ranks.
+        close: ends it.
+    """
+
+    path: Path
+    close: Callable[[], None]
+
+    def __init__(self) -> None:
+        if sys.platform == "linux":
+            file = os.fdopen(os.memfd_create("paged-backend-ranks"))
+            self.path, self.close = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"), file.close
+        else:
+            folder = tempfile.TemporaryDirectory(prefix="paged-backend-ranks-")
+            self.path, self.close = Path(folder.name, "store"), folder.cleanup
 
 
 class _Child:
@@ -205,6 +247,14 @@ class _Child:
         """Tells it that there is nothing more to do."""
         with contextlib.suppress(OSError):
             self.connection.send_bytes(b"")
+
+    def refusal(self) -> Exception | None:
+        """What it has said last, if that is why it cannot load."""
+        message: object = None
+        with contextlib.suppress(EOFError, OSError):
+            while self.connection.poll(_NOTICE_TIMEOUT_S):
+                message = self.connection.recv()
+        return message if isinstance(message, Exception) else None
 
     def kill(self) -> None:
         """Ends it at once."""

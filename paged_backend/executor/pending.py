@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from paged_backend.errors import EngineUnavailableError
 from paged_backend.executor.device import Device, Ordered
-from paged_backend.kernels.sampling_batch import LaunchedSamples
-from paged_backend.sampling.unseen import read_draws
+from paged_backend.sampling.unseen import UnseenSamples
 from paged_backend.scheduler.plan import SamplingTask, StepResult
 
 
@@ -29,6 +29,7 @@ class PendingStep(Protocol):
         """Waits for its end.
 
         Raises:
+            EngineUnavailableError: there is nothing left that could compute a step.
             Exception: what went wrong.
         """
         ...
@@ -45,7 +46,7 @@ class StepOutput:
     """
 
     logits: Tensor | None
-    samples: LaunchedSamples | None
+    samples: UnseenSamples | None
     marks: tuple[Any, Any, Any]
 
 
@@ -78,9 +79,18 @@ class LaunchedStep:
 
     def result(self) -> StepResult:
         """See `PendingStep`."""
+        try:
+            return self._result()
+        except EngineUnavailableError:
+            raise
+        except Exception:
+            self._device.check()
+            raise
+
+    def _result(self) -> StepResult:
         output = self._output.result()
         if output.samples is not None:
-            result = read_draws(output.samples, self._tasks)
+            result = output.samples.read(self._tasks)
         elif output.logits is not None:
             result = self._draw(output.logits)
         else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from paged_backend.executor.collectives import JoinOverRanks, RankExchange, SumOverRanks
 from paged_backend.executor.step_work import StepWork
@@ -24,6 +25,19 @@ class Ranks:
 
     shard: Shard = WHOLE
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Around all that comes before the first step; ends the others where it fails.
+
+        Raises:
+            Exception: what failed; where this rank only waited for another one, what kept that one from loading.
+        """
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def connect(self, device: torch.device) -> None:
         """Waits until every rank has its part of the model; from then on they exchange tensors."""
 
@@ -37,13 +51,16 @@ class Ranks:
     def begin(self, work: StepWork) -> None:
         """Has the others do a step, which this rank is about to do too."""
 
+    def share(self, x: Tensor) -> None:
+        """In the middle of a step, makes every rank's tensor what the first one's is."""
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Around the part of a step that every rank does."""
         yield
 
-    def on_lost(self, call: Callable[[], None]) -> None:
-        """Has this called, from any thread, when one of the others is lost."""
+    def on_lost(self, call: Callable[[str], None]) -> None:
+        """Has this called, from any thread, with the reason, when one of the others is lost."""
 
     def close(self) -> None:
         """Ends the others."""
@@ -76,6 +93,10 @@ class Follower(Ranks):
     def wait_ready(self) -> None:
         """See `Ranks`."""
         self._connection.send(None)
+
+    def share(self, x: Tensor) -> None:
+        """See `Ranks`."""
+        x.copy_(self._exchange.gathered(x)[0])
 
     def works(self) -> Iterator[StepWork]:
         """The steps to do, until the first rank is gone or wants no more."""

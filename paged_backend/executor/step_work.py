@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from paged_backend.kernels.interface import StepInputs
+from paged_backend.executor.batch import BuiltInputs
 from paged_backend.kv.host_tier import Transfers
 
 
@@ -19,18 +19,18 @@ class StepWork:
 
     Attributes:
         transfers, block_copies: as in `StepPlan`; block ids are the same in every rank.
-        inputs: on the CPU; None where nothing is computed.
+        built: its inputs, on the CPU; None where nothing is computed.
     """
 
     transfers: Transfers
     block_copies: tuple[tuple[int, int], ...]
-    inputs: StepInputs | None
+    built: BuiltInputs | None
 
     def to_bytes(self) -> bytes:
         """For `from_bytes`."""
         arrays: dict[str, Any] | None = None
-        if self.inputs is not None:
-            values = {field.name: getattr(self.inputs, field.name) for field in dataclasses.fields(StepInputs)}
+        if self.built is not None:
+            values = {field.name: getattr(self.built, field.name) for field in dataclasses.fields(BuiltInputs)}
             arrays = {
                 name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in values.items()
             }
@@ -41,11 +41,11 @@ class StepWork:
     def from_bytes(cls, data: bytes) -> StepWork:
         """Of data that this program's own first rank has sent."""
         moves, block_copies, arrays = pickle.loads(data)
-        inputs = None
+        built = None
         if arrays is not None:
             values: dict[str, Any] = {
                 name: value if value is None or isinstance(value, int) else torch.from_numpy(value)
                 for name, value in arrays.items()
             }
-            inputs = StepInputs(**values)
-        return cls(Transfers(swap_outs=moves[0], swap_ins=moves[1]), block_copies, inputs)
+            built = BuiltInputs(**values)
+        return cls(Transfers(swap_outs=moves[0], swap_ins=moves[1]), block_copies, built)

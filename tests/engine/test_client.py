@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -195,6 +196,42 @@ def test_heartbeat_ages_only_with_work(client: EngineClient, executor: FakeExecu
     gate.open()
     stream.collect()
     assert client.drain(TIMEOUT_S)
+
+
+def test_an_engine_that_is_stuck_is_given_up(client: EngineClient, executor: FakeExecutor) -> None:
+    gate = Gate(executor)
+    streams = [client.submit([5], params(9)) for _ in range(2)]
+    ends: list[int] = []
+    for stream in streams:
+        stream.add_done_callback(ends.append)
+    asked: list[BaseException] = []
+
+    def ask() -> None:
+        with pytest.raises(EngineUnavailableError) as raised:
+            client.stats(kv_map=True)
+        asked.append(raised.value)
+
+    assert gate.inside.wait(TIMEOUT_S)
+    asker = threading.Thread(target=ask)
+    asker.start()
+    while not client._desk._asked:
+        time.sleep(0.001)
+    client.give_up("It is stuck.")
+    for stream in streams:
+        with pytest.raises(EngineUnavailableError, match="It is stuck"):
+            stream.collect()
+    for refused in (lambda: client.submit([5], params(2)), client.check_health):
+        with pytest.raises(EngineUnavailableError, match="It is stuck"):
+            refused()
+    asker.join(TIMEOUT_S)
+    assert len(asked) == 1
+    gate.open()  # it goes on, and is heard no more
+    while client._engine.core.has_work():  # type: ignore[union-attr]
+        time.sleep(0.001)
+    assert len(ends) == 2
+    client.give_up("Again.")
+    with pytest.raises(EngineUnavailableError, match="It is stuck"):
+        client.check_health()
 
 
 def test_a_closed_event_loop_aborts_its_requests(client: EngineClient, executor: FakeExecutor) -> None:

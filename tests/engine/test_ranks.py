@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from paged_backend import LLM, SamplingParams
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
-from paged_backend.errors import ConfigError, EngineUnavailableError
+from paged_backend.errors import ConfigError, EngineUnavailableError, ModelLoadError
 from paged_backend.executor.leader import Leader
 from paged_backend.outputs import RequestOutput
 from tests.tiny_models import make_tiny_model
@@ -71,13 +72,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engines(folder: Path) -> Iterator[dict[int, LLM]]:
-    """Of one process and of two, whose pools are too small for all; made by a thread that has ended since."""
+    """Of one process and of two, whose pools are too small for all; made by a thread that has ended since. The two
+    begin a step before the first of them has read the tokens of the last."""
     made: dict[int, LLM] = {}
 
     def make() -> None:
         for size in (1, 2):
             limits = {"num_gpu_blocks_override": 90, "kv_offloading_size": 0.01, "preemption_mode": "swap"}
-            made[size] = LLM(**engine_args(folder, size, max_num_batched_tokens=290, **limits))
+            overlaps = size > 1
+            args = engine_args(folder, size, max_num_batched_tokens=290, async_scheduling=overlaps, **limits)
+            made[size] = LLM(**args)
 
     thread = threading.Thread(target=make)
     thread.start()
@@ -115,12 +119,18 @@ def test_two_processes_give_the_tokens_of_one(engines: dict[int, LLM], changes: 
         assert near == pytest.approx(logprobs, abs=2e-5)  # float32 sums in another order
 
 
-def test_a_request_alone_has_the_bits_that_it_has_among_others(engines: dict[int, LLM]) -> None:
+def test_a_request_alone_has_the_bits_that_it_has_among_others(
+    engines: dict[int, LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = engines[2]._client._engine.core._executor._ranks  # type: ignore[union-attr]
+    shared: list[torch.Tensor] = []
+    monkeypatch.setattr(ranks, "share", lambda x: (shared.append(x), Leader.share(ranks, x)))
     params = SamplingParams(**GREEDY, logprobs=1)
     together = engines[2].generate(PROMPTS, params, use_tqdm=False)
     for prompt, output in zip(PROMPTS[:2], together[:2], strict=True):
         for _ in range(2):  # the second time with a prefix from the pool
             assert told(engines[2].generate([prompt], params, use_tqdm=False)) == told([output])
+    assert len(shared) > 100  # steps that were begun before their tokens were read
 
 
 def test_what_the_pool_gave_up_came_back(engines: dict[int, LLM]) -> None:
@@ -129,12 +139,20 @@ def test_what_the_pool_gave_up_came_back(engines: dict[int, LLM]) -> None:
     assert stats.prefix_cache_hits > 0 and stats.external_prefix_cache_hits > 0
 
 
-def test_a_rank_that_dies_ends_an_idle_engine(engines: dict[int, LLM]) -> None:
+def test_a_rank_that_dies_ends_the_requests_that_are_computed(engines: dict[int, LLM]) -> None:
+    client = engines[2]._client
+    long = SamplingParams(temperature=0.0, max_tokens=240, ignore_eos=True)
+    streams = [client.submit(prompt[:9], long) for prompt in PROMPTS]
+    next(streams[0])
     (pid,) = rank_pids()
     os.kill(pid, signal.SIGKILL)
-    client = engines[2]._client
-    until(lambda: not is_healthy(client))
-    with pytest.raises(EngineUnavailableError):
+    for stream in streams:
+        with pytest.raises(
+            EngineUnavailableError, match=r"Rank 1 of 2 ended \(SIGKILL\)\. The engine must be restarted"
+        ):
+            stream.collect()
+    assert not is_healthy(client)
+    with pytest.raises(EngineUnavailableError, match="must be restarted"):
         engines[2].generate(PROMPTS[:1], SamplingParams(**GREEDY), use_tqdm=False)
     assert engines[1].generate(PROMPTS[:1], SamplingParams(**GREEDY), use_tqdm=False)[0].finished
 
@@ -147,8 +165,8 @@ def is_healthy(client: EngineClient) -> bool:
     return True
 
 
-def test_a_rank_that_dies_ends_the_requests_that_are_computed(tmp_path: Path) -> None:
-    """Fused, transposed and tied weights with an odd vocabulary this time, in int8."""
+def test_a_rank_that_dies_ends_an_idle_engine(tmp_path: Path) -> None:
+    """Fused, transposed and tied weights with an odd vocabulary this time, in int8, and one step after the other."""
     folder = make_tiny_model("gpt2", tmp_path, vocab_size=321)
     config = EngineConfig.from_args(engine_args(folder, 2, quantization="int8", kernel_backend="reference"))
     params = SamplingParams(**GREEDY)
@@ -158,12 +176,11 @@ def test_a_rank_that_dies_ends_the_requests_that_are_computed(tmp_path: Path) ->
     try:
         streams = [client.submit(prompt, params) for prompt in PROMPTS]
         assert told([stream.collect() for stream in streams]) == told(expected)
-        stream = client.submit(PROMPTS[0][:9], SamplingParams(temperature=0.0, max_tokens=240, ignore_eos=True))
         (pid,) = rank_pids()
         os.kill(pid, signal.SIGKILL)
-        with pytest.raises(EngineUnavailableError):
-            stream.collect()
-        assert not is_healthy(client)
+        until(lambda: not is_healthy(client))
+        with pytest.raises(EngineUnavailableError, match=r"Rank 1 of 2 ended \(SIGKILL\)"):
+            client.submit(PROMPTS[0], params)
     finally:
         client.shutdown()
     assert not rank_pids()
@@ -194,11 +211,17 @@ def test_a_rank_that_dies_while_it_loads_is_told_of(folder: Path) -> None:
         leader.close()
 
 
+def test_what_keeps_another_rank_from_loading_is_told(tmp_path: Path) -> None:
+    leader = Leader(EngineConfig.from_args(engine_args(tmp_path, 2)))
+    with pytest.raises(ModelLoadError, match=r"config\.json"), leader.loading():
+        leader._children[0].join(60)
+        raise RuntimeError("nobody came to the exchange")
+    assert not rank_pids()
+
+
 def test_what_the_first_rank_refuses_leaves_no_other(folder: Path) -> None:
     with pytest.raises(ConfigError, match="tensor_parallel_size 3 does not fit"):
         EngineClient.start(EngineConfig.from_args(engine_args(folder, 3)))
     assert not rank_pids()
     with pytest.raises(ConfigError, match="kv_offloading_dir keeps one process's blocks"):
         EngineConfig.from_args(engine_args(folder, 2, kv_offloading_dir="kv"))
-    with pytest.raises(ConfigError, match="async_scheduling begins a step before"):
-        EngineConfig.from_args(engine_args(folder, 2, async_scheduling=True))

@@ -11,7 +11,7 @@ import torch
 from paged_backend.executor.batch import BatchInputs, build_inputs
 from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import NOT_YET_DRAWN, SamplingTask, ScheduledSequence, StepPlan
+from paged_backend.scheduler.plan import NOT_DRAWN, NOT_YET_DRAWN, SamplingTask, ScheduledSequence, StepPlan
 
 TASK = SamplingTask(SamplingParams(), (0,), (), ())
 
@@ -132,12 +132,13 @@ def test_tokens_that_the_step_before_draws(seed: int) -> None:
                 line.token_ids = [rng.randrange(500) for _ in range(rng.choice([1, 1, 3]))]
                 wanted += line.token_ids
             line.sampling = TASK if rng.random() < 0.8 else None
-        built = kept.build(StepPlan(tuple(lines))).lent(torch.clone)
+        built = kept.build(StepPlan(tuple(lines)))
+        built = built.with_tensors([tensor.clone() for tensor in built.tensors])
         drawing = [line for line in lines if line.sampling is not None]
         for line in lines:
             line.sampling = None  # a plan is read when it is built
         assert built.with_tokens(drawn).token_ids.tolist() == wanted
-        nobody = built.with_tokens(None).token_ids
+        nobody = built.with_tokens(torch.full((9,), NOT_DRAWN)).token_ids
         assert min(nobody.tolist()) >= 0
     assert num_drawn_tokens > 100
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -19,16 +22,16 @@ def rows_of(shard: Shard, num_rows: int, dtype: torch.dtype) -> Tensor:
 
 
 def test_a_rows_sum_does_not_depend_on_the_others() -> None:
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, size in product((torch.float32, torch.bfloat16), (2, SIZE)):
         for num_rows in (1, 255, 256, 601):  # both ways of adding up
 
             def sums(shard: Shard, num_rows: int = num_rows, dtype: torch.dtype = dtype) -> Tensor:
                 assert shard.sum is not None
                 return shard.sum(rows_of(shard, 601, dtype)[:num_rows])
 
-            parts = on_each_rank(SIZE, sums)
-            terms = [rows_of(Shard(rank=rank), 601, dtype)[:num_rows].float() for rank in range(SIZE)]
-            expected = ((terms[0] + terms[1]) + terms[2]).to(dtype)
+            parts = on_each_rank(size, sums)
+            terms = [rows_of(Shard(rank=rank), 601, dtype)[:num_rows].float() for rank in range(size)]
+            expected = reduce(torch.add, terms).to(dtype)
             assert all(torch.equal(part, expected) for part in parts)
 
 

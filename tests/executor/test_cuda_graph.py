@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from paged_backend.executor import cuda_graph
+from paged_backend.executor.batch import BuiltInputs
 from paged_backend.executor.cuda_graph import GraphedStep, ScratchBlocks, default_capture_sizes
 from paged_backend.executor.device import CpuDevice
 from paged_backend.kernels.interface import StepInputs
+from paged_backend.scheduler.plan import NOT_YET_DRAWN
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 30
@@ -83,6 +85,16 @@ def random_decode(rng: Random, num_rows: int, num_groups: int, width: int) -> St
     )
 
 
+def built_of(inputs: StepInputs) -> BuiltInputs:
+    """A step's inputs whose tokens are all known, as they come from the host."""
+    assert inputs.max_query_len is not None
+    tokens = inputs.token_ids
+    slots = inputs.slot_mapping.view(-1, max(1, len(tokens)))
+    columns = torch.cat([torch.stack([tokens, inputs.positions, torch.zeros_like(tokens)]), slots])
+    tables, lengths = inputs.block_tables, inputs.context_lens
+    return BuiltInputs(columns, tables, inputs.query_start, lengths, inputs.logits_rows, inputs.max_query_len, False)
+
+
 @pytest.mark.parametrize("num_groups", [1, 3])
 def test_replays_are_what_is_computed_one_by_one(num_groups: int) -> None:
     """Batches of all sizes, one after the other, on the same memory: nobody sees the one before, nor the scratch."""
@@ -92,13 +104,19 @@ def test_replays_are_what_is_computed_one_by_one(num_groups: int) -> None:
     eager = ToyModel(num_groups, NUM_BLOCKS + scratch.count)
     model = ToyModel(num_groups, NUM_BLOCKS + scratch.count)
     device = RecordingDevice()
+    drawn = torch.zeros(12, dtype=torch.int64)
     graphed = GraphedStep(
-        model, device, sizes, num_groups=num_groups, max_blocks=5, scratch=scratch, shows_progress=False
+        model, device, drawn, sizes, num_groups=num_groups, max_blocks=5, scratch=scratch, shows_progress=False
     )
     assert device.num_captured == len(sizes) and not model.cache[:, : NUM_BLOCKS * BLOCK_SIZE].any()
     for step in range(60):
         inputs = random_decode(rng, rng.randint(1, 12), num_groups, rng.choice([2, 5, 8]))
-        assert torch.equal(graphed(inputs), eager(inputs)), step
+        built, kept_tokens = built_of(inputs), inputs.token_ids.clone()
+        if step % 2:  # the tokens are those that the step before has drawn
+            sources = torch.randperm(12)[: len(kept_tokens)]
+            drawn[sources] = kept_tokens
+            built.columns[0], built.columns[2] = NOT_YET_DRAWN, sources
+        assert torch.equal(graphed(built), eager(inputs)), step
         kept = slice(0, NUM_BLOCKS * BLOCK_SIZE)
         assert torch.equal(model.cache[:, kept], eager.cache[:, kept]), "a row for nobody wrote to somebody's block"
     assert device.num_replayed == 60
@@ -113,7 +131,10 @@ def test_what_is_no_decode_is_computed_as_it_comes() -> None:
 
     device = RecordingDevice()
     scratch = ScratchBlocks.behind(NUM_BLOCKS, (1, 2), BLOCK_SIZE)
-    graphed = GraphedStep(step, device, (1, 2), num_groups=1, max_blocks=5, scratch=scratch, shows_progress=False)
+    drawn = torch.zeros(3, dtype=torch.int64)
+    graphed = GraphedStep(
+        step, device, drawn, (1, 2), num_groups=1, max_blocks=5, scratch=scratch, shows_progress=False
+    )
     calls.clear()
     rng = Random(0)
     plain = random_decode(rng, 2, 1, 2)
@@ -122,9 +143,9 @@ def test_what_is_no_decode_is_computed_as_it_comes() -> None:
     chunk = replace(plain, query_start=torch.tensor([0, 2]), context_lens=torch.tensor([2]), max_query_len=2)
     chosen = replace(plain, logits_rows=torch.tensor([1]))
     for inputs in (larger, chunk, chosen):
-        graphed(inputs)
+        graphed(built_of(inputs))
     assert device.num_replayed == 0 and calls == [3, 2, 2]
-    graphed(plain)
+    graphed(built_of(plain))
     assert device.num_replayed == 1
 
 
@@ -149,5 +170,6 @@ def test_a_bar_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "tqdm", lambda sizes, **_: seen.append(list(sizes)) or sizes)
     scratch = ScratchBlocks.behind(NUM_BLOCKS, (1, 4), BLOCK_SIZE)
     model = ToyModel(1, NUM_BLOCKS + scratch.count)
-    GraphedStep(model, RecordingDevice(), (1, 4), num_groups=1, max_blocks=2, scratch=scratch)
+    drawn = torch.zeros(4, dtype=torch.int64)
+    GraphedStep(model, RecordingDevice(), drawn, (1, 4), num_groups=1, max_blocks=2, scratch=scratch)
     assert seen == [[4, 1]]

@@ -14,8 +14,11 @@ from paged_backend.executor.batch import BuiltInputs
 from paged_backend.executor.cuda_graph import GraphedStep, ScratchBlocks
 from paged_backend.executor.device import CpuDevice
 from paged_backend.kernels.interface import StepInputs
+from paged_backend.kernels.token_counts import IN_PROMPT
+from paged_backend.sampling.counted_tokens import CountedTokens
+from paged_backend.sampling.unseen import prepare_draws
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import NOT_YET_DRAWN
+from paged_backend.scheduler.plan import NOT_YET_DRAWN, SamplingTask
 from tests.engine_driver import new_core, new_request
 
 MODEL = Path(__file__).resolve().parents[2] / "model_store" / "paged-tiny"
@@ -53,7 +56,9 @@ def test_two_steps_are_launched_while_the_device_is_busy() -> None:
     """The device's thread stands still, and the host goes on: it plans, builds, and launches a step and the next."""
     core = new_core(MODEL, async_scheduling=True, device="cpu", max_model_len=128)
     for i in range(3):
-        params = SamplingParams(max_tokens=9, ignore_eos=True, temperature=0.7 * i, seed=i, logprobs=i)
+        params = SamplingParams(
+            max_tokens=9, ignore_eos=True, temperature=0.7 * i, seed=i, logprobs=i, presence_penalty=0.5 * i
+        )
         core.add(new_request(f"r{i}", [40 + i] * (3 + i), params))
     core.step()
     core._pipeline.close()  # what is in flight is computed
@@ -73,6 +78,22 @@ def test_two_steps_are_launched_while_the_device_is_busy() -> None:
     core.close()
 
 
+def test_no_operation_of_a_sequence_that_comes_to_be_counted_asks_for_a_value() -> None:
+    counted = CountedTokens(4, 50, torch.device("cpu"))
+    params = SamplingParams(presence_penalty=1.0, logprob_token_ids=[3, 4])
+    tasks = [SamplingTask(params, (0,), (1, 2), (1, 2, 2)), SamplingTask(params, (0,), (5,), (5,))]
+    draws = prepare_draws(tasks, counted)
+    assert draws.update is not None
+    with Counting() as seen:
+        draws.update.apply()
+        torch.zeros(2, 50).index_select(0, draws.rows)
+    assert seen.waits == [] and seen.count > 4
+    assert counted.counts.counts[:2, :6].tolist() == [
+        [0, IN_PROMPT, IN_PROMPT + 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, IN_PROMPT],
+    ]
+
+
 def test_no_operation_of_a_decode_asks_for_a_value() -> None:
     """From the tokens on the device to the logits, but for the kernels themselves."""
     size, width = 6, 4
@@ -81,20 +102,21 @@ def test_no_operation_of_a_decode_asks_for_a_value() -> None:
     def step(inputs: StepInputs) -> Tensor:
         return (inputs.token_ids + inputs.positions)[:, None] * torch.ones(5)
 
-    graphed = GraphedStep(step, CpuDevice(), (2, 8), num_groups=2, max_blocks=5, scratch=scratch, shows_progress=False)
-    inputs = StepInputs(
-        token_ids=torch.full((size,), NOT_YET_DRAWN),
-        positions=torch.arange(size),
-        slot_mapping=torch.arange(2 * size),
+    drawn = torch.arange(10, 18)
+    graphed = GraphedStep(
+        step, CpuDevice(), drawn, (2, 8), num_groups=2, max_blocks=5, scratch=scratch, shows_progress=False
+    )
+    positions = torch.arange(size)
+    built = BuiltInputs(
+        columns=torch.stack([torch.full((size,), NOT_YET_DRAWN), positions, positions.flip(0), positions, positions]),
         block_tables=torch.zeros(2 * size, width, dtype=torch.int32),
         query_start=torch.arange(size + 1, dtype=torch.int32),
         context_lens=torch.arange(1, size + 1, dtype=torch.int32),
         logits_rows=None,
         max_query_len=1,
+        has_unknown=True,
     )
-    built = BuiltInputs(inputs, torch.arange(size).flip(0))
-    drawn = torch.arange(10, 10 + size)
     with Counting() as seen:
-        logits = graphed(built.with_tokens(drawn))
+        logits = graphed(built)
     assert seen.waits == [] and seen.count > 10
     assert logits[:, 0].tolist() == [15 + 0, 14 + 1, 13 + 2, 12 + 3, 11 + 4, 10 + 5]

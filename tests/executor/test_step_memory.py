@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from paged_backend.executor import executor as executor_module
 from paged_backend.executor import step_memory
 from paged_backend.executor.device import CpuDevice
 from paged_backend.executor.executor import Executor
-from paged_backend.executor.largest_step import largest_step, num_blocks_of
+from paged_backend.executor.largest_step import largest_step, num_blocks_of, smaller_steps
 from paged_backend.executor.step_memory import enough_memory
+from paged_backend.kernels.cpu.kernels import CpuKernels
 from paged_backend.sampling_params import SamplingParams
 from tests.engine_driver import new_core, run_core
 
@@ -41,11 +43,12 @@ class SmallDevice(CpuDevice):
         self.sizes: list[int] = []
         self.num_profiled = self.num_replayed = 0
 
-    def free_bytes_after(self, work: Callable[[], object]) -> int:
+    def free_bytes_after(self, *works: Callable[[], object]) -> int:
         self.num_profiled += 1
         if self.fails_to == "compute":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore words.")
-        work()
+        for work in works:
+            work()
         return self.total_bytes
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -160,6 +163,28 @@ def test_the_largest_step() -> None:
         blocks = [block for line in plan.sequences for block in line.block_table]
         assert sorted(blocks) == list(range(num_blocks_of(plan)))
         assert all(len(line.block_table) == -(-len(line.token_ids) // 4) * num_groups for line in plan.sequences)
+
+
+def test_smaller_steps() -> None:
+    """Of each order of magnitude, with no more sequences and blocks than the largest has; and one at the far end."""
+    for sizes in ((3, 10, 64, 1, 4), (4, 100, 16, 2, 1), (1, 7, 7, 3, 4), (64, 64, 512, 1, 16)):
+        far, *plans = smaller_steps(*sizes)
+        max_num_seqs, num_tokens, max_model_len, num_groups, block_size = sizes
+        (line,) = far.sequences
+        assert line.num_computed_tokens == max_model_len - 1
+        assert line.block_table == [0] * (-(-max_model_len // block_size) * num_groups)
+        assert [plan.num_tokens for plan in plans] == [2**n for n in range(len(plans))]
+        assert num_tokens / 2 <= plans[-1].num_tokens < num_tokens
+        assert max(len(plan.sequences) for plan in plans) <= max_num_seqs
+        assert max(map(num_blocks_of, plans)) <= num_blocks_of(largest_step(*sizes))
+
+
+def test_a_start_warms_kernels_up(small: type[SmallDevice], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(CpuKernels, "warm_up", lambda kernels, vocab_size: asked.append(vocab_size))
+    core = new_core(MODEL, **SIZES)
+    assert asked == [json.loads((MODEL / "config.json").read_text())["vocab_size"]]
+    core.close()
 
 
 def test_the_cpu_is_not_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:

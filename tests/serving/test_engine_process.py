@@ -1,5 +1,5 @@
-"""Both hosts over an engine in a process of its own: a worker that loses its engine is replaced, and a worker that is
-lost leaves nothing behind."""
+"""Both hosts over an engine in a process of its own, which has another rank beside it: a worker that loses one of them
+is replaced, and a worker that is lost leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from tests.serving.torchserve_host import running_torchserve
 
 pytestmark = pytest.mark.slow
 
-DEPLOYMENT: dict[str, Any] = {"engine": {"model": "paged-tiny", "num_threads": 1, "engine_process": True}}
+DEPLOYMENT: dict[str, Any] = {
+    "engine": {"model": "paged-tiny", "num_threads": 1, "engine_process": True, "tensor_parallel_size": 2}
+}
 BODY = {"prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
 LONG = {**BODY, "n": 32, "max_tokens": 400, "ignore_eos": True, "stream": True}
 
@@ -49,6 +51,11 @@ def engine_of(worker_pid: int) -> psutil.Process:
     return engine
 
 
+def rank_of(engine: psutil.Process) -> psutil.Process:
+    (rank,) = [process for process in engine.children() if any("executor.rank" in part for part in process.cmdline())]
+    return rank
+
+
 def is_gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
@@ -71,18 +78,22 @@ def test_an_engine_that_is_lost_is_replaced(serve: Any, tmp_path: Path) -> None:
 
         first = worker_pid()
         assert first is not None
-        said, engine = text(), engine_of(first)
-        with httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=60) as reply:
-            lines = reply.iter_lines()
-            assert next(lines).startswith("data: ")
-            engine.send_signal(signal.SIGKILL)
-            with contextlib.suppress(httpx.TransportError):  # the worker's end may cut the last words off
-                assert sum("has died" in line for line in lines) == 1
-        second = other_worker(first)
-        assert text() == said
-        engine = engine_of(second)
-        os.kill(second, signal.SIGKILL)
-        wait_until(lambda: is_gone(engine), timeout_s=30, what="the end of the engine")
-        last = engine_of(other_worker(second))
+        said, worker = text(), first
+        for victim, word in ((engine_of, "has died"), (lambda pid: rank_of(engine_of(pid)), "Rank 1 of 2 ended")):
+            engine = engine_of(worker)
+            rank = rank_of(engine)
+            with httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=60) as reply:
+                lines = reply.iter_lines()
+                assert next(lines).startswith("data: ")
+                victim(worker).send_signal(signal.SIGKILL)
+                with contextlib.suppress(httpx.TransportError):  # the worker's end may cut the last words off
+                    assert sum(word in line for line in lines) == 1
+            worker = other_worker(worker)
+            assert is_gone(engine) and is_gone(rank)
+            assert text() == said
+        lost = [engine_of(worker), rank_of(engine_of(worker))]
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: all(map(is_gone, lost)), timeout_s=30, what="the end of the engine and its rank")
+        last = engine_of(other_worker(worker))
         assert text() == said
     assert is_gone(last)

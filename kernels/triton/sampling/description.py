@@ -35,7 +35,7 @@ def norms_kernel(jobs, num_jobs, num_blocks, peaks, units, norms, BLOCKS: tl.con
     tl.store(norms + job, norm)
 
 
-@triton.jit(do_not_specialize=["num_jobs", "num_described"])
+@triton.jit(do_not_specialize=["num_jobs", "num_described", "logprobs", "ranks"])
 def logprobs_kernel(logits, row_stride, jobs, num_jobs, described, num_described, norms, token_ids, logprobs, ranks):
     """One described token: its log-probability, and a rank to which `ranks_kernel` adds."""
     index = tl.program_id(0)
@@ -48,7 +48,7 @@ def logprobs_kernel(logits, row_stride, jobs, num_jobs, described, num_described
         tl.store(ranks + place, 1)
 
 
-@triton.jit(do_not_specialize=["num_jobs", "num_described"])
+@triton.jit(do_not_specialize=["num_jobs", "num_described", "ranks"])
 def ranks_kernel(
     logits, row_stride, vocab_size, jobs, num_jobs, described, num_described, num_blocks, peaks, token_ids, ranks
 ):

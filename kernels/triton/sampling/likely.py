@@ -16,7 +16,7 @@ COUNTS = (16, 256)
 _LAST = tl.constexpr(2**63 - 1)
 
 
-@triton.jit(do_not_specialize=["num_jobs", "num_lists"])
+@triton.jit(do_not_specialize=["num_jobs", "num_lists", "out_tokens", "out_logprobs"])
 def likely_kernel(
     logits,
     row_stride,

@@ -31,6 +31,9 @@ class StubClient:
         if self.fault is not None:
             raise EngineUnavailableError(self.fault)
 
+    def give_up(self, reason: str) -> None:
+        self.calls.append(f"give up: {reason}")
+
     def drain(self, timeout_s: float) -> bool:
         self.calls.append(f"drain {timeout_s}")
         return self.drains
@@ -121,6 +124,7 @@ def test_a_lost_engine_is_noticed_without_requests(monkeypatch: pytest.MonkeyPat
         loader.client.fault = "The engine has died."
         await asyncio.sleep(0.1)
         assert told == ["The engine has died."]
+        assert loader.client.calls == ["give up: The engine has died."]
         assert runtime.failed and "died" in reason(runtime)
         await runtime.stop()
 

@@ -70,11 +70,15 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.fault: Exception | None = None
         self.drained_s: list[float] = []
+        self.given_up: list[str] = []
         self.num_shutdowns = 0
 
     def check_health(self, stall_timeout_s: float | None = None) -> None:
         if self.fault is not None:
             raise self.fault
+
+    def give_up(self, reason: str) -> None:
+        self.given_up.append(reason)
 
     def drain(self, timeout_s: float) -> bool:
         self.drained_s.append(timeout_s)

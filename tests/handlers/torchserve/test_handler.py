@@ -153,6 +153,12 @@ def test_archive_packed_with_a_key_does_not_open_the_server(monkeypatch: pytest.
     assert read_deployment(packed) == deployment
 
 
+def test_one_of_several_workers_does_not_start(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # torchrun's
+    with pytest.raises(ConfigError, match="tensor_parallel_size in the deployment"):
+        read_deployment(model_config(deployment))
+
+
 @pytest.mark.parametrize("name", ["handler", "paged_handler"])
 def test_handler_modules_define_exactly_one_class(name: str) -> None:
     # TorchServe refuses to load any other number.

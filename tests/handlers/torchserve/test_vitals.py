@@ -58,9 +58,20 @@ def test_dead_engine_ends_the_idle_worker(worker: Worker) -> None:
 
 def test_errors_may_go_out_first(worker: Worker) -> None:
     worker.num_live = 3
-    worker.engine.fault = EngineUnavailableError("dead")
+    worker.engine.fault = EngineUnavailableError("stuck")
     assert worker.live(0.8)
-    assert not worker.live(2)
+    assert not worker.engine.given_up
+    assert worker.live(1)
+    assert set(worker.engine.given_up) == {"stuck"}
+    assert not worker.live(1)
+
+
+def test_a_worker_ends_when_all_errors_are_out(worker: Worker) -> None:
+    worker.num_live = 3
+    worker.engine.fault = EngineUnavailableError("stuck")
+    assert worker.live(1.3)
+    worker.num_live = 0
+    assert not worker.live(0.2)
 
 
 def test_engine_that_recovers_keeps_its_worker(worker: Worker) -> None:

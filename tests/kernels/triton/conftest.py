@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from paged_backend.kernels.interface import Kernels
 from paged_backend.kernels.registry import select_kernels
@@ -13,6 +16,25 @@ from tests.kernels.triton.dtypes import DTYPES
 
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(autouse=True)
+def _used_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New memory is as the last user left it: no number, or a large one, wherever a kernel forgets to write."""
+
+    def used(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def make_used(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = make(*args, **kwargs)
+            if tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1:
+                return tensor.fill_(torch.nan)
+            if tensor.numel():
+                tensor.untyped_storage().fill_(0x7F)
+            return tensor
+
+        return make_used
+
+    for where, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        monkeypatch.setattr(where, name, used(getattr(where, name)))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.triton import paged_attention as launches
+from paged_backend.kernels.triton.attention_config import attention_config
 from paged_backend.kernels.triton.kernels import TritonKernels
 from paged_backend.kernels.triton.paged_attention import paged_attention
 from tests.kernels.paged_case import PagedCase, make_case
@@ -194,3 +195,15 @@ def test_what_is_not_served_is_refused(
     case = new_case(dtype, [1], [5], **options)
     with pytest.raises(KernelError, match=words):
         case.run(Attention(device))
+
+
+def test_small_cards_have_the_tables_of_ampere() -> None:
+    """Cards of 12.0 are newer than Hopper's, and have the shared memory of 8.6."""
+    for dtype, cache_dtype in ((torch.bfloat16, "bfloat16"), (torch.float16, "fp8_e4m3"), (torch.float32, "int8")):
+        for batch_invariant in (False, True):
+            old, hopper, new, small = (
+                attention_config(dtype, cache_dtype, 128, capability, batch_invariant=batch_invariant)
+                for capability in (86, 90, 100, 120)
+            )
+            assert small == old and new == hopper
+            assert (old == hopper) == (dtype == torch.float32)

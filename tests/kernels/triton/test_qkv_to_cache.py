@@ -120,6 +120,24 @@ def test_rows_with_strides_and_tokens_that_are_none(device: torch.device) -> Non
     assert torch.equal(cache.keys, wanted.keys) and torch.equal(cache.values, wanted.values)
 
 
+def test_what_is_outside_touches_no_memory(device: torch.device) -> None:
+    """Checked on the CPU, but not on a GPU: slots past the cache are left out, positions past the angles give NaN."""
+    wide = placed_cache(make_cache("float32", 3, 1, head_size=4, token_major_keys=True), device)
+    for blocks in (wide.keys, wide.values):
+        blocks.zero_()
+    cache = dataclasses.replace(wide, keys=wide.keys[1:2], values=wide.values[1:2])
+    positions, slots = torch.tensor([0, 1, 2, -1]).to(device), torch.tensor([1, 4, 3, 2]).to(device)
+    angles = torch.ones(2, 4, device=device)
+    qkv = torch.ones(4, 12, device=device)
+    out = qkv_to_cache(qkv, cache, positions, slots, 1, (angles, angles), None, None, 0.0)
+    assert out.isnan().all(dim=1).tolist() == out.isnan().any(dim=1).tolist() == [False, False, True, True]
+    keys, values = cache.key_numbers()[0, 0].T, cache.value_numbers()[0, 0]
+    assert keys.isnan().any(dim=1).tolist() == [False, False, True, True] and keys[1].any()
+    assert values.any(dim=1).tolist() == [False, True, True, True]
+    for blocks in (wide.keys, wide.values):
+        assert not blocks[0].any() and not blocks[2].any()
+
+
 def test_turned_keys_are_refused(device: torch.device) -> None:
     with pytest.raises(KernelError, match="token_major_keys must be true"):
         both(device, torch.randn(1, 48), make_cache("float32", 3), [1], [1], num_heads=2)
