@@ -117,7 +117,7 @@ class StepMemory:
         """
         step = self._compiled(self.storage)
         drawn, sampler = self._no_tokens(), None
-        if self._sizes and self._device.overlaps and self._model.shard.is_first:
+        if self._sizes and self._counted is not None:
             sampler = self._kernels.recorded_sampler(len(drawn), self._model.architecture.vocab_size)
             drawn = drawn if sampler is None else sampler.token_ids
         on_built = eager(step, drawn)
