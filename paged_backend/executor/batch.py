@@ -59,7 +59,7 @@ class BuiltInputs:
     @property
     def inputs(self) -> StepInputs:
         """The step's inputs as they are; views."""
-        return self._inputs(self.columns[_TOKENS])
+        return self._inputs(None)
 
     def with_tokens(self, drawn: torch.Tensor) -> StepInputs:
         """The step's inputs, where the tensors are.
@@ -69,11 +69,12 @@ class BuiltInputs:
         """
         return self._inputs(known_tokens(self.columns, drawn)) if self.has_unknown else self.inputs
 
-    def _inputs(self, token_ids: torch.Tensor) -> StepInputs:
+    def _inputs(self, token_ids: torch.Tensor | None) -> StepInputs:
+        tokens, positions, _, *slots = self.columns.unbind()
         return StepInputs(
-            token_ids=token_ids,
-            positions=self.columns[_POSITIONS],
-            slot_mapping=self.columns[_SLOTS:].view(-1),
+            token_ids=tokens if token_ids is None else token_ids,
+            positions=positions,
+            slot_mapping=slots[0] if len(slots) == 1 else self.columns[_SLOTS:].view(-1),
             block_tables=self.block_tables,
             query_start=self.query_start,
             context_lens=self.context_lens,
@@ -134,15 +135,16 @@ class BatchInputs:
             ends = computed + num_new
             max_query_len = int(num_new.max())
         columns = np.empty((_SLOTS + self._num_groups, num_tokens), np.int64)
-        columns[_TOKENS] = known
+        columns[_TOKENS] = token_ids = np.array(known, np.int64)
         columns[_POSITIONS] = positions
         columns[_SOURCES] = 0
-        has_unknown = bool(columns[_TOKENS].min() < 0)
+        has_unknown = bool(token_ids.min() < 0)
         if has_unknown:
             self._find_sources(lines, columns, query_start[:-1])
         self._drawing = [line.sampling is not None for line in lines]
         self._update_tables(plan, computed // self._block_size, last_blocks)
-        columns[_SLOTS:] = (self._tables[:, owners, blocks] - blocks) * self._block_size + positions
+        first_slots = (self._tables[:, owners, blocks] - blocks) * self._block_size
+        np.add(first_slots, positions, out=columns[_SLOTS:])
         return BuiltInputs(
             columns=torch.from_numpy(columns),
             block_tables=torch.from_numpy(self._tables.reshape(-1, self._tables.shape[2])),
