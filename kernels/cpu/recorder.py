@@ -201,6 +201,10 @@ class Recorder(NoExperts):
         """Cannot be recorded."""
         raise KernelError("launch_sample cannot be part of a compiled step: sample its result.")
 
+    def warm_up(self, vocab_size: int) -> None:
+        """Cannot be recorded."""
+        raise KernelError("warm_up cannot be part of a compiled step.")
+
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """Cannot be recorded."""
         raise KernelError("compile cannot be part of a compiled step.")
