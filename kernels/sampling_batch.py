@@ -12,6 +12,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.tensors import check_tensor, describe
+from paged_backend.kernels.token_counts import TokenCounts
 
 
 class LogitChanges(NamedTuple):
@@ -37,6 +38,11 @@ class LogitChanges(NamedTuple):
     prompt_token_ids: Sequence[int] = ()
     output_token_ids: Sequence[int] = ()
     token_mask: int = -1
+
+    @property
+    def penalises(self) -> bool:
+        """Whether it has any penalty."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,6 +75,10 @@ class SamplingBatch:
         changes: by row, for those rows whose logits are changed first.
         token_masks: int32 [M, W], contiguous, on the CPU, W at least ceil(V / 32): token t has bit t % 32 of word
             t / 32, the lowest first. None where no row names one.
+        counted: for each row, the row of token_counts by which it is penalised, and in which the token that it draws is
+            then counted; -1 for none. Such a row draws one token, and its changes, if it has any, hold no penalties.
+            No two rows have the same. Empty where no row has any.
+        token_counts: None where no row is counted.
     """
 
     seeds: Sequence[Sequence[int]]
@@ -82,6 +92,8 @@ class SamplingBatch:
     given: Sequence[Sequence[int]] = ()
     changes: Mapping[int, LogitChanges] = field(default_factory=dict)
     token_masks: Tensor | None = None
+    counted: Sequence[int] = ()
+    token_counts: TokenCounts | None = None
 
 
 @dataclass(slots=True)
@@ -204,6 +216,7 @@ def check_sampling(logits: Tensor, batch: SamplingBatch) -> None:
         mask = changes.token_mask
         _require("token_mask", "be -1 or a row of token_masks", isinstance(mask, int) and -1 <= mask < num_masks)
         _check_changes(changes, vocab_size)
+    _check_counted(logits, batch)
 
 
 def _check_changes(changes: LogitChanges, vocab_size: int) -> None:
@@ -219,6 +232,34 @@ def _check_changes(changes: LogitChanges, vocab_size: int) -> None:
         _require(name, "be a list or a tuple", isinstance(tokens, (list, tuple, Mapping)))
         held = f"hold token ids in 0..{vocab_size - 1}"
         _require(name, held, all(_is_token_id(token, vocab_size) for token in tokens))
+
+
+def _check_counted(logits: Tensor, batch: SamplingBatch) -> None:
+    counts, num_rows = batch.token_counts, logits.shape[0]
+    _require("counted", "be a list or a tuple", isinstance(batch.counted, (list, tuple)))
+    if not batch.counted:
+        return
+    _require("token_counts", "be given for rows that are counted", isinstance(counts, TokenCounts))
+    assert counts is not None
+    num_counts, vocab_size = len(counts.counts), logits.shape[1]
+    for name, tensor, wanted in (
+        ("counts", counts.counts, (torch.int32, (num_counts, vocab_size), logits.device)),
+        ("penalties", counts.penalties, (torch.float32, (num_counts, 3), logits.device)),
+    ):
+        if (tensor.dtype, tensor.shape, tensor.device) != wanted or not tensor.is_contiguous():
+            shape = list(wanted[1])
+            raise KernelError(f"{name} must be contiguous {wanted[0]} {shape} on {wanted[2]}, got {describe(tensor)}.")
+    _require("counted", f"have {num_rows} entries, one for each row", len(batch.counted) == num_rows)
+    _require("counted", "hold integers", all(isinstance(place, int) for place in batch.counted))
+    _require("counted", "be -1 or a row of token_counts", all(-1 <= place < num_counts for place in batch.counted))
+    rows = [row for row, place in enumerate(batch.counted) if place >= 0]
+    _require("counted", "hold no row of token_counts twice", len({batch.counted[row] for row in rows}) == len(rows))
+    for column, takes_one in (("seeds", True), ("num_best", False), ("given", False)):
+        entries = getattr(batch, column)
+        is_right = all(len(entries[row]) == 1 if takes_one else not entries[row] for row in rows) if entries else True
+        _require("counted", "be of rows that draw one token", is_right)
+    penalises = any(batch.changes[row].penalises for row in rows if row in batch.changes)
+    _require("changes", "hold no penalties of rows that are counted", not penalises)
 
 
 _COLUMNS = ("seeds", "temperatures", "positions", "top_k", "top_p", "min_p", "num_logprobs", "num_best", "given")

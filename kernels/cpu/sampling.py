@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from paged_backend.errors import KernelError
+from paged_backend.kernels.counted_sampling import sample_counted
 from paged_backend.kernels.cpu import _cpu
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch, check_logits, check_masks
 
@@ -17,6 +20,8 @@ def sample(runtime: _cpu.Runtime, logits: Tensor, batch: SamplingBatch) -> Sampl
     (mostly much less) from the border of two tokens, or the share top_p that near to the sum down to a token.
     """
     check_logits(logits)
+    if batch.counted:
+        return sample_counted(partial(sample, runtime), logits, batch)
     check_masks(batch.token_masks, logits.shape[1])
     if logits.device.type != "cpu":
         raise KernelError(f"logits must be on the CPU, got {logits.device}.")

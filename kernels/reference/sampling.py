@@ -7,12 +7,15 @@ import math
 import torch
 from torch import Tensor
 
+from paged_backend.kernels.counted_sampling import sample_counted
 from paged_backend.kernels.reference.random_bits import uniform
 from paged_backend.kernels.sampling_batch import LogitChanges, SampledBatch, SamplingBatch, check_sampling
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> SampledBatch:
     """See `Kernels.sample`. On any device."""
+    if batch.counted:
+        return sample_counted(sample, logits, batch)
     check_sampling(logits, batch)
     sampled = SampledBatch([])
     peaks, best = _largest(logits)

@@ -13,6 +13,7 @@ from paged_backend.kernels.interface import OPERATIONS, Kernels, OperationChoice
 from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kernels.tensor_kernels import TensorKernels
 from paged_backend.kernels.tensor_operations import TensorOperations
+from paged_backend.kernels.token_counts import TokenCounts
 from paged_backend.kernels.triton.attention_config import device_capability, served_cache_dtypes
 from paged_backend.kernels.triton.blocks import copy_blocks, swap_blocks
 from paged_backend.kernels.triton.blocks import warm_up as warm_up_blocks
@@ -71,13 +72,16 @@ class TritonKernels(TensorKernels):
         warm_up_sampling(vocab_size, self.device)
         warm_up_blocks(self.device)
 
-    def resident_sampler(self, max_rows: int, vocab_size: int) -> ResidentSampler:
+    def resident_sampler(self, max_rows: int, vocab_size: int, counts: TokenCounts | None = None) -> ResidentSampler:
         """Memory on the device for the plain rows of one step at a time, to be drawn within a CUDA graph.
+
+        Args:
+            counts: by which rows may be penalised.
 
         Raises:
             KernelError: the kernels do not sample so large a vocabulary.
         """
-        return ResidentSampler(max_rows, vocab_size, self.device)
+        return ResidentSampler(max_rows, vocab_size, self.device, counts)
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time: a runner may capture the launches into a CUDA graph."""

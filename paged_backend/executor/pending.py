@@ -12,8 +12,7 @@ from torch import Tensor
 
 from paged_backend.errors import EngineUnavailableError
 from paged_backend.executor.device import Device, Ordered
-from paged_backend.kernels.sampling_batch import LaunchedSamples
-from paged_backend.sampling.unseen import read_draws
+from paged_backend.sampling.unseen import UnseenSamples
 from paged_backend.scheduler.plan import SamplingTask, StepResult
 
 
@@ -47,7 +46,7 @@ class StepOutput:
     """
 
     logits: Tensor | None
-    samples: LaunchedSamples | None
+    samples: UnseenSamples | None
     marks: tuple[Any, Any, Any]
 
 
@@ -91,7 +90,7 @@ class LaunchedStep:
     def _result(self) -> StepResult:
         output = self._output.result()
         if output.samples is not None:
-            result = read_draws(output.samples, self._tasks)
+            result = output.samples.read(self._tasks)
         elif output.logits is not None:
             result = self._draw(output.logits)
         else:

@@ -16,11 +16,11 @@ from paged_backend.executor.pending import LaunchedStep, StepOutput
 from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.step_work import StepWork
 from paged_backend.kernels.interface import Kernels
-from paged_backend.kernels.sampling_batch import SamplingBatch
 from paged_backend.kv.host_tier import Transfers
+from paged_backend.sampling.counted_tokens import CountedTokens
 from paged_backend.sampling.description import score
-from paged_backend.sampling.sampler import build_batch, sample
-from paged_backend.sampling.unseen import can_be_unseen, launch_draws
+from paged_backend.sampling.sampler import sample
+from paged_backend.sampling.unseen import UnseenDraws, prepare_draws
 from paged_backend.scheduler.plan import StepPlan, StepResult
 from paged_backend.structured.token_masks import TokenMasks
 
@@ -44,6 +44,7 @@ class Runner:
         transfer: KVTransfer | None = None,
         *,
         masks: TokenMasks,
+        counted: CountedTokens | None,
         device: Device,
         ranks: Ranks,
     ) -> None:
@@ -51,6 +52,7 @@ class Runner:
         Args:
             step: from inputs on the device to logits, on the storage.
             drawn: int64 [N], where it finds the tokens of the step before; N: as many as a step draws at most.
+            counted: the tokens of sequences with penalties; None where the device does not overlap.
         """
         self._step = step
         self._storage = storage
@@ -58,6 +60,7 @@ class Runner:
         self._inputs = BatchInputs(block_size, num_groups)
         self._transfer = transfer
         self._masks = masks
+        self._counted = counted
         self._device = device
         self._ranks = ranks
         self._drawn = drawn
@@ -66,11 +69,13 @@ class Runner:
         """Has blocks moved and copied, every sequence's tokens computed, and drawn where the plan asks for it."""
         device, kernels = self._device, self._kernels
         tasks = [line.sampling for line in plan.sequences if line.sampling is not None]
-        batch = build_batch(tasks) if tasks and device.overlaps and can_be_unseen(plan) else None
+        draws = None
+        if tasks and self._counted is not None and plan.draws_unseen:
+            draws = prepare_draws(tasks, self._counted)
         built = self._inputs.build(plan) if plan.sequences else None
         work = StepWork(plan.transfers, plan.block_copies, built)
         self._ranks.begin(work)
-        output = self._order(work, batch)
+        output = self._order(work, draws)
 
         def draw(logits: Tensor) -> StepResult:
             with torch.inference_mode():
@@ -86,23 +91,26 @@ class Runner:
         """Another rank than the first: what that one does in `launch`, without the draws."""
         self._order(work, None).result()
 
-    def _order(self, work: StepWork, batch: SamplingBatch | None) -> Ordered[StepOutput]:
+    def _order(self, work: StepWork, draws: UnseenDraws | None) -> Ordered[StepOutput]:
         device, built = self._device, work.built
         tensors = () if built is None else built.tensors
         copies = [torch.tensor(work.block_copies, dtype=torch.int64)] if work.block_copies else []
-        lent = device.lend([*tensors, *copies])
-        on_device = None if built is None else built.with_tensors(lent[: len(tensors)])
-        return device.order(lambda: self._work(work.transfers, lent[-1] if copies else None, on_device, batch))
+        told = () if draws is None else draws.tensors
+        lent = iter(device.lend([*tensors, *copies, *told]))
+        on_device = None if built is None else built.with_tensors([next(lent) for _ in tensors])
+        pairs = next(lent) if copies else None
+        lent_draws = None if draws is None else draws.with_tensors(lent)
+        return device.order(lambda: self._work(work.transfers, pairs, on_device, lent_draws))
 
     def _work(
-        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
+        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, draws: UnseenDraws | None
     ) -> StepOutput:
         """What the device does: of the plan it looks at nothing that changes."""
         with self._ranks.together():
-            return self._computed(transfers, copies, built, batch)
+            return self._computed(transfers, copies, built, draws)
 
     def _computed(
-        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, batch: SamplingBatch | None
+        self, transfers: Transfers, copies: Tensor | None, built: BuiltInputs | None, draws: UnseenDraws | None
     ) -> StepOutput:
         mark = _no_time if self._transfer is None else self._device.mark
         if self._transfer is not None:
@@ -119,10 +127,10 @@ class Runner:
         if built.has_unknown:
             self._ranks.share(self._drawn)
         logits = self._step(built)
-        if batch is None:
+        if draws is None:
             return StepOutput(logits, None, (begin, moved, mark()))
-        samples = launch_draws(self._kernels, logits, batch)
-        self._drawn[: len(batch.seeds)] = samples.token_ids
+        samples = draws.launch(self._kernels, logits)
+        self._drawn[: len(draws.batch.seeds)] = samples.token_ids
         return StepOutput(logits, samples, (begin, moved, mark()))
 
 

@@ -22,6 +22,7 @@ from paged_backend.executor.ranks import Ranks
 from paged_backend.executor.runner import Runner
 from paged_backend.kernels.interface import OPERATIONS, Kernels, StepInputs
 from paged_backend.models.loader import LoadedModel
+from paged_backend.sampling.counted_tokens import CountedTokens
 from paged_backend.structured.token_masks import TokenMasks
 
 logger = logging.getLogger(__name__)
@@ -88,14 +89,16 @@ class StepMemory:
         self._cache_dtype = cache_dtype
         self._device = device
         self._ranks = ranks
-        max_num_seqs = config.scheduler.max_num_seqs
+        vocab_size, max_num_seqs = model.architecture.vocab_size, config.scheduler.max_num_seqs
         self._given_back_bytes = 0  # of the caches that such steps were computed on
-        self._masks = TokenMasks(model.architecture.vocab_size, config.scheduler.max_num_seqs)
+        self._masks = TokenMasks(vocab_size, max_num_seqs)
         self._sizes = _sizes_to_record(config, kernels) if device.records else ()
         works = [lambda: self._compute(max_num_seqs, config.scheduler.max_num_batched_tokens, warms_up=True)]
         if self._sizes:  # recordings keep memory of their own
             works.append(lambda: self._compute(self._sizes[-1], self._sizes[-1]))
         with enough_memory("compute a step", "lower max_num_batched_tokens or max_num_seqs"):
+            overlaps = device.overlaps
+            self._counted = CountedTokens(max_num_seqs, vocab_size, device.torch_device) if overlaps else None
             free_bytes = device.free_bytes_after(*works)
         if free_bytes is not None:
             free_bytes += self._given_back_bytes
@@ -170,6 +173,7 @@ class StepMemory:
             num_groups,
             transfer,
             masks=self._masks,
+            counted=self._counted,
             device=self._device,
             ranks=ranks,
         )

@@ -68,7 +68,42 @@ def describe(
     return described
 
 
+def second_look(tasks: Sequence[SamplingTask]) -> SamplingBatch:
+    """A batch of the tasks' rows of logits as they came: the tokens that each has named; one, of no interest, for those
+    that have named none: there is one if the logits are numbers."""
+    named = [tuple(task.params.logprob_token_ids or ()) for task in tasks]
+    return _given([tokens or (0,) for tokens in named], [0 if tokens else -1 for tokens in named])
+
+
+def add_asked(
+    described: Mapping[int, SampledToken], looked: SampledBatch, tasks: Sequence[tuple[SamplingTask, int]]
+) -> list[bool]:
+    """Adds to drawn tokens what their tasks ask of others.
+
+    Args:
+        looked: what was found at the second look.
+        tasks: that took it, each with the place of the token that it drew.
+
+    Returns:
+        For each whether its logits are numbers.
+    """
+    are_numbers = []
+    first = 0
+    for task, place in tasks:
+        last = first + len(task.params.logprob_token_ids or (0,))
+        if place in described and task.params.logprob_token_ids:
+            described[place].asked = tuple(
+                (looked.token_ids[i], looked.logprobs[i], looked.ranks[i]) for i in range(first, last)
+            )
+        are_numbers.append(looked.token_ids[first] != NOT_DRAWN)
+        first = last
+    return are_numbers
+
+
 def _describe(kernels: Kernels, logits: Tensor, given: Sequence[Sequence[int]], counts: Sequence[int]) -> SampledBatch:
+    return kernels.sample(logits, _given(given, counts))
+
+
+def _given(given: Sequence[Sequence[int]], counts: Sequence[int]) -> SamplingBatch:
     num_rows = len(given)
-    batch = SamplingBatch(seeds=[()] * num_rows, temperatures=[0.0] * num_rows, num_logprobs=counts, given=given)
-    return kernels.sample(logits, batch)
+    return SamplingBatch(seeds=[()] * num_rows, temperatures=[0.0] * num_rows, num_logprobs=counts, given=given)

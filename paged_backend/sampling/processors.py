@@ -3,7 +3,7 @@ allowed tokens, suppressed tokens and bad words, logit bias, then penalties."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from paged_backend.errors import InvalidRequestError
@@ -30,15 +30,10 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
 def logit_changes(task: SamplingTask) -> LogitChanges:
     """What applies, as `Kernels.sample` takes it."""
     params = task.params
-    # Where the host is not needed, nobody looks at the output, and its last token may not be drawn yet.
-    output = task.output_token_ids if task.needs_host else ()
-    suppressed = task.suppressed_token_ids
-    if bad_words := params.bad_words_token_ids:
-        assert isinstance(bad_words, BadWords)
-        suppressed += bad_words.last_tokens(output)  # the prompt counts for nothing
+    output = task.output_token_ids if task.penalises or params.bad_words_token_ids else ()
     return LogitChanges(
         params.allowed_token_ids,
-        suppressed,
+        _suppressed(task, output),
         params.logit_bias,
         params.repetition_penalty,
         params.presence_penalty,
@@ -46,6 +41,20 @@ def logit_changes(task: SamplingTask) -> LogitChanges:
         task.prompt_token_ids,
         output,
     )
+
+
+def unseen_changes(task: SamplingTask) -> LogitChanges:
+    """What applies but for penalties, whatever the tokens before are."""
+    params = task.params
+    return LogitChanges(params.allowed_token_ids, _suppressed(task, ()), params.logit_bias)
+
+
+def _suppressed(task: SamplingTask, output: Sequence[int]) -> tuple[int, ...]:
+    bad_words = task.params.bad_words_token_ids
+    if not bad_words:
+        return task.suppressed_token_ids
+    assert isinstance(bad_words, BadWords)
+    return task.suppressed_token_ids + bad_words.last_tokens(output)  # the prompt counts for nothing
 
 
 def _token_ids(params: SamplingParams) -> Iterator[tuple[str, Iterable[int]]]:

@@ -15,7 +15,7 @@ from paged_backend.kernels.interface import Kernels
 from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 from paged_backend.sampling.constraints import constrain, fault_of
 from paged_backend.sampling.description import describe
-from paged_backend.sampling.processors import logit_changes
+from paged_backend.sampling.processors import logit_changes, unseen_changes
 from paged_backend.sampling.user_processors import run_processors
 from paged_backend.scheduler.plan import NOT_DRAWN, SampledToken, SamplingTask, StepResult
 from paged_backend.structured.token_masks import TokenMasks
@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 _OURS = ""
 """In place of a request's fault: the kernels refuse what we have made of it."""
 
-_NOTHING_LEFT = "The request's parameters leave no token that could be drawn: allow more of them."
+NOTHING_LEFT = "The request's parameters leave no token that could be drawn: allow more of them."
+"""The fault of a request of whose logits, which are numbers, nothing can be drawn."""
 
 
 def sample(
@@ -84,8 +85,15 @@ def _draw_apart(
     return StepResult(token_ids, described, scores, faults=faults)
 
 
-def build_batch(tasks: Sequence[SamplingTask], masks: TokenMasks | None = None) -> SamplingBatch:
-    """The tasks as columns. Runs at every step over all rows, hence the comprehensions."""
+def build_batch(
+    tasks: Sequence[SamplingTask], masks: TokenMasks | None = None, *, are_counted: bool = False
+) -> SamplingBatch:
+    """The tasks as columns. Runs at every step over all rows, hence the comprehensions.
+
+    Args:
+        are_counted: their tokens are counted where they are drawn: without penalties, and nobody looks at a token that
+            may be unknown yet.
+    """
     params = [task.params for task in tasks]
     temperatures = [p.temperature for p in params]
     batch = SamplingBatch(seeds=[task.seeds for task in tasks], temperatures=temperatures)
@@ -99,6 +107,10 @@ def build_batch(tasks: Sequence[SamplingTask], masks: TokenMasks | None = None) 
     counts = [task.num_logprobs for task in tasks]
     if max(counts) >= 0:
         batch.num_logprobs = counts
+    if are_counted:
+        changed = [row for row, task in enumerate(tasks) if task.changes_more or task.suppressed_token_ids]
+        batch.changes = {row: unseen_changes(tasks[row]) for row in changed}
+        return batch
     changed = [row for row, task in enumerate(tasks) if task.changes_logits or task.suppressed_token_ids]
     if changed:
         batch.changes = {row: logit_changes(tasks[row]) for row in changed}
@@ -135,7 +147,7 @@ def _blame(result: StepResult, logits: Tensor, tasks: Sequence[SamplingTask], fa
     for row, start in enumerate(_starts(tasks)):
         is_ours = result.faults.get(start) == _OURS
         if result.token_ids[start] == NOT_DRAWN and not is_ours and math.isfinite(logits[row].max()):
-            by_place[start] = faults.get(row) or fault_of(tasks[row]) or _NOTHING_LEFT
+            by_place[start] = faults.get(row) or fault_of(tasks[row]) or NOTHING_LEFT
     return replace(result, faults=by_place)
 
 

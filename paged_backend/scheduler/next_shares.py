@@ -31,15 +31,13 @@ class NextShares:
 
 
 def next_shares(running: list[Sequence], budget: int, kv: KVCacheManager) -> NextShares | None:
-    """What the next step of running sequences, all of them in flight, would be; None where it cannot be known, or where
-    blocks run out. Changes nothing.
+    """What the next step of running sequences would be; None where it cannot be known, or where blocks run out. Changes
+    nothing.
 
     Args:
-        running: in order.
+        running: in order; all of them are in flight, in a step that draws unseen.
         budget: tokens of the step.
     """
-    if any(sequence.task.needs_host and sequence.line.sampling is not None for sequence in running):
-        return None
     candidates = [sequence for sequence in running if len(sequence.token_ids) >= sequence.quiet_below]
     changing: list[Sequence] = []
     missing: list[tuple[int, int]] = []
@@ -51,8 +49,6 @@ def next_shares(running: list[Sequence], budget: int, kv: KVCacheManager) -> Nex
             if sequence.group is not None:
                 return None
             missing.append((start, len(sequence.token_ids) - start))
-        elif len(line.sampling.seeds) != 1:
-            return None
         elif sequence.ends_with_next:
             leaving.add(sequence)
             continue

@@ -41,12 +41,16 @@ class SamplingTask:
         suppressed_token_ids: tokens that must not be drawn (EOS and stop tokens before min_tokens).
         num_candidates: above 0, nothing is drawn: the result holds that many of the most likely tokens instead.
         matcher: the sample's place in its grammar; whoever draws lets it follow the tokens. None without a grammar.
-        changes_logits: whether the parameters change logits before a token is drawn, beside what is suppressed.
+        penalises: whether tokens are less, or more, likely to be drawn for being in the prompt or the output.
+        changes_more: whether the parameters change logits in another way, beside what is suppressed.
+        changes_logits: whether they do either.
         stands_apart: whether its row is looked at by itself: functions of the user's change its logits, or more is to
             be told of it than the token drawn and the most likely ones.
         num_logprobs: candidates that the draw describes beside its token, of any size; -1 for no description at all.
-        needs_host: whether the draw looks at the tokens before it, at Python functions, or (where they may leave
-            nothing to draw) at logits again. Else it can be made where the logits are, unseen.
+        looks_again: whether more is to be told of its logits as they came: of tokens that the request has named, or
+            whether they are numbers, as its parameters may leave nothing to draw.
+        needs_host: whether the draw takes the tokens before it in another way than by counting them, or Python
+            functions. Else it can be made where the logits are, unseen.
     """
 
     params: SamplingParams
@@ -56,25 +60,31 @@ class SamplingTask:
     suppressed_token_ids: tuple[int, ...] = ()
     num_candidates: int = 0
     matcher: Matcher | None = None
+    penalises: bool = field(init=False)
+    changes_more: bool = field(init=False)
     changes_logits: bool = field(init=False)
+    looks_again: bool = field(init=False)
     stands_apart: bool = field(init=False)
     num_logprobs: int = field(init=False)
     needs_host: bool = field(init=False)
 
     def __post_init__(self) -> None:
         params = self.params
-        more_than_bias = bool(
-            params.repetition_penalty != 1.0
-            or params.presence_penalty != 0.0
-            or params.frequency_penalty != 0.0
-            or params.allowed_token_ids is not None
-            or params.bad_words_token_ids
-            or params.structured_outputs is not None
+        self.penalises = bool(
+            params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         )
-        self.changes_logits = more_than_bias or bool(params.logit_bias)
+        bad_words = params.bad_words_token_ids or ()
+        restricts = params.allowed_token_ids is not None or bool(bad_words)
+        has_grammar = params.structured_outputs is not None
+        self.changes_more = restricts or has_grammar or bool(params.logit_bias)
+        self.changes_logits = self.penalises or self.changes_more
+        self.looks_again = restricts or bool(params.logprob_token_ids)
         self.stands_apart = bool(params.logits_processors or params.logprob_token_ids)
-        self.num_logprobs = -1 if params.logprobs is None or self.stands_apart else num_described(params.logprobs)
-        self.needs_host = more_than_bias or self.stands_apart or params.use_beam_search
+        self.num_logprobs = -1
+        if params.describes_tokens and not params.logits_processors:
+            self.num_logprobs = num_described(params.logprobs or 0)
+        looks_back = any(len(word) > 1 for word in bad_words)
+        self.needs_host = looks_back or has_grammar or bool(params.logits_processors) or params.use_beam_search
 
     @property
     def num_results(self) -> int:
@@ -154,6 +164,14 @@ class StepPlan:
     def __post_init__(self) -> None:
         if self.num_tokens < 0:
             object.__setattr__(self, "num_tokens", sum(len(sequence.token_ids) for sequence in self.sequences))
+
+    @property
+    def draws_unseen(self) -> bool:
+        """Whether whoever computes it can draw all of its tokens by itself, one for each task."""
+        if self.scoring:
+            return False
+        tasks = [line.sampling for line in self.sequences]
+        return all(task is None or (not task.needs_host and len(task.seeds) == 1) for task in tasks)
 
 
 @dataclass(slots=True)

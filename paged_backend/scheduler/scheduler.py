@@ -227,7 +227,10 @@ class Scheduler:
         """
         (step,) = self._steps
         running = self._roster.running
-        shares = None if self._scoring else next_shares(running, self.config.max_num_batched_tokens, self.kv)
+        # Of sequences that have ended since, too: as long as it looks at them, the step's tokens are the host's.
+        if self._scoring or not step.plan.draws_unseen:
+            return None
+        shares = next_shares(running, self.config.max_num_batched_tokens, self.kv)
         if shares is None or not (shares.lasting or len(self._roster.waiting)):
             return None
         start_shares(shares, self.kv)

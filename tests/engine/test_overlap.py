@@ -10,10 +10,11 @@ from random import Random
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from paged_backend.engine.core import EngineCore
 from paged_backend.engine.tokenizer import Tokenizer
-from paged_backend.errors import RequestFailedError
+from paged_backend.errors import InvalidRequestError, RequestFailedError
 from paged_backend.executor.device import CpuDevice
 from paged_backend.executor.executor import Executor
 from paged_backend.kernels.cpu.kernels import CpuKernels
@@ -36,16 +37,31 @@ PLAIN: list[dict[str, Any]] = [
     {"temperature": 0.7, "seed": 9, "logit_bias": {40: 3.0}},
     {"max_tokens": 1},
     {"temperature": 1.0, "seed": 10, "repetition_detection": {"max_pattern_size": 3, "min_count": 2}},
+    {"temperature": 0.8, "seed": 12, "presence_penalty": 0.7, "frequency_penalty": 0.3, "logprobs": 1},
+    {"repetition_penalty": 1.05, "min_tokens": 4, "logit_bias": {40: 2.0}},
+    {"temperature": 1.1, "seed": 15, "repetition_penalty": 1.3, "presence_penalty": -0.5, "top_k": 30},
+    {"allowed_token_ids": list(range(40, 400)), "temperature": 1.0, "seed": 14, "frequency_penalty": 0.2},
+    {"temperature": 0.8, "seed": 16, "bad_words_token_ids": [[40], [300], [13]]},
+    {"temperature": 0.8, "seed": 17, "logprob_token_ids": [3, 2000], "repetition_penalty": 0.9},
+    {"temperature": 0.0, "logprob_token_ids": [5], "logprobs": 3},
 ]
 """What can be drawn where the logits are."""
 
+ENDING = ("stop", "stop_token_ids", "repetition_detection", "max_tokens")
+"""What may end a request earlier than it says."""
+
+
+def softened(prompt: list[int], output: list[int], logits: Tensor) -> Tensor:
+    return logits / (1 + len(output) % 3)
+
+
 NEEDS_HOST: list[dict[str, Any]] = [
     {"temperature": 1.0, "seed": 11, "n": 3},
-    {"temperature": 0.8, "seed": 12, "presence_penalty": 0.7, "frequency_penalty": 0.3},
-    {"temperature": 0.8, "seed": 13, "bad_words": ["the", "was"]},
+    {"temperature": 1.0, "seed": 18, "n": 2, "repetition_penalty": 1.2, "frequency_penalty": 0.4},
+    {"temperature": 0.8, "seed": 13, "bad_words": ["the little", "was"], "presence_penalty": 0.5},
     {"use_beam_search": True, "n": 2, "max_tokens": 6},
     {"prompt_logprobs": 1, "max_tokens": 5},
-    {"allowed_token_ids": list(range(40, 400)), "temperature": 1.0, "seed": 14},
+    {"logits_processors": [softened], "temperature": 1.0, "seed": 19, "repetition_penalty": 1.1},
 ]
 
 
@@ -145,11 +161,13 @@ def note_launches(core: EngineCore) -> Callable[[], int]:
     return lambda: early[0]
 
 
-def test_a_plain_batch_never_waits() -> None:
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_plain_batch_never_waits(kind: dict[str, Any]) -> None:
     """Each step but the first is launched before the one before it is read."""
     core = new_core(MODEL, TOKENIZER, async_scheduling=True, device="cpu", max_num_seqs=8, max_model_len=128)
     early = note_launches(core)
-    live(core, [(PROMPT, SamplingParams(max_tokens=10 + i, ignore_eos=True)) for i in range(4)])
+    kind = {"ignore_eos": True} | {name: value for name, value in kind.items() if name not in ENDING}
+    live(core, [(PROMPT, SamplingParams(**kind, max_tokens=10 + i)) for i in range(4)])
     assert core.stats().num_steps == early() + 1
 
 
@@ -190,10 +208,39 @@ def test_aborts_end_once_and_touch_nobody(seed: int) -> None:
                 assert whole.token_ids[: len(part.token_ids)] == part.token_ids
 
 
+@pytest.mark.parametrize("steps", range(3))
+@pytest.mark.parametrize("kind", [{"use_beam_search": True, "n": 2}, {"n": 3, "temperature": 1.0, "seed": 1}])
+def test_who_leaves_after_being_planned_leaves_its_step_to_the_host(kind: dict[str, Any], steps: int) -> None:
+    """A step that was launched to be drawn by the host draws nothing on the device, also when its reason is gone."""
+    found = []
+    for overlaps in (False, True):
+        core = new_core(MODEL, async_scheduling=overlaps, device="cpu", max_num_seqs=6, max_model_len=192)
+        collector = Collector(TOKENIZER)
+        stays = new_request("stays", PROMPT, SamplingParams(max_tokens=12, ignore_eos=True))
+        leaves = new_request("leaves", PROMPT[2:], SamplingParams(max_tokens=12, **kind))
+        for request in (stays, leaves):
+            collector.expect(request)
+        core.add(stays)
+        for _ in range(3):
+            collector.take(core.step())
+        core.add(leaves)
+        for _ in range(steps):
+            collector.take(core.step())
+        collector.take(core.abort(leaves.key))
+        while core.has_work():
+            collector.take(core.step())
+        core.close()
+        found.append(told(collector.outputs["stays"]))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("number", [1, 2, 5, 9])
 def test_a_step_that_fails_ends_those_that_were_in_it(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step behind it, already launched, is theirs in vain, and everybody else's as ever."""
-    requests = [(PROMPT * (1 + i % 2), SamplingParams(max_tokens=6, temperature=0.8, seed=i)) for i in range(6)]
+    requests = [
+        (PROMPT * (1 + i % 2), SamplingParams(max_tokens=6, temperature=0.8, seed=i, presence_penalty=0.9 * (i % 3)))
+        for i in range(6)
+    ]
     core = new_core(MODEL, TOKENIZER, async_scheduling=False, device="cpu", max_num_seqs=3, max_model_len=192)
     alone, _ = live(core, requests)
     core.close()
@@ -220,18 +267,19 @@ def test_a_step_that_fails_ends_those_that_were_in_it(number: int, monkeypatch: 
         assert told(outputs[name]) == told(alone[name])
 
 
-def test_logits_that_are_no_numbers_end_their_request(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [{}, {"frequency_penalty": 0.5}, {"allowed_token_ids": list(range(9, 99))}])
+def test_logits_that_are_no_numbers_end_their_request(kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be drawn is no token of the next step's, which is launched already."""
     sample = CpuKernels.sample
     steps = [0]
 
     def spoiled(self: CpuKernels, logits: Any, batch: SamplingBatch) -> SampledBatch:
-        steps[0] += 1
-        if steps[0] == 4:
+        steps[0] += not batch.given
+        if steps[0] == 4 and not batch.given:
             logits[0] = float("nan")
         return sample(self, logits, batch)
 
-    requests = [(PROMPT, SamplingParams(max_tokens=8, temperature=0.8, seed=i)) for i in range(3)]
+    requests = [(PROMPT, SamplingParams(max_tokens=8, temperature=0.8, seed=i, **kind)) for i in range(3)]
     core = new_core(MODEL, async_scheduling=False, device="cpu", max_model_len=128)
     alone, _ = live(core, requests)
     core.close()
@@ -239,9 +287,23 @@ def test_logits_that_are_no_numbers_end_their_request(monkeypatch: pytest.Monkey
     core = new_core(MODEL, async_scheduling=True, device="cpu", max_model_len=128)
     outputs, collector = live(core, requests)
     core.close()
-    assert len(collector.errors) == 1
+    (error,) = collector.errors.values()
+    assert isinstance(error, RequestFailedError)
     for name in outputs.keys() - collector.errors.keys():
         assert told(outputs[name]) == told(alone[name])
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_parameters_that_leave_nothing_are_their_requests_fault(overlaps: bool) -> None:
+    nothing = {"allowed_token_ids": [40, 41], "bad_words_token_ids": [[41], [40]]}
+    requests = [(PROMPT, SamplingParams(max_tokens=5, ignore_eos=True, **kind)) for kind in ({}, nothing, {})]
+    core = new_core(MODEL, async_scheduling=overlaps, device="cpu", max_model_len=128)
+    early = note_launches(core)
+    _, collector = live(core, requests)
+    core.close()
+    assert collector.errors.keys() == {"r1"} and (early() > 0) == overlaps
+    assert isinstance(collector.errors["r1"], InvalidRequestError)
+    assert "leave no token" in str(collector.errors["r1"])
 
 
 def test_a_row_that_the_kernels_refuse_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +313,8 @@ def test_a_row_that_the_kernels_refuse_ends_alone(monkeypatch: pytest.MonkeyPatc
         top_p = [0.0 if seeds == (1,) else 1.0 for seeds in batch.seeds]
         return launch(self, logits, replace(batch, top_p=top_p))
 
-    requests = [(PROMPT, SamplingParams(max_tokens=5, temperature=0.8, seed=i, logprobs=i % 2)) for i in range(3)]
+    kinds: list[dict[str, Any]] = [{"logprobs": 0}, {"logprobs": 1}, {"presence_penalty": 1.0}]
+    requests = [(PROMPT, SamplingParams(max_tokens=5, temperature=0.8, seed=i, **kind)) for i, kind in enumerate(kinds)]
     core = new_core(MODEL, async_scheduling=False, device="cpu", max_model_len=128)
     alone, _ = live(core, requests)
     core.close()

@@ -14,8 +14,11 @@ from paged_backend.executor.batch import BuiltInputs
 from paged_backend.executor.cuda_graph import GraphedStep, ScratchBlocks
 from paged_backend.executor.device import CpuDevice
 from paged_backend.kernels.interface import StepInputs
+from paged_backend.kernels.token_counts import IN_PROMPT
+from paged_backend.sampling.counted_tokens import CountedTokens
+from paged_backend.sampling.unseen import prepare_draws
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import NOT_YET_DRAWN
+from paged_backend.scheduler.plan import NOT_YET_DRAWN, SamplingTask
 from tests.engine_driver import new_core, new_request
 
 MODEL = Path(__file__).resolve().parents[2] / "model_store" / "paged-tiny"
@@ -53,7 +56,9 @@ def test_two_steps_are_launched_while_the_device_is_busy() -> None:
     """The device's thread stands still, and the host goes on: it plans, builds, and launches a step and the next."""
     core = new_core(MODEL, async_scheduling=True, device="cpu", max_model_len=128)
     for i in range(3):
-        params = SamplingParams(max_tokens=9, ignore_eos=True, temperature=0.7 * i, seed=i, logprobs=i)
+        params = SamplingParams(
+            max_tokens=9, ignore_eos=True, temperature=0.7 * i, seed=i, logprobs=i, presence_penalty=0.5 * i
+        )
         core.add(new_request(f"r{i}", [40 + i] * (3 + i), params))
     core.step()
     core._pipeline.close()  # what is in flight is computed
@@ -71,6 +76,22 @@ def test_two_steps_are_launched_while_the_device_is_busy() -> None:
     assert busy.result()
     assert len(pending.result().token_ids) == 3
     core.close()
+
+
+def test_no_operation_of_a_sequence_that_comes_to_be_counted_asks_for_a_value() -> None:
+    counted = CountedTokens(4, 50, torch.device("cpu"))
+    params = SamplingParams(presence_penalty=1.0, logprob_token_ids=[3, 4])
+    tasks = [SamplingTask(params, (0,), (1, 2), (1, 2, 2)), SamplingTask(params, (0,), (5,), (5,))]
+    draws = prepare_draws(tasks, counted)
+    assert draws.update is not None
+    with Counting() as seen:
+        draws.update.apply()
+        torch.zeros(2, 50).index_select(0, draws.rows)
+    assert seen.waits == [] and seen.count > 4
+    assert counted.counts.counts[:2, :6].tolist() == [
+        [0, IN_PROMPT, IN_PROMPT + 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, IN_PROMPT],
+    ]
 
 
 def test_no_operation_of_a_decode_asks_for_a_value() -> None:

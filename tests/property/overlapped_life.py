@@ -45,6 +45,7 @@ class OverlappedLife(SchedulerLife):
 
     def plan_next(self) -> None:
         """Plans ahead, which changes nothing between steps where it cannot be done."""
+        in_flight = self.plan()
         before = self.kv.pool.free_blocks(), list(self.kv.pool.ref_counts), self.kv.stats()
         ahead = self.scheduler.plan_ahead()
         self.launched = None
@@ -55,6 +56,8 @@ class OverlappedLife(SchedulerLife):
         assert ahead.sequences and not ahead.scoring
         assert ahead.num_tokens == sum(len(line.token_ids) for line in ahead.sequences)
         assert ahead.num_tokens <= self.config.max_num_batched_tokens
+        if any(NOT_YET_DRAWN in line.token_ids for line in ahead.sequences):
+            assert in_flight.draws_unseen, "a token that the device does not know"
         self.launched = snapshot(ahead)
 
     def ended(self, plan: StepPlan) -> set[int]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from paged_backend.errors import InvalidRequestError
-from paged_backend.sampling.processors import check_token_ids, logit_changes
+from paged_backend.sampling.processors import check_token_ids, logit_changes, unseen_changes
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import SamplingTask
 
@@ -41,8 +41,10 @@ def test_each_parameter_is_handed_on(params: dict[str, Any]) -> None:
     assert one.changes_logits or one.suppressed_token_ids
     changes = logit_changes(one)
     assert changes.prompt_token_ids is PROMPT
-    needs_output = not {"logit_bias", "suppressed"} & params.keys()
-    assert changes.output_token_ids == (OUTPUT if needs_output else ())
+    assert changes.output_token_ids == (OUTPUT if one.penalises else ())
+    assert one.penalises == any(name.endswith("penalty") for name in params)
+    if not one.penalises:
+        assert unseen_changes(one) == changes._replace(prompt_token_ids=())
     plain = logit_changes(task())
     (name,) = params
     field = {"suppressed": "suppressed_token_ids"}.get(name, name)

@@ -10,6 +10,7 @@ from paged_backend.engine.request import EngineRequest, RequestState
 from paged_backend.engine.stream import RequestStream
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.outputs import RequestOutput
+from paged_backend.scheduler.plan import SamplingTask
 from paged_backend.structured.source import GrammarSource
 from tests.engine_driver import MAX_STEPS
 from tests.soak.provoked import Provoked
@@ -32,11 +33,19 @@ class Crowd:
         self._leaving: dict[str, int] = {}  # the engine's names of requests: in which step
         provoked.watch(core)
 
-    def run(self, watched: Sequence[SoakRequest], others: Sequence[SoakRequest] = ()) -> list[RequestOutput]:
-        """All of them, to their end; the outputs of those that are watched, in their order."""
+    def run(
+        self, watched: Sequence[SoakRequest], others: Sequence[SoakRequest] = (), *, host_last: bool = False
+    ) -> list[RequestOutput]:
+        """All of them, to their end; the outputs of those that are watched, in their order.
+
+        Args:
+            host_last: requests whose draws need the host come behind the others, who would have to wait with them.
+        """
         rng, core = self._rng, self._core
         coming = [*watched, *others]
         rng.shuffle(coming)
+        if host_last:
+            coming.sort(key=lambda request: not SamplingTask(request.params, (0,), (), ()).needs_host)
         leave_early = {request.number for request in others}
         assert len(leave_early) == len(others), "a number is a request's name"
         for step in range(MAX_STEPS):

@@ -20,6 +20,7 @@ class Provoked:
         aborts: requests beside them that were ended early.
         steps: of the engine.
         ahead: those that computed tokens which the step before had not drawn when they were launched.
+        penalised: those of them that drew for sequences with penalties.
         chunks: parts of prompts computed in a step that was not the prompt's last.
         recomputed, swapped: preemptions, by what became of the blocks.
         copies: of blocks that somebody else had, too.
@@ -34,6 +35,7 @@ class Provoked:
     aborts: int = 0
     steps: int = 0
     ahead: int = 0
+    penalised: int = 0
     chunks: int = 0
     recomputed: int = 0
     swapped: int = 0
@@ -57,7 +59,9 @@ class Provoked:
             self.steps += 1
             self.chunks += sum(line.sampling is None for line in plan.sequences)
             self.copies += len(plan.block_copies)
-            self.ahead += any(NOT_YET_DRAWN in line.token_ids for line in plan.sequences)
+            unseen = [line for line in plan.sequences if NOT_YET_DRAWN in line.token_ids]
+            self.ahead += bool(unseen)
+            self.penalised += any(line.sampling is not None and line.sampling.penalises for line in unseen)
             return launch(plan)
 
         core._executor.launch = counted

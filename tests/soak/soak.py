@@ -62,7 +62,7 @@ def run_crowded(expected: Expected, surrounding: Surrounding, folder: Path) -> t
         rng = Random(f"{expected.seed}: {surrounding} {names}")
         crowd = Crowd(core, expected.subject.tokenizer, rng, provoked)
         for name in names:
-            outputs = crowd.run(expected.requests, expected.others)
+            outputs = crowd.run(expected.requests, expected.others, host_last=surrounding.overlaps)
             for request, alone, here in zip(expected.requests, expected.outputs, outputs, strict=True):
                 text = difference(request, alone, here)
                 if text is not None:

@@ -52,7 +52,7 @@ class Surrounding:
         if self.tier == "disk":
             yield "disk_bytes"
         if self.overlaps:
-            yield "ahead"
+            yield from ("ahead", "penalised")
 
     def start(self, subject: Subject, seed: int, folder: Path) -> EngineCore:
         """An engine, whose other properties the seed decides.

@@ -12,6 +12,7 @@ from paged_backend.kernels.triton.sampling.changes import change_kernel, copy_ke
 from paged_backend.kernels.triton.sampling.description import logprobs_kernel, norms_kernel, ranks_kernel
 from paged_backend.kernels.triton.sampling.draw import draw_kernel
 from paged_backend.kernels.triton.sampling.likely import COUNTS, likely_kernel
+from paged_backend.kernels.triton.sampling.penalties import penalise_kernel
 from paged_backend.kernels.triton.sampling.threshold import threshold_kernel
 
 _TYPES = {
@@ -36,6 +37,9 @@ _TYPES = {
     "noted": "*i64",
     "norms": "*fp64",
     "token_ids": "*i64",
+    "num_changed": "i32",
+    "counts": "*i32",
+    "penalties": "*fp32",
     "out_logprobs": "*fp32",
     "described": "*i64",
     "num_described": "i32",
@@ -59,7 +63,7 @@ _CHANGE_TYPES = {
 
 def aot_cases() -> Iterator[AotCase]:
     """For vocabularies of up to 2 ** 18 tokens; of up to 2 ** 19, and in all variants, in the wide sweep."""
-    for name, kernel in (("blocks", blocks_kernel), ("masses", masses_kernel)):
+    for name, kernel in (("penalise", penalise_kernel), ("blocks", blocks_kernel), ("masses", masses_kernel)):
         yield _case(name, kernel, _TYPES, {}, passes.NUM_WARPS[name])
     for name, kernel in (("copy", copy_kernel), ("change", change_kernel)):
         yield _case(name, kernel, _CHANGE_TYPES, {}, change_passes.NUM_WARPS[name])
@@ -88,4 +92,12 @@ def _case(
     name: str, kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], num_warps: int, wide: bool = False
 ) -> AotCase:
     signature = {name: types[name] for name in kernel.arg_names if name not in constants}
-    return AotCase(name=name, kernel=kernel, signature=signature, constexprs=constants, num_warps=num_warps, wide=wide)
+    return AotCase(
+        name=name,
+        kernel=kernel,
+        signature=signature,
+        constexprs=constants,
+        num_warps=num_warps,
+        fp_fusion=name not in ("penalise", "change"),
+        wide=wide,
+    )

@@ -20,6 +20,7 @@ UNITS = tl.constexpr(2.0**43)
 
 TEMPERATURE, TOP_P, MIN_P = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 TOP_K, POSITION, ROW, CHANGED = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
+COUNTED = tl.constexpr(7)
 """Lines of the table of jobs (tables.py)."""
 JOB, SEED, PLACE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """Lines of the table of draws."""

@@ -15,20 +15,20 @@ NUM_WARPS = {"copy": 4, "change": 4}
 
 
 def change_rows(
-    logits: Tensor, changes: ChangeTable, words: Tensor, token_masks: Tensor | None, norms: Tensor
-) -> Tensor:
-    """float32 [C, V]: copies of the rows that are changed, in the order of the table.
+    logits: Tensor, changes: ChangeTable, words: Tensor, token_masks: Tensor | None, norms: Tensor, changed: Tensor
+) -> None:
+    """Writes copies of the rows that are changed, in the order of the table.
 
     Args:
         words: the table's, on the device, as bytes.
         token_masks: the batch's, on the CPU.
         norms: float64, what the table's numbers of norms mean.
+        changed: float32 [C, V], one for each at least.
     """
     num_changed, vocab_size = len(changes.rows), logits.shape[1]
     numbers = words.view(torch.int32)
     num_words = NUM_CHANGE_LINES * num_changed
     table, token_ids = numbers[:num_words], numbers[num_words:]
-    changed = torch.empty(num_changed, vocab_size, dtype=torch.float32, device=logits.device)
     counts = torch.empty(changes.num_counted, vocab_size, dtype=torch.int32, device=logits.device)
     masks = table if token_masks is None else to_device(token_masks, logits.device)
     mask_words = 0 if token_masks is None else token_masks.shape[1]
@@ -62,4 +62,3 @@ def change_rows(
         num_warps=NUM_WARPS["change"],
         enable_fp_fusion=False,
     )
-    return changed

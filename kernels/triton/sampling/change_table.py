@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class ChangeTable:
         """
         allowed, suppressed, bias, repetition, presence, frequency, prompt, output, mask = changes
         repeats = repetition != 1.0
-        counts = repeats or presence != 0.0 or frequency != 0.0
+        counts = changes.penalises
         penalties = array("f", (repetition, frequency, presence))
         begin_biases = len(self._biases)
         starts = [len(self._token_ids)]
@@ -74,10 +74,11 @@ class ChangeTable:
         return int(least) >= 0 and int(largest) < vocab_size
 
 
-def read_changes(logits: Tensor, batch: SamplingBatch, norms: Mapping[int, int]) -> ChangeTable:
+def read_changes(logits: Tensor, batch: SamplingBatch, norms: Mapping[int, int], counted: Sequence[int]) -> ChangeTable:
     """What is changed.
 
     Args:
+        counted: for each row, whether its penalties are told of elsewhere: 0 or more, and -1 if not.
         norms: by row, for those whose log-probabilities are changed, the number of what to subtract.
 
     Raises:
@@ -90,6 +91,7 @@ def read_changes(logits: Tensor, batch: SamplingBatch, norms: Mapping[int, int])
             isinstance(changes, LogitChanges)
             and 0 <= row < logits.shape[0]
             and -1 <= changes.token_mask < num_masks
+            and not (counted[row] >= 0 and changes.penalises)
             and table.add(row, changes, norms.get(row, -1))
             for row, changes in batch.changes.items()
         )

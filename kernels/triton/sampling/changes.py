@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from paged_backend.kernels.triton.sampling.arithmetic import BLOCK
+from paged_backend.kernels.triton.sampling.penalties import IN_PROMPT, penalised
 
 CHANGED_ROW, MASK, RESTRICTS, NORM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 COUNTS, REPETITION, FREQUENCY, PRESENCE = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7)
@@ -15,8 +16,6 @@ OUTPUT, END, BIASES = tl.constexpr(12), tl.constexpr(13), tl.constexpr(14)
 
 _TOKENS = tl.constexpr(1024)
 """Of a list, looked at in one go."""
-_IN_PROMPT = tl.constexpr(1 << 30)
-"""Beside the count of a token in the output."""
 
 
 @triton.jit
@@ -75,11 +74,7 @@ def _penalise(own, counts, token_ids, begin, end, repetition, frequency, presenc
         taken = tl.atomic_xchg(counts + tokens, 0, mask=places < end, sem="relaxed")
         is_ours = (places < end) & (taken != 0)
         values = tl.load(own + tokens, mask=is_ours, other=0.0)
-        # By a division or a product of its own, as everywhere: a factor's rounding would be another one.
-        values = tl.where(values > 0.0, tl.div_rn(values, repetition), values * repetition)
-        number = (taken & (_IN_PROMPT - 1)).to(tl.float32)
-        penalised = values - frequency * number - presence
-        tl.store(own + tokens, tl.where(number > 0.0, penalised, values), mask=is_ours)
+        tl.store(own + tokens, penalised(values, taken, repetition, frequency, presence), mask=is_ours)
 
 
 @triton.jit(do_not_specialize=["num_changed", "num_words", "token_ids"])
@@ -144,7 +139,7 @@ def change_kernel(
             places = start + tl.arange(0, _TOKENS)
             tokens = tl.load(token_ids + places, mask=places < end, other=0)
             in_prompt = places < output
-            tl.atomic_or(own_counts + tokens, _IN_PROMPT, mask=in_prompt, sem="relaxed")
+            tl.atomic_or(own_counts + tokens, IN_PROMPT, mask=in_prompt, sem="relaxed")
             tl.atomic_add(own_counts + tokens, 1, mask=(places < end) & (places >= output), sem="relaxed")
         tl.debug_barrier()
         repetition = _number(table, num_changed, REPETITION, index)

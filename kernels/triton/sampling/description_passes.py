@@ -53,6 +53,7 @@ class Description:
             positions=array("q", zeros),
             rows=array("q", self._numbers),
             copies=array("q", (-1,)) * num_jobs,
+            counted=array("q", (-1,)) * num_jobs,
             filters=Filters(bool(listed), False),
         )
         self._jobs = upload.add(*jobs.lines())

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from paged_backend.kernels.triton.sampling.arithmetic import (
     BLOCK,
+    COUNTED,
     JOB,
     PLACE,
     POSITION,
@@ -40,9 +41,10 @@ def draw_kernel(
     units,
     lowest,
     token_ids,
+    counts,
     BLOCKS: tl.constexpr,
 ):
-    """One draw; -1 where a row's logits are not numbers."""
+    """One draw; -1 where a row's logits are not numbers. The token of a row that is counted is counted."""
     draw = tl.program_id(0)
     job = word_in(draws, num_draws, JOB, draw)
     blocks = tl.arange(0, BLOCKS)
@@ -75,3 +77,8 @@ def draw_kernel(
             own_point = tl.minimum(share.to(tl.int64), tl.max(sums) - 1)
             token = (block * BLOCK + tl.sum((sums <= own_point).to(tl.int32))).to(tl.int64)
     tl.store(token_ids + word_in(draws, num_draws, PLACE, draw), token)
+    place = word_in(jobs, num_jobs, COUNTED, job)
+    if (place >= 0) & (token >= 0):
+        # Nobody else draws for it in this step.
+        own = counts + place * vocab_size + token
+        tl.store(own, tl.load(own) + 1)

@@ -44,9 +44,12 @@ def launch(logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
         return DeviceSamples(shape, words)
     upload = Upload()
     description = Description(rows, upload)
-    changes = read_changes(logits, batch, description.norms_of(rows.best)) if batch.changes else ChangeTable()
+    changes = ChangeTable()
+    if batch.changes:
+        changes = read_changes(logits, batch, description.norms_of(rows.best), rows.jobs.counted)
     for number, row in enumerate(changes.rows):
         rows.jobs.copies[row] = number
+    num_copies = rows.jobs.add_copies(len(changes.rows))
     jobs_at, draws_at = upload.add(*rows.jobs.lines()), upload.add(*rows.draws.lines())
     changes_at, given_at = upload.add(*changes.lines()), upload.add(*_given_lines(rows))
     wanted = [
@@ -58,9 +61,15 @@ def launch(logits: Tensor, batch: SamplingBatch) -> DeviceSamples:
 
     results = Results(shape, words)
     norms = description.begin(logits, tables)
-    changed = change_rows(logits, changes, tables[changes_at], batch.token_masks, norms) if changes.rows else None
+    changed = torch.empty(num_copies, logits.shape[1], dtype=torch.float32, device=logits.device)
+    if changes.rows:
+        change_rows(logits, changes, tables[changes_at], batch.token_masks, norms, changed)
     scratch = Scratch.make(len(rows.jobs), logits.shape[1], logits.device)
-    passes = Passes(logits, tables[jobs_at].view(torch.int64).view(-1, len(rows.jobs)), scratch, changed=changed)
+    jobs = tables[jobs_at].view(torch.int64).view(-1, len(rows.jobs))
+    counts = batch.token_counts if batch.counted else None
+    passes = Passes(logits, jobs, scratch, changed=changed if num_copies else None, counts=counts)
+    if counts is not None:
+        passes.penalise(len(changes.rows))
     passes.look()
     passes.narrow(rows.jobs.filters)
     if len(rows.draws):

@@ -13,18 +13,30 @@ import triton
 from torch import Tensor
 
 from paged_backend.errors import KernelError
+from paged_backend.kernels.token_counts import TokenCounts
 from paged_backend.kernels.triton.sampling.arithmetic import BLOCK, GROUP
 from paged_backend.kernels.triton.sampling.blocks import blocks_kernel, masses_kernel
 from paged_backend.kernels.triton.sampling.description import logprobs_kernel, norms_kernel, ranks_kernel
 from paged_backend.kernels.triton.sampling.draw import draw_kernel
 from paged_backend.kernels.triton.sampling.likely import COUNTS, likely_kernel
+from paged_backend.kernels.triton.sampling.penalties import penalise_kernel
 from paged_backend.kernels.triton.sampling.tables import NUM_JOB_LINES, Filters
 from paged_backend.kernels.triton.sampling.threshold import LIST, threshold_kernel
 
 MAX_VOCAB_SIZE = 2**19
 """What the sums of whole numbers have room for, and the searches registers."""
 
-NUM_WARPS = {"blocks": 4, "masses": 4, "threshold": 8, "draw": 4, "likely": 8, "norms": 1, "logprobs": 1, "ranks": 4}
+NUM_WARPS = {
+    "penalise": 4,
+    "blocks": 4,
+    "masses": 4,
+    "threshold": 8,
+    "draw": 4,
+    "likely": 8,
+    "norms": 1,
+    "logprobs": 1,
+    "ranks": 4,
+}
 """Of a program of each kernel."""
 
 BLOCK_SIZE: int = BLOCK.value
@@ -86,6 +98,7 @@ class Passes:
         scratch: Scratch,
         *,
         changed: Tensor | None = None,
+        counts: TokenCounts | None = None,
         num_jobs: int | None = None,
     ) -> None:
         """
@@ -94,6 +107,7 @@ class Passes:
             jobs: int64 [NUM_JOB_LINES, at least J], the table of them.
             scratch: for as many jobs.
             changed: float32 [C, V], changed copies of rows, which jobs name by number.
+            counts: where jobs are counted.
             num_jobs: J; all of the table's by default.
         """
         assert jobs.shape[0] == NUM_JOB_LINES
@@ -101,6 +115,7 @@ class Passes:
         self._jobs = jobs
         self._scratch = scratch
         self._changed = changed
+        self._counts = counts
         self._num_jobs = jobs.shape[1] if num_jobs is None else num_jobs
         self._vocab_size = logits.shape[1]
         self._num_blocks = num_blocks_of(self._vocab_size)
@@ -118,6 +133,22 @@ class Passes:
     def row(self, row: int, copy: int) -> Tensor:
         """float32 [V]: the changed copy of a row, or the row itself where copy is -1."""
         return self._logits[row] if copy < 0 or self._changed is None else self._changed[copy]
+
+    def penalise(self, num_changed: int) -> None:
+        """Makes the copies of jobs that are counted.
+
+        Args:
+            num_changed: copies that are there already, changed otherwise.
+        """
+        assert self._counts is not None
+        penalise_kernel[(self._num_jobs, self._num_blocks)](
+            *self._rows,
+            num_changed,
+            self._counts.counts,
+            self._counts.penalties,
+            num_warps=NUM_WARPS["penalise"],
+            enable_fp_fusion=False,
+        )
 
     def look(self) -> None:
         """Every block's peak and sum."""
@@ -178,6 +209,7 @@ class Passes:
             scratch.units,
             scratch.lowest,
             token_ids,
+            scratch.firsts if self._counts is None else self._counts.counts,  # where nobody is counted, of no interest
             BLOCKS=self._padded,
             num_warps=NUM_WARPS["draw"],
         )

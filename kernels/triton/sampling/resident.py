@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.sampling_batch import SamplingBatch
+from paged_backend.kernels.token_counts import TokenCounts
 from paged_backend.kernels.triton.sampling.device_samples import DeviceSamples, ResultShape
 from paged_backend.kernels.triton.sampling.launch import check_device_logits
 from paged_backend.kernels.triton.sampling.passes import Passes, Scratch, check_vocab_size
@@ -25,8 +26,11 @@ ALL_FILTERS = Filters(by_count=True, by_mass=True)
 """For a graph that serves whatever its rows ask for: rows without filters cost it launches that return at once."""
 
 
-def is_plain(batch: SamplingBatch) -> bool:
-    """Whether each row draws one token, from the logits as they are, and nothing is to be told of it."""
+def is_plain(batch: SamplingBatch, counts: TokenCounts | None = None) -> bool:
+    """Whether each row draws one token, from the logits as they are, but for penalties by these counts, and nothing is
+    to be told of it."""
+    if batch.counted and batch.token_counts is not counts:
+        return False
     if batch.changes or batch.num_logprobs or batch.num_best or batch.given:
         return False
     return all(map((1).__eq__, map(len, batch.seeds)))
@@ -42,8 +46,11 @@ class ResidentSampler:
         token_ids: int64 [max_rows], on the device: what the last `run` has drawn, row by row.
     """
 
-    def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, max_rows: int, vocab_size: int, device: torch.device, counts: TokenCounts | None = None) -> None:
         """
+        Args:
+            counts: by which rows may be penalised; takes memory for a copy of each row's logits.
+
         Raises:
             KernelError: the kernels do not sample so large a vocabulary.
         """
@@ -53,6 +60,8 @@ class ResidentSampler:
         self._empty = _table(self._lines(nobody)[0])
         self._words = self._empty.to(device, copy=True)
         self._scratch = Scratch.make(max_rows, vocab_size, device)
+        self._counts = counts
+        self._changed = None if counts is None else torch.empty(max_rows, vocab_size, device=device)
         self.token_ids = torch.zeros(max_rows, dtype=torch.int64, device=device)
 
     def write(self, batch: SamplingBatch) -> Filters:
@@ -69,7 +78,7 @@ class ResidentSampler:
         Raises:
             KernelError: the batch is not what `SamplingBatch` says, or larger.
         """
-        assert is_plain(batch)
+        assert is_plain(batch, self._counts)
         num_rows, max_rows = len(batch.seeds), len(self.token_ids)
         if num_rows > max_rows:
             raise KernelError(f"seeds must be of {max_rows} rows at most, got {num_rows}.")
@@ -90,7 +99,9 @@ class ResidentSampler:
         check_device_logits(logits)
         num_rows = logits.shape[0]
         jobs, draws = self._words[:NUM_JOB_LINES], self._words[NUM_JOB_LINES:]
-        passes = Passes(logits, jobs, self._scratch, num_jobs=num_rows)
+        passes = Passes(logits, jobs, self._scratch, changed=self._changed, counts=self._counts, num_jobs=num_rows)
+        if self._counts is not None:
+            passes.penalise(0)
         passes.look()
         passes.narrow(filters)
         passes.draw(draws, num_rows, self.token_ids)
@@ -100,6 +111,7 @@ class ResidentSampler:
         logits = torch.empty(1, 1).expand(len(batch.seeds), self._vocab_size)  # for their shape
         jobs, draws = read_jobs(logits, batch), read_plain_draws(logits, batch)
         assert draws is not None
+        jobs.copies = array("q", [row if place >= 0 else -1 for row, place in enumerate(jobs.counted)])
         return [*jobs.lines(), *draws.lines()], jobs.filters
 
     def samples(self, num_rows: int) -> DeviceSamples:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.sampling_batch import SamplingBatch, check_sampling
+from paged_backend.kernels.token_counts import TokenCounts
 
-NUM_JOB_LINES = 7
-"""Of the table of jobs: temperature, top_p and min_p (float64), top_k, position, row, and the changed copy or -1."""
+NUM_JOB_LINES = 8
+"""Of the table of jobs: temperature, top_p and min_p (float64), top_k, position, row, the changed copy or -1, and the
+row of token counts or -1."""
 NUM_DRAW_LINES = 3
 """Of the table of draws: job, seed, and place among the results."""
 NUM_LIST_LINES = 4
@@ -55,6 +57,7 @@ class JobTable:
     positions: array[int]
     rows: array[int]
     copies: array[int]
+    counted: array[int]
     filters: Filters
 
     def __len__(self) -> int:
@@ -62,7 +65,20 @@ class JobTable:
 
     def lines(self) -> tuple[array[Any], ...]:
         """The table."""
-        return (self.temperatures, self.top_p, self.min_p, self.top_k, self.positions, self.rows, self.copies)
+        integers = (self.top_k, self.positions, self.rows, self.copies, self.counted)
+        return (self.temperatures, self.top_p, self.min_p, *integers)
+
+    def add_copies(self, first: int) -> int:
+        """Gives copies to rows that are counted and have none yet; returns how many there are then.
+
+        Args:
+            first: the number of the first of them.
+        """
+        copies = self.copies
+        for job, place in enumerate(self.counted):
+            if place >= 0 > copies[job]:
+                copies[job], first = first, first + 1
+        return first
 
 
 @dataclass(slots=True)
@@ -119,7 +135,7 @@ def read_jobs(logits: Tensor, batch: SamplingBatch) -> JobTable:
             refuse(logits, batch)
         filters = Filters(max(top_k) > 0 or max(min_p) > 0.0, min(top_p) < 1.0)
     rows, copies = array("q", range(num_rows)), array("q", (-1,)) * num_rows
-    return JobTable(temperatures, top_p, min_p, top_k, positions, rows, copies, filters)
+    return JobTable(temperatures, top_p, min_p, top_k, positions, rows, copies, _counted(logits, batch), filters)
 
 
 def read_plain_draws(logits: Tensor, batch: SamplingBatch) -> DrawTable | None:
@@ -138,6 +154,33 @@ def read_plain_draws(logits: Tensor, batch: SamplingBatch) -> DrawTable | None:
         refuse(logits, batch)
     numbers = array("q", range(len(seeds)))
     return DrawTable(numbers, seeds, numbers)
+
+
+def _counted(logits: Tensor, batch: SamplingBatch) -> array[int]:
+    """For each row, its row of the token counts; -1 without any."""
+    num_rows = logits.shape[0]
+    nowhere = array("q", (-1,)) * num_rows
+    if not batch.counted:
+        return nowhere
+    counts = batch.token_counts
+    try:
+        counted = array("q", batch.counted)
+    except (TypeError, OverflowError):
+        refuse(logits, batch)
+    rows = [row for row, place in enumerate(counted) if place >= 0]
+    if (
+        not isinstance(counts, TokenCounts)
+        or counts.counts.shape[1] != logits.shape[1]
+        or len(counted) != num_rows
+        or min(counted) < -1
+        or max(counted) >= len(counts.counts)
+        or len({counted[row] for row in rows}) != len(rows)
+        or batch.num_best
+        or batch.given
+        or not all(len(batch.seeds[row]) == 1 for row in rows)
+    ):
+        check_sampling(logits, batch)  # the last three may be of other rows
+    return counted
 
 
 def words_of(numbers: Iterable[int]) -> array[int]:

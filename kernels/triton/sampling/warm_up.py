@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from paged_backend.kernels.sampling_batch import LogitChanges, SamplingBatch
+from paged_backend.kernels.token_counts import TokenCounts
 from paged_backend.kernels.triton.sampling.launch import launch
 from paged_backend.kernels.triton.sampling.likely import COUNTS
 
@@ -33,3 +34,5 @@ def warm_up(vocab_size: int, device: torch.device) -> None:
                 changes={0: changes},
             )
             launch(logits[first : first + _NUM_ROWS], batch)
+    counts = TokenCounts.make(1, vocab_size, device)
+    launch(logits[:1], SamplingBatch(seeds=[(1,)], temperatures=[0.0], counted=[0], token_counts=counts))

@@ -17,16 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paged_backend.errors import KernelError
 from paged_backend.kernels.reference.random_bits import uniform
+from paged_backend.kernels.reference.sampling import change_logits
 from paged_backend.kernels.reference.sampling import sample as sample_reference
 from paged_backend.kernels.sampling_batch import LogitChanges, SampledBatch, SamplingBatch
+from paged_backend.kernels.token_counts import TokenCounts
 from paged_backend.kernels.triton.sampling.aot import aot_cases
 from paged_backend.kernels.triton.sampling.arithmetic import LOG2_UNITS, random_word, share_of
 from paged_backend.kernels.triton.sampling.blocks import blocks_kernel
 from paged_backend.kernels.triton.sampling.launch import launch
 from paged_backend.kernels.triton.sampling.likely import COUNTS
-from paged_backend.kernels.triton.sampling.passes import MAX_VOCAB_SIZE
+from paged_backend.kernels.triton.sampling.passes import MAX_VOCAB_SIZE, Passes, Scratch
 from paged_backend.kernels.triton.sampling.resident import ResidentSampler, is_plain
-from paged_backend.kernels.triton.sampling.tables import Filters
+from paged_backend.kernels.triton.sampling.tables import Filters, read_jobs
 from paged_backend.kernels.triton.sampling.warm_up import warm_up
 from tests.kernels.sampling_case import TRITON, check_draws, make_batch, row_of
 from tests.kernels.test_token_masks import pack
@@ -257,6 +259,62 @@ def test_resident_rows(device: torch.device) -> None:
         sampler.write(make_batch(2, top_p=0.0))
 
 
+def test_resident_rows_that_are_counted(device: torch.device) -> None:
+    """Among others; the tokens of one step are in the counts of the next."""
+    logits = random_logits(3, 600).to(device)
+    found = []
+    for resident in (False, True):
+        counts = TokenCounts.make(4, 600, device)
+        counts.begin(
+            torch.tensor([2, 1], device=device), torch.tensor([[1.5, 0.5, 1.0], [0.5, 0.0, 0.0]], device=device)
+        )
+        counts.add(torch.tensor([2 * 600 + 5], device=device), torch.tensor([1 * 600 + 9], device=device))
+        sampler = ResidentSampler(4, 600, device, counts)
+        drawn = []
+        for position in range(6):
+            batch = make_batch(3, seeds=[(7,), (8,), (9,)], positions=position, temperatures=[1.0, 0.0, 0.0])
+            batch.counted, batch.token_counts = [1, -1, 2], counts
+            assert is_plain(batch, counts) and not is_plain(batch)
+            if resident:
+                sampler.write(batch)
+                sampler.run(logits)
+                drawn.append(sampler.samples(3).read().token_ids)
+            else:
+                drawn.append(launch(logits, batch).read().token_ids)
+        found.append((drawn, counts.counts.tolist()))
+    assert found[0] == found[1]
+    assert len({tokens[2] for tokens in found[0][0]}) > 1, "a penalty that changes nothing"
+
+
+def test_penalties_are_the_references_to_the_bit(device: torch.device) -> None:
+    logits = random_logits(3, 4100)
+    texts = [[1, 2, 2, 4099] * 5, [7], [2048, 2047, 2048]]
+    penalties = [(1.1, 0.3, -0.7), (0.37, 0.0, 1.9), (999.0, 1.0 / 3.0, 0.1)]
+    counts = TokenCounts.make(3, 4100, device)
+    counts.begin(torch.arange(3, device=device), torch.tensor(penalties, device=device))
+    for row, text in enumerate(texts):
+        prompt, output = (torch.tensor([row * 4100 + t for t in tokens], device=device) for tokens in ([3, 2], text))
+        counts.add(prompt, output)
+    batch = make_batch(3)
+    batch.counted, batch.token_counts = [0, 1, 2], counts
+    jobs = read_jobs(logits, batch)
+    assert jobs.add_copies(0) == 3
+    words = bytearray().join(line.tobytes() for line in jobs.lines())
+    table = torch.frombuffer(words, dtype=torch.int64).view(-1, 3)
+    changed = torch.empty(3, 4100, device=device)
+    scratch = Scratch.make(3, 4100, device)
+    Passes(logits.to(device), table.to(device), scratch, changed=changed, counts=counts).penalise(0)
+    for row, (repetition, frequency, presence) in enumerate(penalties):
+        changes = LogitChanges(
+            repetition_penalty=repetition,
+            frequency_penalty=frequency,
+            presence_penalty=presence,
+            prompt_token_ids=[3, 2],
+            output_token_ids=texts[row],
+        )
+        assert torch.equal(changed[row].cpu(), change_logits(logits[row], changes))
+
+
 class NoReading(TorchDispatchMode):
     """Fails where a value of a tensor is asked for: on a GPU that waits."""
 
@@ -282,6 +340,7 @@ def test_a_launch_reads_nothing(device: torch.device, monkeypatch: pytest.Monkey
         num_logprobs=[2, -1, 400, 0],
         changes={0: LogitChanges(logit_bias={3: 1.0}), 2: LogitChanges(presence_penalty=1.0, output_token_ids=[1])},
     )
+    batch.counted, batch.token_counts = [1, -1, -1, -1], TokenCounts.make(2, 600, device)
     run = Kernel.run
 
     def run_apart(*args: Any, **kwargs: Any) -> Any:

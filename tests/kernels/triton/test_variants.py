@@ -18,6 +18,7 @@ from paged_backend.executor.cuda_graph import default_capture_sizes
 from paged_backend.executor.largest_step import largest_step, smaller_steps
 from paged_backend.kernels.interface import Kernels, Rows, StepInputs
 from paged_backend.kernels.sampling_batch import LogitChanges, SamplingBatch
+from paged_backend.kernels.token_counts import TokenCounts
 from paged_backend.kernels.triton.blocks import copy_blocks, swap_blocks
 from paged_backend.kernels.triton.kernels import TritonKernels
 from paged_backend.kernels.triton.sampling.launch import launch
@@ -146,7 +147,7 @@ def test_steps(
     assert len(later) > 10 and not new_kinds(later, start)
 
 
-def random_batch(random: random.Random, num_rows: int, vocab_size: int) -> SamplingBatch:
+def random_batch(random: random.Random, num_rows: int, vocab_size: int, counts: TokenCounts) -> SamplingBatch:
     """Whatever may be asked of rows."""
 
     def column(*values: Any) -> list[Any]:
@@ -165,6 +166,12 @@ def random_batch(random: random.Random, num_rows: int, vocab_size: int) -> Sampl
     }
     num_best = column(0, 0, 4, 18) if random.random() < 0.3 else []
     seeds = column((1,), (1,), (1, 2))
+    if random.random() < 0.5:
+        changes = {}
+    counted: list[int] = []
+    if not num_best and random.random() < 0.5:
+        are_counted = [len(seeds[row]) == 1 and row not in changes for row in range(num_rows)]
+        counted = [row if is_counted else -1 for row, is_counted in enumerate(are_counted)]
     return SamplingBatch(
         seeds=[() if best else seeds for best, seeds in zip(num_best, seeds, strict=True)] if num_best else seeds,
         temperatures=column(0.0, 1.0),
@@ -174,8 +181,10 @@ def random_batch(random: random.Random, num_rows: int, vocab_size: int) -> Sampl
         min_p=column(0.0, 0.1),
         num_logprobs=column(-1, 0, 1, 5, 20) if random.random() < 0.7 else [],
         num_best=num_best,
-        changes=changes if random.random() < 0.5 else {},
+        changes=changes,
         token_masks=torch.zeros(random.randint(1, 3), -(-vocab_size // 32), dtype=torch.int32),
+        counted=counted,
+        token_counts=counts,
     )
 
 
@@ -187,6 +196,7 @@ def test_sampling_and_moves_of_blocks(device: torch.device, vocab_size: int) -> 
         kernels.warm_up(vocab_size)
     generator = random.Random(vocab_size)
     logits = torch.zeros(40, vocab_size, device=device)
+    counts = TokenCounts.make(40, vocab_size, device)
     storage = torch.zeros(3, 2, 2, 192, dtype=torch.uint8, device=device)
     with recorded() as later:
         for num_pairs in (1, 2, 16, 17, 300):
@@ -197,7 +207,7 @@ def test_sampling_and_moves_of_blocks(device: torch.device, vocab_size: int) -> 
                 swap_blocks(storage, slots, pairs, inwards)
         for _ in range(60):
             num_rows = generator.randint(1, 30)
-            launch(logits[:num_rows], random_batch(generator, num_rows, vocab_size))
+            launch(logits[:num_rows], random_batch(generator, num_rows, vocab_size, counts))
             scored = logits[generator.randint(1, 9) :][:num_rows]
             seeds, zeros = [()] * num_rows, [0.0] * num_rows
             num_logprobs, given = [generator.choice([0, 5, 20])] * num_rows, [(1,)] * num_rows
