@@ -242,13 +242,9 @@ def _check_counted(logits: Tensor, batch: SamplingBatch) -> None:
     _require("token_counts", "be given for rows that are counted", isinstance(counts, TokenCounts))
     assert counts is not None
     num_counts, vocab_size = len(counts.counts), logits.shape[1]
-    for name, tensor, wanted in (
-        ("counts", counts.counts, (torch.int32, (num_counts, vocab_size), logits.device)),
-        ("penalties", counts.penalties, (torch.float32, (num_counts, 3), logits.device)),
-    ):
-        if (tensor.dtype, tensor.shape, tensor.device) != wanted or not tensor.is_contiguous():
-            shape = list(wanted[1])
-            raise KernelError(f"{name} must be contiguous {wanted[0]} {shape} on {wanted[2]}, got {describe(tensor)}.")
+    if counts.counts.shape[1] != vocab_size or counts.counts.device != logits.device:
+        wanted = f"of {vocab_size} tokens on {logits.device}"
+        raise KernelError(f"token_counts must be {wanted}, got {describe(counts.counts)}.")
     _require("counted", f"have {num_rows} entries, one for each row", len(batch.counted) == num_rows)
     _require("counted", "hold integers", all(isinstance(place, int) for place in batch.counted))
     _require("counted", "be -1 or a row of token_counts", all(-1 <= place < num_counts for place in batch.counted))

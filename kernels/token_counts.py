@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paged_backend.errors import KernelError
+from paged_backend.kernels.tensors import check_tensor, describe
+
 IN_PROMPT = 1 << 30
 """Beside the count of a token in the output."""
 
@@ -22,6 +25,20 @@ class TokenCounts:
 
     counts: Tensor
     penalties: Tensor
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            KernelError: the tensors are not what is said above.
+        """
+        check_tensor("counts", self.counts)
+        check_tensor("penalties", self.penalties)
+        counts, penalties = self.counts, self.penalties
+        if counts.dtype != torch.int32 or counts.dim() != 2 or not counts.is_contiguous():
+            raise KernelError(f"counts must be contiguous int32 [S, V], got {describe(counts)}.")
+        wanted = (torch.float32, (len(counts), 3), counts.device)
+        if (penalties.dtype, penalties.shape, penalties.device) != wanted or not penalties.is_contiguous():
+            raise KernelError(f"penalties must be contiguous float32 [S, 3] beside counts, got {describe(penalties)}.")
 
     @classmethod
     def make(cls, num_sequences: int, vocab_size: int, device: torch.device) -> TokenCounts:

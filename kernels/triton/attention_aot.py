@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -38,32 +39,59 @@ _USUAL = {
     ("fp32-float32-64", "hopper", True),
 }
 """Queries, caches and head sizes, cards, and batch-invariant or not, that every run of the tests compiles; the others
-are the wide sweep, all with a window and a cap, which make them largest."""
+are the wide sweep."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """What a kernel is compiled for besides. A window leaves one of a prefill's two loops, a cap takes registers."""
+
+    name: str
+    windowed: bool
+    capped: bool
+    block_size: int
+    heads: int
+
+
+_PLAIN = _Variant("", windowed=False, capped=False, block_size=16, heads=4)
+_PREFILLS = (
+    _PLAIN,
+    _Variant("-windowed", windowed=True, capped=False, block_size=128, heads=1),
+    _Variant("-capped", windowed=False, capped=True, block_size=32, heads=8),
+    _Variant("-windowed-capped", windowed=True, capped=True, block_size=16, heads=7),
+)
+_DECODES = (_PLAIN, _PREFILLS[-1])
 
 
 def aot_cases() -> Iterable[AotCase]:
     """Decode and prefill of every kind of queries and caches and every padded head size, for each generation of cards;
-    and the merge. float16 is to the compiler what bfloat16 is. fp8 has no card here that has it and the older table;
-    int8 takes its place."""
-    for dtype, caches in (
-        (torch.bfloat16, ("bfloat16", "int8", "fp8_e4m3")),
-        (torch.float16, ("float16",)),
-        (torch.float32, ("float32", "bfloat16", "int8")),
+    and the merge. float16 is to the compiler what bfloat16 is, so one size of it will do. fp8 has no card here that
+    has it and the older table; int8 takes its place."""
+    for dtype, caches, head_sizes in (
+        (torch.bfloat16, ("bfloat16", "int8", "fp8_e4m3"), (64, 80, 128, 256)),
+        (torch.float16, ("float16", "int8"), (128,)),
+        (torch.float32, ("float32", "bfloat16", "int8"), (64, 80, 128, 256)),
     ):
-        for cache_dtype, head_size, generation in product(caches, (64, 80, 128, 256), _GENERATIONS):
+        for cache_dtype, head_size, generation in product(caches, head_sizes, _GENERATIONS):
             if (cache_dtype, generation) == ("fp8_e4m3", "ampere"):
                 continue
             for batch_invariant in (False, True):
-                yield _decode(dtype, cache_dtype, head_size, generation, batch_invariant)
-                yield _prefill(dtype, cache_dtype, head_size, generation, batch_invariant)
+                kind = (dtype, cache_dtype, head_size, generation, batch_invariant)
+                for variant in _DECODES:
+                    yield _decode(*kind, variant)
+                for variant in _DECODES if dtype == torch.float32 else _PREFILLS:
+                    yield _prefill(*kind, variant)
     for head_size in (128, 256):
         yield _merge(head_size)
 
 
-def _decode(dtype: torch.dtype, cache_dtype: str, head_size: int, generation: str, batch_invariant: bool) -> AotCase:
-    config, common = _common(dtype, cache_dtype, head_size, generation, batch_invariant)
+def _decode(
+    dtype: torch.dtype, cache_dtype: str, head_size: int, generation: str, batch_invariant: bool, variant: _Variant
+) -> AotCase:
+    config, common = _common(dtype, cache_dtype, head_size, generation, batch_invariant, variant)
     signature = {"states": "*fp32", "split_outs": "*fp32", "num_programs": "i32", "max_splits": "i32"}
-    constexprs = {"SPLIT_UNIT": SPLIT_UNIT, "HEADS": DECODE_HEADS, "BLOCK_M": config.decode_rows}
+    constexprs = {"SPLIT_UNIT": SPLIT_UNIT, "HEADS": DECODE_HEADS}
+    constexprs |= {"BLOCK_M": config.decode_rows, "BLOCK_N": config.decode_block_n}
     return AotCase(
         name=f"decode-{common.pop('name')}",
         kernel=decode_splits_kernel,
@@ -76,9 +104,12 @@ def _decode(dtype: torch.dtype, cache_dtype: str, head_size: int, generation: st
     )
 
 
-def _prefill(dtype: torch.dtype, cache_dtype: str, head_size: int, generation: str, batch_invariant: bool) -> AotCase:
-    config, common = _common(dtype, cache_dtype, head_size, generation, batch_invariant)
-    constexprs = {"SPLIT_UNIT": SPLIT_UNIT * batch_invariant, "HEADS": 4, "BLOCK_M": config.prefill_rows}
+def _prefill(
+    dtype: torch.dtype, cache_dtype: str, head_size: int, generation: str, batch_invariant: bool, variant: _Variant
+) -> AotCase:
+    config, common = _common(dtype, cache_dtype, head_size, generation, batch_invariant, variant)
+    constexprs = {"SPLIT_UNIT": SPLIT_UNIT * batch_invariant, "HEADS": variant.heads}
+    constexprs |= {"BLOCK_M": config.prefill_rows, "BLOCK_N": config.prefill_block_n}
     return AotCase(
         name=f"prefill-{common.pop('name')}",
         kernel=prefill_kernel,
@@ -92,14 +123,15 @@ def _prefill(dtype: torch.dtype, cache_dtype: str, head_size: int, generation: s
 
 
 def _common(
-    dtype: torch.dtype, cache_dtype: str, head_size: int, generation: str, batch_invariant: bool
+    dtype: torch.dtype, cache_dtype: str, head_size: int, generation: str, batch_invariant: bool, variant: _Variant
 ) -> tuple[Any, dict[str, Any]]:
     """The configuration, and what decode and prefill have alike."""
     scaled = cache_dtype in LARGEST_NUMBERS
     oldest, newest = _GENERATIONS[generation]
-    config = attention_config(dtype, cache_dtype, head_size, oldest, batch_invariant=batch_invariant)
+    config = attention_config(
+        dtype, cache_dtype, head_size, oldest, capped=variant.capped, batch_invariant=batch_invariant
+    )
     kind = f"{TRITON_TYPES[dtype]}-{cache_dtype}-{head_size}"
-    wide = (kind, generation, batch_invariant) not in _USUAL
     rows, numbers = f"*{TRITON_TYPES[dtype]}", f"*{TRITON_TYPES[CACHE_DTYPES[cache_dtype]]}"
     scales = ("key_scales", "value_scales")
     signature = {
@@ -113,22 +145,21 @@ def _common(
     }
     constexprs: dict[str, Any] = {
         **dict.fromkeys(() if scaled else scales),
-        "WINDOWED": wide,
-        "CAPPED": wide,
-        "BLOCK_SIZE": 16,
+        "WINDOWED": variant.windowed,
+        "CAPPED": variant.capped,
+        "BLOCK_SIZE": variant.block_size,
         "HEAD_SIZE": head_size,
-        "BLOCK_N": config.block_n,
         "BLOCK_D": padded_head_size(head_size),
     }
     suffix = "-invariant" if batch_invariant else ""
     return config, {
-        "name": f"{kind}-{generation}{suffix}",
+        "name": f"{kind}-{generation}{suffix}{variant.name}",
         "signature": signature,
         "constexprs": constexprs,
         "fp_fusion": False,
         "min_capability": oldest,
         "max_capability": newest,
-        "wide": wide,
+        "wide": variant is not _PLAIN or (kind, generation, batch_invariant) not in _USUAL,
     }
 
 

@@ -1,6 +1,7 @@
 """What the attention kernels are launched with: tables, by the card's generation, the queries' dtype and the head size.
 
-Nothing here depends on a step. The tile of keys is one for decode and prefill: it is what a row's bits depend on.
+Nothing here depends on a step. Of batch-invariant decode and prefill the tile of keys is one: it is what a row's bits
+depend on.
 """
 
 from __future__ import annotations
@@ -31,19 +32,21 @@ class AttentionConfig:
     """Sizes of programs.
 
     Attributes:
-        block_n: keys in a tile.
+        decode_block_n, prefill_block_n: keys in a tile.
         decode_rows: rows of a decode's tile, where 16 or fewer are used.
         decode_warps, decode_stages: of a decode program.
         prefill_rows: query heads times positions of a prefill's tile.
         prefill_warps, prefill_stages: of a prefill program.
         decode_registers, prefill_registers: that a thread may have; None for what the assembler likes: so many that
-            three programs of 4 warps fit side by side (168) where it can, even if it has to spill some.
+            three programs of 4 warps fit side by side (168) where it can, even if it has to spill some. With 128, two
+            of 8 warps fit: while one waits for products, the other computes weights.
     """
 
-    block_n: int
+    decode_block_n: int
+    prefill_block_n: int
     decode_rows: int = 16
     decode_warps: int = 4
-    decode_stages: int = 5
+    decode_stages: int = 3
     prefill_rows: int
     prefill_warps: int = 8
     prefill_stages: int = 3
@@ -51,35 +54,39 @@ class AttentionConfig:
     prefill_registers: int = 255
 
 
-# By the padded head size. Stages: loads of keys wait for the block table's, so five stages hold two tiles.
+# By the padded head size. Three stages: two tiles of keys are on their way.
 _AMPERE: Mapping[int, AttentionConfig] = MappingProxyType(
     {
-        64: AttentionConfig(block_n=64, prefill_rows=128, decode_registers=None),
-        128: AttentionConfig(block_n=32, prefill_rows=64, decode_registers=None),
-        256: AttentionConfig(block_n=32, prefill_rows=32),
+        64: AttentionConfig(decode_block_n=64, prefill_block_n=64, prefill_rows=128, decode_registers=None),
+        128: AttentionConfig(decode_block_n=32, prefill_block_n=32, prefill_rows=64, decode_registers=None),
+        256: AttentionConfig(decode_block_n=32, prefill_block_n=32, prefill_rows=32),
     }
 )
 # What becomes of 8 bits takes registers.
 _AMPERE_8_BITS: Mapping[int, AttentionConfig] = MappingProxyType(
     {
-        64: AttentionConfig(block_n=32, prefill_rows=64),
-        128: AttentionConfig(block_n=32, prefill_rows=32),
-        256: AttentionConfig(block_n=32, prefill_rows=32),
+        64: AttentionConfig(decode_block_n=32, prefill_block_n=32, prefill_rows=64),
+        128: AttentionConfig(decode_block_n=32, prefill_block_n=32, prefill_rows=32),
+        256: AttentionConfig(decode_block_n=32, prefill_block_n=32, prefill_rows=32),
     }
 )
 _HOPPER: Mapping[int, AttentionConfig] = MappingProxyType(
     {
-        64: AttentionConfig(block_n=64, prefill_rows=128, decode_registers=None),
-        128: AttentionConfig(block_n=64, prefill_rows=128, decode_registers=None),
-        256: AttentionConfig(block_n=32, prefill_rows=64),
+        64: AttentionConfig(
+            decode_block_n=64, prefill_block_n=64, prefill_rows=128, decode_registers=None, prefill_registers=128
+        ),
+        128: AttentionConfig(decode_block_n=64, prefill_block_n=64, prefill_rows=128, decode_registers=None),
+        256: AttentionConfig(decode_block_n=32, prefill_block_n=32, prefill_rows=128, prefill_stages=2),
     }
 )
+_HOPPER_TIGHT = replace(_HOPPER[128], prefill_block_n=32, prefill_registers=128)
+"""For heads of 128 where nothing else takes registers: two programs instead of one."""
 # float32 has no matrix unit, and what it multiplies is held in registers.
 _FLOAT32: Mapping[int, AttentionConfig] = MappingProxyType(
     {
-        64: AttentionConfig(block_n=16, decode_warps=8, decode_stages=3, prefill_rows=32),
-        128: AttentionConfig(block_n=16, decode_warps=8, decode_stages=3, prefill_rows=32),
-        256: AttentionConfig(block_n=16, decode_warps=8, decode_stages=3, prefill_rows=16),
+        64: AttentionConfig(decode_block_n=16, prefill_block_n=16, decode_warps=8, decode_stages=3, prefill_rows=32),
+        128: AttentionConfig(decode_block_n=16, prefill_block_n=16, decode_warps=8, decode_stages=3, prefill_rows=32),
+        256: AttentionConfig(decode_block_n=16, prefill_block_n=16, decode_warps=8, decode_stages=3, prefill_rows=16),
     }
 )
 
@@ -91,7 +98,7 @@ def padded_head_size(head_size: int) -> int:
 
 
 def attention_config(
-    dtype: torch.dtype, cache_dtype: str, head_size: int, capability: int, *, batch_invariant: bool
+    dtype: torch.dtype, cache_dtype: str, head_size: int, capability: int, *, capped: bool, batch_invariant: bool
 ) -> AttentionConfig:
     """The configuration of a head size of at most 256.
 
@@ -99,6 +106,7 @@ def attention_config(
         dtype: of the queries.
         cache_dtype: a key of `CACHE_DTYPES`.
         capability: of the card, as 10 * major + minor.
+        capped: whether scores get a soft cap.
         batch_invariant: see `paged_attention`.
     """
     size = max(padded_head_size(head_size), 64)
@@ -110,15 +118,22 @@ def attention_config(
     if not HOPPER <= capability < SMALL_BLACKWELL:
         return (_AMPERE_8_BITS if in_8_bits else _AMPERE)[size]
     config = _HOPPER[size]
-    if in_8_bits or batch_invariant:
-        config = replace(config, decode_registers=255)
+    if in_8_bits:  # half the bytes in a tile of keys, so one tile more
+        config = replace(config, decode_registers=255, decode_stages=4, prefill_registers=255)
+    elif batch_invariant:
+        config = replace(config, decode_registers=255, prefill_registers=255)
+    elif head_size == 128 and not capped:
+        config = _HOPPER_TIGHT
     if not batch_invariant:
         return config
     # Both must multiply by the same instruction. A prefill's is wgmma, which wants 64 rows: so does a decode's, then;
     # but where that spills, both have mma, as on older cards.
     if in_8_bits and size > 64:
         return replace(config, prefill_rows=32)
-    return replace(config, decode_rows=64, decode_warps=8 if size == 256 else config.decode_warps)
+    if size < 256:
+        return replace(config, decode_rows=64)
+    config = replace(config, decode_rows=64, decode_warps=8, prefill_rows=64)
+    return replace(config, decode_block_n=16, prefill_block_n=16) if capped else config
 
 
 def served_cache_dtypes(dtype: torch.dtype, capability: int) -> tuple[str, ...]:

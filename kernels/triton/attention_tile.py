@@ -56,6 +56,16 @@ def normalized(out, total):
 
 
 @triton.jit
+def _as(numbers, dtype: tl.constexpr):
+    """Cached numbers in the queries' dtype, which holds them exactly."""
+    if numbers.dtype == dtype:
+        return numbers
+    else:
+        # By way of float32: what makes bfloat16 of 8 bits at once is a slow step.
+        return numbers.to(tl.float32).to(dtype)
+
+
+@triton.jit
 def attended(
     state,
     rows,
@@ -94,22 +104,31 @@ def attended(
     BLOCK_M: tl.constexpr = rows.shape[0]
     BLOCK_D: tl.constexpr = rows.shape[1]
     d = tl.arange(0, BLOCK_D)
+    # A tile's blocks are looked up while the tile before is loaded, so no load of keys waits for one of the table.
+    j = begin + tl.arange(0, BLOCK_N)
+    blocks = tl.load(table + j // BLOCK_SIZE, mask=(j >= lowest) & (j < end), other=0)
     for start in range(begin, end, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
         known = (j >= lowest) & (j < end) if MASKED else j >= 0
-        blocks = tl.load(table + j // BLOCK_SIZE, mask=known, other=0).to(tl.int64)
+        wide_blocks = blocks.to(tl.int64)
         tokens = kv_head * BLOCK_SIZE + j % BLOCK_SIZE
-        places = (blocks * block_stride + tokens * HEAD_SIZE)[:, None] + d[None, :]
-        if MASKED or HEAD_SIZE != BLOCK_D:
-            used = known[:, None] & (d < HEAD_SIZE)[None, :]
-            key = tl.load(keys + places, mask=used, other=0.0)
-            value = tl.load(values + places, mask=used, other=0.0)
+        places = (wide_blocks * block_stride + tokens * HEAD_SIZE)[:, None] + d[None, :]
+        scale_places = wide_blocks * scales_stride + tokens
+        next_j = j + BLOCK_N
+        blocks = tl.load(table + next_j // BLOCK_SIZE, mask=(next_j >= lowest) & (next_j < end), other=0)
+        # A key that is not known may be read, as the products with it are masked. Its value may not, as 0 times what is
+        # no number would be none.
+        in_head = (d < HEAD_SIZE)[None, :]
+        if HEAD_SIZE != BLOCK_D:
+            key = tl.load(keys + places, mask=in_head, other=0.0)
         else:
             key = tl.load(keys + places)
+        if MASKED or HEAD_SIZE != BLOCK_D:
+            value = tl.load(values + places, mask=known[:, None] & in_head, other=0.0)
+        else:
             value = tl.load(values + places)
-        scores = tl.dot(rows, tl.trans(key.to(rows.dtype)), input_precision="ieee")
+        scores = tl.dot(rows, tl.trans(_as(key, rows.dtype)), input_precision="ieee")
         if key_scales is not None:
-            scale_places = blocks * scales_stride + tokens
             scores = scores * tl.load(key_scales + scale_places, mask=known, other=0.0)[None, :]
         if CAPPED:
             # tanh(x) as 1 - 2 / (e^2x + 1)
@@ -131,6 +150,6 @@ def attended(
             sums = sums * lift
             weights = weights * (tl.load(value_scales + scale_places, mask=known, other=0.0) * lift)[None, :]
         total = tl.fma(total, old, sums)
-        out = tl.dot(weights.to(rows.dtype), value.to(rows.dtype), out * old[:, None], input_precision="ieee")
+        out = tl.dot(weights.to(rows.dtype), _as(value, rows.dtype), out * old[:, None], input_precision="ieee")
         most = top
     return most, total, out

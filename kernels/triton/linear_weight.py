@@ -14,9 +14,9 @@ from paged_backend.kernels.quantized_weight import QuantizedWeight
 
 Format = Literal["float", "int8", "int4", "fp8"]
 
-_BLOCK_K = {"float": (64,), "int8": (64, 32), "int4": (128,), "fp8": (128,)}
+_BLOCK_K = {"float": (64,), "int8": (128, 64, 32), "int4": (128,), "fp8": (128,)}
 """Inputs that are multiplied at once, the best first; a scale must serve all of them (int4: each quarter of them)."""
-_FLOAT32_BLOCK_K = 32
+FLOAT32_BLOCK_K = 32
 FLOAT8_UNIT = 16
 """What the library's product of float8 wants N and K to be multiples of."""
 _FLOAT8_CAPABILITY = (8, 9)
@@ -100,7 +100,7 @@ def pack_linear(
         bias=None if bias is None else _taking_turns(bias, gated),
         format="float",
         group_size=0,
-        block_k=_FLOAT32_BLOCK_K if dtype == torch.float32 else _BLOCK_K["float"][0],
+        block_k=FLOAT32_BLOCK_K if dtype == torch.float32 else _BLOCK_K["float"][0],
         num_inputs=numbers.shape[1],
         num_rows=numbers.shape[0],
         gated=gated,

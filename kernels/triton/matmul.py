@@ -20,7 +20,7 @@ from torch import Tensor
 
 from paged_backend.kernels.triton.aot import TRITON_TYPES, AotCase
 from paged_backend.kernels.triton.finish import Unfinished
-from paged_backend.kernels.triton.linear_weight import Format, TritonLinear
+from paged_backend.kernels.triton.linear_weight import FLOAT32_BLOCK_K, Format, TritonLinear
 from paged_backend.kernels.triton.products import finished, sum_products
 
 
@@ -39,18 +39,19 @@ class Tile:
     num_stages: int
 
 
-_SMALL = (
+_FLOAT = (
     Tile(64, 16, num_warps=4, num_stages=5),
     Tile(64, 32, num_warps=4, num_stages=4),
     Tile(64, 64, num_warps=4, num_stages=4),
+    Tile(128, 128, num_warps=8, num_stages=3),
 )
 TILES: MappingProxyType[str, tuple[Tile, ...]] = MappingProxyType(
     {
-        "float": (*_SMALL, Tile(128, 128, num_warps=8, num_stages=3)),
+        "float": _FLOAT,
         "float32": (Tile(32, 16, num_warps=4, num_stages=2), Tile(32, 32, num_warps=4, num_stages=3)),
-        "int8": (*_SMALL, Tile(128, 64, num_warps=4, num_stages=3)),
-        "int4": _SMALL,
-        "fp8": (*_SMALL, Tile(128, 128, num_warps=8, num_stages=3)),
+        "int8": (*_FLOAT[:2], Tile(64, 64, num_warps=4, num_stages=3), Tile(128, 64, num_warps=8, num_stages=3)),
+        "int4": (Tile(64, 16, num_warps=4, num_stages=8), Tile(64, 32, num_warps=4, num_stages=6), _FLOAT[2]),
+        "fp8": _FLOAT,
     }
 )
 """By the format of the weight, or "float32" where x is float32, which the matrix unit does not multiply exactly. The
@@ -61,7 +62,7 @@ _PROGRAMS = 128
 """How many there should be, about the multiprocessors of a large card; constant, so that sums do not depend on it."""
 _FULL = 128
 """From how many on parts are summed one after another: this may depend on the number of rows."""
-_SMALLEST_PART = 4  # tiles: fewer would not fill the pipeline of loads
+_SMALLEST_PART = 256  # inputs
 _SPLIT_COLUMNS = 64  # the narrowest tile's block_n
 _GROUP_T = 16
 
@@ -75,9 +76,8 @@ def tile_for(weight: TritonLinear, dtype: torch.dtype, num_rows: int) -> Tile:
 def num_parts(weight: TritonLinear) -> int:
     """Parts that the inputs are cut into."""
     programs = triton.cdiv(weight.num_rows, _SPLIT_COLUMNS)
-    tiles = triton.cdiv(weight.num_inputs, weight.block_k)
     parts = 1
-    while parts * programs < _PROGRAMS and tiles >= 2 * parts * _SMALLEST_PART:
+    while parts * programs < _PROGRAMS and weight.num_inputs >= 2 * parts * _SMALLEST_PART:
         parts *= 2
     return parts
 
@@ -223,24 +223,30 @@ def matmul_kernel(
 
 _AOT_FORMATS: tuple[tuple[Format, int, int], ...] = (
     ("float", 64, 0),
-    ("int8", 64, 0),
-    ("int8", 64, 128),
+    ("int8", 128, 0),
+    ("int8", 128, 128),
     ("int4", 128, 64),
+    ("int4", 128, 32),
     ("fp8", 128, 0),
 )
 """Format, block_k, group_size."""
 
 
 def aot_cases() -> Iterable[AotCase]:
-    """Each tile with each format. By default those that take the most registers: the largest, over parts, gated."""
+    """Each tile with each format. By default those that take the most registers: the largest, over parts, gated; and
+    for other dtypes than bfloat16 the sweep has no others."""
     for format, block_k, group_size in _AOT_FORMATS:
         for dtype in (torch.bfloat16,) if format == "fp8" else (torch.float16, torch.bfloat16, torch.float32):
             tiles = TILES["float32" if dtype == torch.float32 else format]
-            often = dtype == torch.bfloat16 and group_size != 128
+            if format == "float" and dtype == torch.float32:
+                block_k = FLOAT32_BLOCK_K
+            often = dtype == torch.bfloat16 and group_size not in (128, 32)
             for tile in tiles:
-                yield _aot_case(dtype, format, block_k, group_size, tile, 4, True, False, often and tile is tiles[0])
                 yield _aot_case(dtype, format, block_k, group_size, tile, 4, False, True, often and tile is tiles[-1])
-                yield _aot_case(dtype, format, block_k, group_size, tile, 1, False, False, False)
+                if dtype == torch.bfloat16:
+                    first = often and tile is tiles[0]
+                    yield _aot_case(dtype, format, block_k, group_size, tile, 4, True, False, first)
+                    yield _aot_case(dtype, format, block_k, group_size, tile, 1, False, False, False)
 
 
 def _aot_case(

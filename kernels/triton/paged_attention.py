@@ -99,6 +99,7 @@ class _Launch:
             cache.dtype,
             cache.head_size,
             device_capability(query.device),
+            capped=soft_cap > 0,
             batch_invariant=batch_invariant,
         )
         self.num_rows, width = query.shape
@@ -136,7 +137,6 @@ class _Launch:
             "CAPPED": soft_cap > 0,
             "BLOCK_SIZE": cache.block_size,
             "HEAD_SIZE": cache.head_size,
-            "BLOCK_N": self.config.block_n,
             "BLOCK_D": padded_head_size(cache.head_size),
         }
 
@@ -160,6 +160,7 @@ class _Launch:
             SPLIT_UNIT=SPLIT_UNIT,
             HEADS=DECODE_HEADS,
             BLOCK_M=self.config.decode_rows,
+            BLOCK_N=self.config.decode_block_n,
             num_warps=self.config.decode_warps,
             num_stages=self.config.decode_stages,
             enable_fp_fusion=False,
@@ -193,6 +194,7 @@ class _Launch:
             SPLIT_UNIT=SPLIT_UNIT if self.batch_invariant else 0,
             HEADS=heads,
             BLOCK_M=block_m,
+            BLOCK_N=self.config.prefill_block_n,
             num_warps=self.config.prefill_warps,
             num_stages=self.config.prefill_stages,
             enable_fp_fusion=False,

@@ -63,7 +63,8 @@ def prefill_kernel(
         SPLIT_UNIT: that of `decode_attention`, for the same bits as it gives; or 0 for one pass, which is faster.
     """
     BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
-    tile, head_tile = tl.program_id(0), tl.program_id(1)
+    # The last tiles of a prompt have the most keys: they begin first, lest a few programs are waited for at the end.
+    tile, head_tile = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     sequence = sequence_of_tile(query_start, num_sequences, tile, BLOCK_Q, 256)
     begin_row = tl.load(query_start + sequence)
     num_rows = tl.load(query_start + sequence + 1) - begin_row
@@ -77,9 +78,10 @@ def prefill_kernel(
     kv_head = head_tile % num_kv_heads
     there = (r < BLOCK_Q * HEADS) & (row < num_rows) & (head < group_size)
     used = there[:, None] & (d < HEAD_SIZE)[None, :]
-    row64 = (begin_row + row).to(tl.int64)
-    head_places = ((kv_head * group_size + head) * HEAD_SIZE)[:, None] + d[None, :]
-    rows = tl.load(query + (row64 * query_stride)[:, None] + head_places, mask=used, other=0.0)
+    first_row64 = (begin_row + first_row).to(tl.int64)
+    columns = ((kv_head * group_size + head) * HEAD_SIZE)[:, None] + d[None, :]
+    places = (r // HEADS * query_stride)[:, None] + columns
+    rows = tl.load(query + first_row64 * query_stride + places, mask=used, other=0.0)
     first_position = context_len - num_rows + first_row
     positions = tl.where(there, context_len - num_rows + row, -1)
     end = tl.minimum(first_position + BLOCK_Q, context_len)
@@ -153,4 +155,5 @@ def prefill_kernel(
             BLOCK_N,
         )
     out_stride = num_kv_heads * group_size * HEAD_SIZE
-    tl.store(out + (row64 * out_stride)[:, None] + head_places, normalized(sums, total).to(rows.dtype), mask=used)
+    places = (r // HEADS * out_stride)[:, None] + columns
+    tl.store(out + first_row64 * out_stride + places, normalized(sums, total).to(rows.dtype), mask=used)

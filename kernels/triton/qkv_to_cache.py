@@ -109,7 +109,7 @@ def store_heads(
     tl.store(numbers + places, x.to(numbers.dtype.element_ty), mask=used[:, None] & (d < HEAD_SIZE)[None, :])
 
 
-@triton.jit(do_not_specialize=["slots", "num_slots", "num_positions"])
+@triton.jit(do_not_specialize=["positions", "slots", "num_slots", "num_positions"])
 def qkv_to_cache_kernel(
     qkv,
     out,

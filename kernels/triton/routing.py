@@ -64,7 +64,9 @@ def route(logits: Tensor, num_experts_per_tok: int, norm_topk_prob: bool, block_
         num_warps=1,
         enable_fp_fusion=False,
     )
-    count_kernel[(num_experts,)](experts, counts, num_pairs, BLOCK=BLOCK_PAIRS, num_warps=NUM_WARPS)
+    count_kernel[(num_experts,)](
+        experts, counts, num_pairs, BLOCK=BLOCK_PAIRS, num_warps=NUM_WARPS, enable_fp_fusion=False
+    )
     place_kernel[(num_experts,)](
         experts,
         counts,
@@ -77,6 +79,7 @@ def route(logits: Tensor, num_experts_per_tok: int, norm_topk_prob: bool, block_
         WIDTH=width,
         BLOCK_SIZE=block_size,
         num_warps=NUM_WARPS,
+        enable_fp_fusion=False,
     )
     return Routing(weights, order, block_experts)
 
@@ -177,7 +180,12 @@ def aot_cases() -> Iterable[AotCase]:
         fp_fusion=False,
     )
     yield AotCase(
-        name="count", kernel=count_kernel, signature=pairs, constexprs={"BLOCK": BLOCK_PAIRS}, num_warps=NUM_WARPS
+        name="count",
+        kernel=count_kernel,
+        signature=pairs,
+        constexprs={"BLOCK": BLOCK_PAIRS},
+        num_warps=NUM_WARPS,
+        fp_fusion=False,
     )
     yield AotCase(
         name="place",
@@ -185,4 +193,5 @@ def aot_cases() -> Iterable[AotCase]:
         signature=pairs | blocks,
         constexprs={"BLOCK": BLOCK_PAIRS, "WIDTH": 128, "BLOCK_SIZE": 16},
         num_warps=NUM_WARPS,
+        fp_fusion=False,
     )

@@ -48,7 +48,7 @@ def _gathered(table: Tensor, indices: Tensor, add: Tensor | None, dtype: torch.d
     return out
 
 
-@triton.jit(do_not_specialize=["table_rows"])
+@triton.jit(do_not_specialize=["indices", "table_rows"])
 def gather_kernel(table, indices, add, out, table_rows, width, table_stride, add_stride, BLOCK: tl.constexpr):
     """BLOCK columns of a row: out [rows, width] = table[indices] + add."""
     row = tl.program_id(0).to(tl.int64)

@@ -52,7 +52,7 @@ class Runner:
         Args:
             step: from inputs on the device to logits, on the storage.
             drawn: int64 [N], where it finds the tokens of the step before; N: as many as a step draws at most.
-            counted: the tokens of sequences with penalties; None where the device does not overlap.
+            counted: the tokens of sequences with penalties; None where nothing is drawn unseen.
         """
         self._step = step
         self._storage = storage

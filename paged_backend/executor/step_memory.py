@@ -97,8 +97,8 @@ class StepMemory:
         if self._sizes:  # recordings keep memory of their own
             works.append(lambda: self._compute(self._sizes[-1], self._sizes[-1]))
         with enough_memory("compute a step", "lower max_num_batched_tokens or max_num_seqs"):
-            overlaps = device.overlaps
-            self._counted = CountedTokens(max_num_seqs, vocab_size, device.torch_device) if overlaps else None
+            draws_unseen = device.overlaps and model.shard.rank == 0
+            self._counted = CountedTokens(max_num_seqs, vocab_size, device.torch_device) if draws_unseen else None
             free_bytes = device.free_bytes_after(*works)
         if free_bytes is not None:
             free_bytes += self._given_back_bytes

@@ -108,6 +108,7 @@ def test_what_cannot_be_drawn_is_not_counted(name: str, sample: Sample) -> None:
         ("counted", {"counted": [-1, 0], "seeds": [(1,), (1, 2)]}),
         ("counted", {"counted": [-1, 0], "num_best": [0, 2], "seeds": [(1,), ()]}),
         ("counted", {"counted": [-1, 0], "given": [(), (3,)]}),
+        ("seeds", {"counted": [-1, 0], "seeds": [(1,), 5]}),
         ("token_counts", {"counted": [0, 1], "token_counts": None}),
         ("counts", {"counted": [0, 1], "token_counts": TokenCounts.make(5, VOCAB_SIZE - 1, DEVICE)}),
         ("penalties", {"counted": [0, -1], "changes": {0: LogitChanges(presence_penalty=1.0)}}),
@@ -120,3 +121,18 @@ def test_wrong_counts(name: str, sample: Sample, word: str, columns: dict[str, A
         setattr(batch, column, given[column])
     with pytest.raises(KernelError, match=word):
         sample(torch.zeros(2, VOCAB_SIZE), batch)
+
+
+@pytest.mark.parametrize(
+    ("word", "counts", "penalties"),
+    [
+        ("counts", torch.zeros(2, 4), torch.zeros(2, 3)),
+        ("counts", torch.zeros(4, 2, dtype=torch.int32).T, torch.zeros(2, 3)),
+        ("counts", None, torch.zeros(2, 3)),
+        ("penalties", torch.zeros(2, 4, dtype=torch.int32), torch.zeros(3, 3)),
+        ("penalties", torch.zeros(2, 4, dtype=torch.int32), torch.zeros(2, 3).double()),
+    ],
+)
+def test_what_are_no_counts(word: str, counts: Any, penalties: Any) -> None:
+    with pytest.raises(KernelError, match=word):
+        TokenCounts(counts, penalties)

@@ -10,11 +10,18 @@ from paged_backend.engine.request import EngineRequest, RequestState
 from paged_backend.engine.stream import RequestStream
 from paged_backend.engine.tokenizer import Tokenizer
 from paged_backend.outputs import RequestOutput
+from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import SamplingTask
 from paged_backend.structured.source import GrammarSource
 from tests.engine_driver import MAX_STEPS
 from tests.soak.provoked import Provoked
 from tests.soak.requests import SoakRequest
+
+
+def _needs_host(params: SamplingParams) -> bool:
+    """Whether others have to wait with a request, in some step at least."""
+    parts_or_scores = params.num_sequences > 1 or params.prompt_logprobs is not None
+    return parts_or_scores or SamplingTask(params, (0,), (), ()).needs_host
 
 
 class Crowd:
@@ -39,13 +46,13 @@ class Crowd:
         """All of them, to their end; the outputs of those that are watched, in their order.
 
         Args:
-            host_last: requests whose draws need the host come behind the others, who would have to wait with them.
+            host_last: requests that need the host come behind the others, who would have to wait with them.
         """
         rng, core = self._rng, self._core
         coming = [*watched, *others]
         rng.shuffle(coming)
         if host_last:
-            coming.sort(key=lambda request: not SamplingTask(request.params, (0,), (), ()).needs_host)
+            coming.sort(key=lambda request: not _needs_host(request.params))
         leave_early = {request.number for request in others}
         assert len(leave_early) == len(others), "a number is a request's name"
         for step in range(MAX_STEPS):

@@ -45,6 +45,7 @@ def change_rows(
         changed,
         counts,
         num_warps=NUM_WARPS["copy"],
+        enable_fp_fusion=True,
     )
     # Not fused: every implementation rounds the product with a penalty before it subtracts it.
     change_kernel[(num_changed,)](

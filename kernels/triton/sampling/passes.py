@@ -162,6 +162,7 @@ class Passes:
             scratch.group_peaks,
             scratch.lowest,
             num_warps=NUM_WARPS["blocks"],
+            enable_fp_fusion=True,
         )
 
     def narrow(self, filters: Filters) -> None:
@@ -189,6 +190,7 @@ class Passes:
             GROUPS=self._padded * GROUPS_IN_BLOCK,
             MASS=by_mass,
             num_warps=NUM_WARPS["threshold"],
+            enable_fp_fusion=True,
         )
 
     def draw(self, draws: Tensor, num_draws: int, token_ids: Tensor) -> None:
@@ -212,6 +214,7 @@ class Passes:
             scratch.firsts if self._counts is None else self._counts.counts,  # where nobody is counted, of no interest
             BLOCKS=self._padded,
             num_warps=NUM_WARPS["draw"],
+            enable_fp_fusion=True,
         )
 
     def norms(self) -> Tensor:
@@ -226,6 +229,7 @@ class Passes:
             norms,
             BLOCKS=self._padded,
             num_warps=NUM_WARPS["norms"],
+            enable_fp_fusion=True,
         )
         return norms
 
@@ -262,6 +266,7 @@ class Passes:
             COUNT=count,
             BEST=best,
             num_warps=NUM_WARPS["likely"],
+            enable_fp_fusion=True,
         )
 
     def describe(self, described: Tensor, norms: Tensor, token_ids: Tensor, logprobs: Tensor, ranks: Tensor) -> None:
@@ -277,7 +282,17 @@ class Passes:
         common = (described, num_places)
         logits, stride, _, _, jobs, width = self._rows
         logprobs_kernel[(num_places,)](
-            logits, stride, jobs, width, *common, norms, token_ids, logprobs, ranks, num_warps=NUM_WARPS["logprobs"]
+            logits,
+            stride,
+            jobs,
+            width,
+            *common,
+            norms,
+            token_ids,
+            logprobs,
+            ranks,
+            num_warps=NUM_WARPS["logprobs"],
+            enable_fp_fusion=True,
         )
         ranks_kernel[(num_places, self._num_blocks)](
             logits,
@@ -291,6 +306,7 @@ class Passes:
             token_ids,
             ranks,
             num_warps=NUM_WARPS["ranks"],
+            enable_fp_fusion=True,
         )
 
     def _sum_again(self) -> None:
@@ -302,6 +318,7 @@ class Passes:
             scratch.units,
             scratch.lowest,
             num_warps=NUM_WARPS["masses"],
+            enable_fp_fusion=True,
         )
 
 

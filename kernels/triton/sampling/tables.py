@@ -165,21 +165,20 @@ def _counted(logits: Tensor, batch: SamplingBatch) -> array[int]:
     counts = batch.token_counts
     try:
         counted = array("q", batch.counted)
+        draw_one = all(map((1).__eq__, map(len, batch.seeds))) and not (batch.num_best or batch.given)
     except (TypeError, OverflowError):
         refuse(logits, batch)
-    rows = [row for row, place in enumerate(counted) if place >= 0]
     if (
         not isinstance(counts, TokenCounts)
         or counts.counts.shape[1] != logits.shape[1]
+        or counts.counts.device != logits.device
         or len(counted) != num_rows
         or min(counted) < -1
         or max(counted) >= len(counts.counts)
-        or len({counted[row] for row in rows}) != len(rows)
-        or batch.num_best
-        or batch.given
-        or not all(len(batch.seeds[row]) == 1 for row in rows)
+        or len({*counted} - {-1}) != num_rows - counted.count(-1)
+        or not draw_one
     ):
-        check_sampling(logits, batch)  # the last three may be of other rows
+        check_sampling(logits, batch)  # others than those that are counted may draw more, or nothing
     return counted
 
 

@@ -36,7 +36,9 @@ def all_cases() -> dict[str, AotCase]:
 
 def compiled(case: AotCase, capability: int) -> dict[str, Any]:
     """The resources of a case on a card: registers of a thread, its bytes of stack, a program's bytes of shared memory;
-    and the matrix unit's instructions, each with its generation and shape.
+    the matrix unit's instructions, each with its generation and shape; the bytes that a thread copies at once while
+    others are computed; how many groups of such copies may still be under way, the most, where one is waited for; and
+    how many products the matrix unit may add up in too few bits.
 
     A stack is where registers are spilled to.
     """
@@ -51,7 +53,8 @@ def compiled(case: AotCase, capability: int) -> dict[str, Any]:
     attrs = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
-        if case.signature.get(name, "").endswith(":16") or case.signature.get(name, "").startswith("*")
+        if name not in case.kernel.do_not_specialize
+        and (case.signature.get(name, "").endswith(":16") or case.signature.get(name, "").startswith("*"))
     }
     source = ASTSource(case.kernel, signature, dict(case.constexprs), attrs)
     options = {
@@ -73,6 +76,9 @@ def compiled(case: AotCase, capability: int) -> dict[str, Any]:
         "stack": int(stack),
         "shared": kernel.metadata.shared,
         "products": sorted({f"{generation}: {shape}" for generation, shape in found}),
+        "imprecise": sorted(map(int, set(re.findall(r"maxNumImpreciseAcc = (\d+)", kernel.asm["ttgir"])))),
+        "copies": sorted({int(size, 0) for size in re.findall(r"cp\.async\.c[ag][^;]*?\], (\w+)", kernel.asm["ptx"])}),
+        "under_way": max(map(int, re.findall(r"cp\.async\.wait_group\s+(\d+)", kernel.asm["ptx"])), default=0),
     }
 
 

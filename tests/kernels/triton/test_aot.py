@@ -24,7 +24,11 @@ SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024}
 """What a program may take of a multiprocessor's shared memory, by compute capability: H100's, and what those of 8.6,
 8.9 and 12.0 have, which run what is made for 8.0 (an A100 has 163 KiB)."""
 
+REGISTERS = 65536
+"""Of a multiprocessor."""
+
 LINEAR = ("matmul/", "experts/")
+ATTENTION = ("attention_aot/decode-", "attention_aot/prefill-")
 
 capabilities = pytest.mark.parametrize("capability", sorted(SHARED_BYTES))
 Resources = Mapping[str, Mapping[str, Any]]
@@ -40,7 +44,9 @@ def compile_all(names: list[str], cache: Path) -> dict[int, Resources]:
         for capability in SHARED_BYTES
     }
     outputs = {capability: process.communicate()[0] for capability, process in processes.items()}
-    assert all(process.returncode == 0 for process in processes.values())
+    for capability, process in processes.items():
+        last = outputs[capability].decode().splitlines()[-1:]
+        assert process.returncode == 0, f"ended with {process.returncode} for {capability}; compiled last: {last}"
     return {
         capability: {result.pop("name"): result for result in map(json.loads, output.splitlines())}
         for capability, output in outputs.items()
@@ -75,6 +81,31 @@ def test_linear_layers_multiply_by_one_kind_of_instruction(resources: dict[int, 
         found = {name: found["products"] for name, found in resources[capability].items() if name.startswith(LINEAR)}
         assert {product[0] for products in found.values() for product in products} == {generation}
         assert all(found.values()), "some do not use the matrix unit"
+
+
+def test_sums_of_float8_do_not_stay_in_hoppers_matrix_unit(resources: dict[int, Resources]) -> None:
+    """It would cut them off, the more the longer rows are. The library's product is asked for the same."""
+    found = [result["imprecise"] for name, result in resources[90].items() if name.startswith("matmul/fp8/")]
+    assert found and all(most == [128] for most in found)
+
+
+@capabilities
+def test_tiles_are_read_in_large_pieces_and_ahead(capability: int, resources: dict[int, Resources]) -> None:
+    """Keys, values and weights: at least a tile, in two groups, is on its way while another is computed."""
+    for name, found in resources[capability].items():
+        if name.startswith((*LINEAR, *ATTENTION)):
+            assert max(found["copies"]) == 16 or ("int4" in name and min(found["copies"]) == 8), f"{name}: {found}"
+            assert found["under_way"] >= 2, f"{name}: {found}"
+
+
+def test_prefill_on_hopper(resources: dict[int, Resources]) -> None:
+    """Its matrix unit's own instruction; and two programs side by side: one computes weights while the other's products
+    are."""
+    name = "attention_aot/prefill-bf16-bfloat16-128-hopper"
+    found = resources[90][name]
+    assert found["products"] and all(product.startswith("3:") for product in found["products"])
+    assert 2 * found["registers"] * CASES[name].num_warps * 32 <= REGISTERS
+    assert 2 * (found["shared"] + 1024) <= 228 * 1024
 
 
 PAIRS = [
