@@ -14,7 +14,7 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def die_with_parent(number: signal.Signals, parent_pid: int | None = None) -> None:
+def die_with_parent(number: int, parent_pid: int | None = None) -> None:
     """Linux sends this process a signal when the thread that started it ends, a SIGKILL of its process included.
 
     Called in the child, also between fork and exec. Elsewhere nothing happens: children must notice a pipe that closes.
@@ -31,13 +31,14 @@ def die_with_parent(number: signal.Signals, parent_pid: int | None = None) -> No
 
 
 def spawn(module: str, theirs: socket.socket, *arguments: int, prints: bool = True) -> subprocess.Popen[bytes]:
-    """Starts a process that runs the `main` of a module, with the modules' search path of this one.
+    """Starts a process that runs the `main` of a module, with the modules' search path of this one. On Linux it gets
+    SIGKILL when the calling thread ends, also while it still imports; elsewhere it must notice the socket's end.
 
     It is no fork: one of a process with threads may hang on any lock that one of them held.
 
     Args:
-        theirs: the socket's end that it talks through; closed here, started or not. `main` is given its descriptor,
-            this process's id, and the arguments.
+        theirs: the socket's end that it talks through; closed here, started or not. `main` is given its descriptor and
+            the arguments.
         prints: let it write to standard output.
 
     Raises:
@@ -46,7 +47,8 @@ def spawn(module: str, theirs: socket.socket, *arguments: int, prints: bool = Tr
     with theirs:
         script = (
             f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}; "
-            f"from {module} import main; main(*{(theirs.fileno(), os.getpid(), *arguments)!r})"
+            f"from {__name__} import die_with_parent; die_with_parent({int(signal.SIGKILL)}, {os.getpid()}); "
+            f"from {module} import main; main(*{(theirs.fileno(), *arguments)!r})"
         )
         return subprocess.Popen(
             [sys.executable, "-c", script],

@@ -208,7 +208,7 @@ def _java_options(version: int | None) -> list[str]:
 
 
 _JSON_LINE = (
-    """{"level": "%p", "logger": "%c", "message": "%enc{%m}{JSON}", """
+    """{"level": "%p", "logger": "%c", "message": "%enc{%m%notEmpty{: %ex{short.message}}}{JSON}", """
     """"timestamp": "%d{yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX}"}"""
 )
 _TEXT_LINE = "%d{ISO8601} [%-5p] %m"
@@ -220,7 +220,7 @@ def log_config(*, as_json: bool) -> str:
     Args:
         as_json: the server's lines are JSON, and the worker's, which are so already, stay as they are.
     """
-    server, worker = (_JSON_LINE, "%m") if as_json else (_TEXT_LINE, _TEXT_LINE)
+    server, worker = (_JSON_LINE, "%m") if as_json else (f"{_TEXT_LINE}%notEmpty{{: %ex{{short.message}}}}", _TEXT_LINE)
     return _LOG_CONFIG.format(server=quoteattr(f"{server}%n"), worker=quoteattr(f"{worker}%n"))
 
 

@@ -14,7 +14,7 @@ from paged_backend.kernels.quantized_weight import QuantizedWeight
 
 Format = Literal["float", "int8", "int4", "fp8"]
 
-_BLOCK_K = {"float": (64,), "int8": (128, 64, 32), "int4": (128,), "fp8": (128,)}
+_BLOCK_K = {"float": (64,), "int8": (64, 32), "int4": (128,), "fp8": (128,)}
 """Inputs that are multiplied at once, the best first; a scale must serve all of them (int4: each quarter of them)."""
 FLOAT32_BLOCK_K = 32
 FLOAT8_UNIT = 16

@@ -39,19 +39,18 @@ class Tile:
     num_stages: int
 
 
-_FLOAT = (
+_SMALL = (
     Tile(64, 16, num_warps=4, num_stages=5),
     Tile(64, 32, num_warps=4, num_stages=4),
     Tile(64, 64, num_warps=4, num_stages=4),
-    Tile(128, 128, num_warps=8, num_stages=3),
 )
 TILES: MappingProxyType[str, tuple[Tile, ...]] = MappingProxyType(
     {
-        "float": _FLOAT,
+        "float": (*_SMALL, Tile(128, 128, num_warps=8, num_stages=3)),
         "float32": (Tile(32, 16, num_warps=4, num_stages=2), Tile(32, 32, num_warps=4, num_stages=3)),
-        "int8": (*_FLOAT[:2], Tile(64, 64, num_warps=4, num_stages=3), Tile(128, 64, num_warps=8, num_stages=3)),
-        "int4": (Tile(64, 16, num_warps=4, num_stages=8), Tile(64, 32, num_warps=4, num_stages=6), _FLOAT[2]),
-        "fp8": _FLOAT,
+        "int8": (Tile(64, 16, num_warps=4, num_stages=8), *_SMALL[1:], Tile(128, 64, num_warps=4, num_stages=3)),
+        "int4": (Tile(64, 16, num_warps=4, num_stages=6), *_SMALL[1:]),
+        "fp8": (*_SMALL, Tile(128, 128, num_warps=8, num_stages=3)),
     }
 )
 """By the format of the weight, or "float32" where x is float32, which the matrix unit does not multiply exactly. The
@@ -62,7 +61,7 @@ _PROGRAMS = 128
 """How many there should be, about the multiprocessors of a large card; constant, so that sums do not depend on it."""
 _FULL = 128
 """From how many on parts are summed one after another: this may depend on the number of rows."""
-_SMALLEST_PART = 256  # inputs
+_SMALLEST_PART = 256  # inputs: fewer would not fill the pipeline of loads
 _SPLIT_COLUMNS = 64  # the narrowest tile's block_n
 _GROUP_T = 16
 
@@ -223,10 +222,9 @@ def matmul_kernel(
 
 _AOT_FORMATS: tuple[tuple[Format, int, int], ...] = (
     ("float", 64, 0),
-    ("int8", 128, 0),
-    ("int8", 128, 128),
+    ("int8", 64, 0),
+    ("int8", 64, 128),
     ("int4", 128, 64),
-    ("int4", 128, 32),
     ("fp8", 128, 0),
 )
 """Format, block_k, group_size."""
@@ -240,7 +238,7 @@ def aot_cases() -> Iterable[AotCase]:
             tiles = TILES["float32" if dtype == torch.float32 else format]
             if format == "float" and dtype == torch.float32:
                 block_k = FLOAT32_BLOCK_K
-            often = dtype == torch.bfloat16 and group_size not in (128, 32)
+            often = dtype == torch.bfloat16 and group_size != 128
             for tile in tiles:
                 yield _aot_case(dtype, format, block_k, group_size, tile, 4, False, True, often and tile is tiles[-1])
                 if dtype == torch.bfloat16:

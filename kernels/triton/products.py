@@ -16,14 +16,10 @@ from paged_backend.kernels.triton.activations import activate
 def _from_bytes(values, dtype: tl.constexpr):
     """uint8 values - 128, in a dtype that holds these numbers exactly.
 
-    The bits of a whole number are put under an exponent with which the last of them counts ones (0x6400 is 1024 in
-    float16, 0x4B000000 is 2 ** 23 in float32), and what is too much is taken away: quick steps, where a conversion
-    would be a slow one. In 16 bits two numbers are computed at once; but bfloat16 has not bits enough for a byte.
+    0x4B000000 is 2 ** 23 in float32, whose last bits count ones: so two quick steps make a float of an integer, where a
+    conversion would be a slow one.
     """
-    if dtype == tl.float16:
-        return (values.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
-    else:
-        return ((values.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0).to(dtype)
+    return ((values.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0).to(dtype)
 
 
 @triton.jit

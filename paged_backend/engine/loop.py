@@ -75,7 +75,8 @@ class EngineLoop:
                 changed = self._core.step()
                 desk.publish(self._core.stats())  # before readers learn of it: who asks then must see it
                 desk.deliver(changed)
-        except EngineUnavailableError as error:  # whoever found out has logged it
+        except EngineUnavailableError as error:
+            logger.error("the engine died: %s", error, exc_info=error.__cause__)
             reason = f"{error} The engine must be restarted."
         except Exception:
             logger.exception("the engine died")

@@ -9,7 +9,7 @@ import signal
 from multiprocessing.connection import Connection
 from typing import Any
 
-from paged_backend.child_process import die_with_parent, sendable
+from paged_backend.child_process import sendable
 from paged_backend.config import EngineConfig
 from paged_backend.executor.executor import Executor
 from paged_backend.executor.ranks import Follower
@@ -17,14 +17,12 @@ from paged_backend.executor.ranks import Follower
 logger = logging.getLogger(__name__)
 
 
-def main(descriptor: int, parent_pid: int, rank: int) -> None:
+def main(descriptor: int, rank: int) -> None:
     """Follows the first rank; returns when that wants no more.
 
     Args:
         descriptor: of the socket to it.
-        parent_pid: its process's id. When that ends, so does this one, at once.
     """
-    die_with_parent(signal.SIGKILL, parent_pid)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Terminals and supervisors send them to all of a group. When this process ends, the first rank decides.
         signal.signal(number, lambda *_: None)

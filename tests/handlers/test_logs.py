@@ -113,6 +113,7 @@ def test_torchserves_own_lines(as_json: bool) -> None:
         for console in root.iter("Console")
     }
     assert set(patterns) == {"SERVER", "WORKER"} and all(pattern.endswith("%n") for pattern in patterns.values())
+    assert "%ex{short.message}" in patterns["SERVER"], "why it cannot start a worker"
     assert {reference.get("ref") for reference in root.iter("AppenderRef")} == set(patterns)
     if as_json:
         assert patterns["WORKER"] == "%m%n", "the worker's lines are JSON already"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn, cast
 
-from paged_backend.child_process import die_with_parent, sendable
+from paged_backend.child_process import sendable
 from paged_backend.config import EngineConfig
 from paged_backend.engine.engine_thread import new_core
 from paged_backend.engine.loading import load_engine
@@ -26,14 +26,12 @@ from paged_backend.engine.request import EngineRequest
 logger = logging.getLogger(__name__)
 
 
-def main(descriptor: int, parent_pid: int) -> NoReturn:
+def main(descriptor: int) -> NoReturn:
     """Serves the process at the other end of a socket, and ends this one when that wants no more of it.
 
     Args:
         descriptor: of the socket.
-        parent_pid: who that is. When it ends, so does this process, at once.
     """
-    die_with_parent(signal.SIGKILL, parent_pid)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Terminals and supervisors send them to all of a group. When this process ends, the other one decides.
         signal.signal(number, lambda *_: None)
