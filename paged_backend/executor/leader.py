@@ -53,6 +53,11 @@ class Leader(Ranks):
     """
 
     def __init__(self, config: EngineConfig) -> None:
+        """Starts the children.
+
+        Raises:
+            EngineUnavailableError: one of them has ended; the others have, then, too.
+        """
         size = config.executor.tensor_parallel_size
         self._exchange = RankExchange(0, size)
         self.shard = shard_of(self._exchange)
@@ -65,8 +70,9 @@ class Leader(Ranks):
         self._children = [_Child(rank, self._note_end) for rank in range(1, size)]
         for child in self._children:
             child.start()
-        for child in self._children:
-            self._send(child, config.to_args())
+        with self.loading():
+            for child in self._children:
+                self._send(child, config.to_args())
 
     @contextmanager
     def loading(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from paged_backend import LLM, SamplingParams
+from paged_backend import LLM, SamplingParams, child_process
 from paged_backend.config import EngineConfig
 from paged_backend.engine.client import EngineClient
 from paged_backend.errors import ConfigError, EngineUnavailableError, ModelLoadError
+from paged_backend.executor import leader as leader_module
 from paged_backend.executor.leader import Leader
 from paged_backend.outputs import RequestOutput
 from tests.tiny_models import make_tiny_model
@@ -198,6 +200,24 @@ def test_ranks_die_with_the_engines_process(folder: Path) -> None:
         finally:
             process.kill()
     until(lambda: is_over(pid))
+
+
+def test_a_rank_that_cannot_be_started_leaves_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def spawn(module: str, theirs: socket.socket, rank: int, **options: Any) -> subprocess.Popen[bytes]:
+        if rank == 2:
+            theirs.close()
+            raise OSError("no more processes")
+        begun.append(child_process.spawn(module, theirs, rank, **options))
+        return begun[-1]
+
+    start = leader_module._Child.start
+    monkeypatch.setattr(leader_module, "spawn", spawn)
+    monkeypatch.setattr(leader_module._Child, "start", lambda child: (start(child), child._started.wait()))
+    with pytest.raises(EngineUnavailableError, match="Rank 2 of 3 ended"):
+        Leader(EngineConfig.from_args(engine_args(folder, 3)))
+    assert [process.returncode for process in begun] == [-signal.SIGKILL]
 
 
 def test_a_rank_that_dies_while_it_loads_is_told_of(folder: Path) -> None:
