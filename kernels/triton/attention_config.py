@@ -84,9 +84,9 @@ _HOPPER_TIGHT = replace(_HOPPER[128], prefill_block_n=32, prefill_registers=128)
 # float32 has no matrix unit, and what it multiplies is held in registers.
 _FLOAT32: Mapping[int, AttentionConfig] = MappingProxyType(
     {
-        64: AttentionConfig(decode_block_n=16, prefill_block_n=16, decode_warps=8, decode_stages=3, prefill_rows=32),
-        128: AttentionConfig(decode_block_n=16, prefill_block_n=16, decode_warps=8, decode_stages=3, prefill_rows=32),
-        256: AttentionConfig(decode_block_n=16, prefill_block_n=16, decode_warps=8, decode_stages=3, prefill_rows=16),
+        64: AttentionConfig(decode_block_n=16, prefill_block_n=16, decode_warps=8, prefill_rows=32),
+        128: AttentionConfig(decode_block_n=16, prefill_block_n=16, decode_warps=8, prefill_rows=32),
+        256: AttentionConfig(decode_block_n=16, prefill_block_n=16, decode_warps=8, prefill_rows=16),
     }
 )
 

@@ -88,7 +88,8 @@ class RequestStream:
 
     def add_done_callback(self, callback: Callable[[int], None]) -> None:
         """Has `callback` called once when the request is over, with the tokens that were generated in all its samples;
-        at once, if it is over. It is called on the engine's thread, and must neither raise nor take long."""
+        at once, if it is over. It is called on the engine's thread, or on that of whoever
+        gives the engine up, and must neither raise nor take long."""
         self._callbacks.append(callback)
         if self._closed:
             self._call_back()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from paged_backend.kernels import token_counts
 from paged_backend.kernels.triton.sampling.arithmetic import BLOCK, CHANGED, COUNTED, ROW, word_in
 
-IN_PROMPT = tl.constexpr(1 << 30)
-"""Beside the count of a token in the output."""
+IN_PROMPT = tl.constexpr(token_counts.IN_PROMPT)
 
 
 @triton.jit

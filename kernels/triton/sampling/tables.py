@@ -19,8 +19,6 @@ NUM_JOB_LINES = 8
 row of token counts or -1."""
 NUM_DRAW_LINES = 3
 """Of the table of draws: job, seed, and place among the results."""
-NUM_LIST_LINES = 4
-"""Of the table of lists: job, tokens, first place, and number of its norm."""
 TAKES_BEST = -1.0
 """The temperature of a job that draws nothing, and whose top_k tokens are its result."""
 
