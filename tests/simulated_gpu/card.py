@@ -163,7 +163,6 @@ class Card:
         self.graphs: list[Graph] = []
         self.waits: list[str] = []
         self.launches: list[str] = []
-        self.compiled: set[tuple[Any, ...]] = set()
         self.num_replays = 0
         self.total_bytes = total_bytes
         self.live_bytes = self.peak_bytes = 0

@@ -296,30 +296,10 @@ def launched(run: Callable[..., None]) -> Callable[..., None]:
             assert isinstance(x, CardTensor) or is_pinned(x), f"{self.fn.__name__}: {name} is on the CPU"
         args, kwargs = tree_map(held_of, (args, kwargs))
         card().launches.append(self.fn.__name__)
-        card().compiled.add(specialization(self, args, kwargs))
         card().order(lambda: run(self, *args, grid=grid, warmup=warmup, **kwargs))
         return None
 
     return late
-
-
-def specialization(kernel: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """What Triton compiles a kernel anew for."""
-    given = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
-    general = kernel.kwargs.get("do_not_specialize") or ()
-    anywhere = kernel.kwargs.get("do_not_specialize_on_alignment") or ()
-    constants = {name for name, kind in kernel.fn.__annotations__.items() if "constexpr" in str(kind)}
-
-    def kind_of(name: str, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.dtype, value.data_ptr() % 16 == 0 and name not in (*anywhere, *general)
-        if name in constants or name not in kernel.arg_names or not isinstance(value, (int, float)):
-            return value
-        if isinstance(value, float) or name in general:
-            return type(value).__name__
-        return 1 if value == 1 else "i32:16" if value % 16 == 0 else "i32" if abs(value) < 2**31 else "i64"
-
-    return kernel.fn.__name__, tuple(sorted((name, str(kind_of(name, value))) for name, value in given.items()))
 
 
 @contextmanager
