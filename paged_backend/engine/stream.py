@@ -30,6 +30,7 @@ class RequestStream:
 
     The engine's thread adds items and looks who waits; one reader takes items and says that it waits, then looks again
     before it sleeps. So neither needs a lock, and deltas and their text are made by who reads them, when they are read.
+    Where the engine is given up, another thread adds the error that ends the stream: what comes behind it is not read.
 
     Args:
         request: what was accepted.
@@ -216,7 +217,7 @@ class RequestStream:
 
     def _all_gains(self) -> list[Gain]:
         gains: list[Gain] = []
-        for item in self._items:
+        for item in list(self._items):
             if isinstance(item, PagedBackendError):
                 raise item
             gains += item

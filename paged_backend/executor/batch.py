@@ -213,11 +213,6 @@ class BatchInputs:
         self._lines = lines
 
 
-def build_inputs(sequences: Sequence[ScheduledSequence], block_size: int) -> StepInputs:
-    """The inputs of a step that stands alone; see `BatchInputs.build`."""
-    return BatchInputs(block_size).build(StepPlan(tuple(sequences))).inputs
-
-
 def _widened(tables: np.ndarray[Any, np.dtype[np.int32]], width: int) -> np.ndarray[Any, np.dtype[np.int32]]:
     wide = np.zeros((*tables.shape[:2], _round_up(width)), np.int32)
     wide[:, :, : tables.shape[2]] = tables

@@ -44,8 +44,8 @@ class Device(Protocol):
         ...
 
     def lend(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Contiguous host tensors for work to read, whatever becomes of them after this call; on the device. As few
-        calls as can be: each is a copy. What an earlier one gave stays."""
+        """Contiguous host tensors, int32 or int64, for work to read, whatever becomes of them after this call; on the
+        device. As few calls as can be: each is a copy. What an earlier one gave stays."""
         ...
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:

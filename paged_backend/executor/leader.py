@@ -284,7 +284,9 @@ class _Child:
     def how(self) -> str:
         """In which way it ended, as far as is known."""
         self.join(_NOTICE_TIMEOUT_S)
-        code = None if self._process is None else self._process.poll()
+        if self._process is None:
+            return " (it could not be started)"
+        code = self._process.poll()
         if code is None:
             return ""
         return f" ({signal.Signals(-code).name})" if code < 0 else f" (exit code {code})"

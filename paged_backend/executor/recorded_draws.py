@@ -79,6 +79,6 @@ class RecordedDraws:
         if is_recorded and batch.is_plain and draws.again is None:
             with suppress(KernelError):  # launched, it is found out which row is refused
                 words = self._sampler.words(batch)
-                self._lines = plan.sequences
+                self._lines = plan.sequences  # if the step fails, they end: no later step has the same
                 return RecordedDraw(self._sampler, num_rows, words)
         return draws

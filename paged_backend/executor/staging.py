@@ -26,8 +26,8 @@ class Staging:
         self._next = 0
 
     def send(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Copies of contiguous host tensors, on the device or on their way there, behind what is ordered on the current
-        stream; they may be changed at once."""
+        """Copies of contiguous host tensors, int32 or int64, on the device or on their way there, behind what is on
+        the current stream; they may be changed at once."""
         sizes = [-(-tensor.nbytes // _UNIT) * _UNIT for tensor in tensors]
         *places, num_bytes = accumulate(sizes, initial=0)
         buffer = self._buffers[self._next]

@@ -117,15 +117,15 @@ class StepMemory:
         """
         step = self._compiled(self.storage)
         drawn, sampler = self._no_tokens(), None
-        if self._sizes and self._counted is not None:
-            sampler = self._kernels.recorded_sampler(len(drawn), self._model.architecture.vocab_size)
-            drawn = drawn if sampler is None else sampler.token_ids
         on_built = eager(step, drawn)
         if self._sizes:
             with enough_memory(
                 "record decode steps",
                 "lower gpu_memory_utilization, max_num_seqs or cudagraph_capture_sizes, or set enforce_eager",
             ):
+                if self._counted is not None:
+                    sampler = self._kernels.recorded_sampler(len(drawn), self._model.architecture.vocab_size)
+                    drawn = drawn if sampler is None else sampler.token_ids
                 on_built = GraphedStep(
                     step,
                     self._device,
@@ -179,8 +179,8 @@ class StepMemory:
             self._kernels,
             block_size,
             num_groups,
-            transfer,
-            draws,
+            transfer=transfer,
+            recorded=draws,
             masks=self._masks,
             counted=self._counted,
             device=self._device,

@@ -24,9 +24,10 @@ class SwapLane:
     """Between the pool and host memory blocks lie in staging memory on the device. Between the pool and that they are
     moved in order with the steps, which takes next to nothing; across the bus beside them.
 
-    So a step waits only for blocks that it has loaded itself, and its loads begin while the step before is computed;
-    what leaves the pool may be overwritten by the very step that it leaves in. What loads a slot comes after what
-    stores to it, in the same step or an earlier one. A device that does not overlap moves them at once.
+    So a step waits for blocks that it has loaded itself, and its loads begin while the step before is computed; what
+    leaves the pool may be overwritten by the very step that it leaves in, and only what leaves next waits for it. What
+    loads a slot comes after what stores to it, in the same step or an earlier one. A device that does not overlap moves
+    them at once.
     """
 
     def __init__(self, blocks: Tensor, slots: Tensor, kernels: Kernels, device: Device) -> None:

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paged_backend.executor.batch import BatchInputs, build_inputs
+from paged_backend.executor.batch import BatchInputs
 from paged_backend.kv.layer_group import NO_BLOCK
 from paged_backend.sampling_params import SamplingParams
 from paged_backend.scheduler.plan import NOT_DRAWN, NOT_YET_DRAWN, SamplingTask, ScheduledSequence, StepPlan
+from tests.models.step_driver import build_inputs
 
 TASK = SamplingTask(SamplingParams(), (0,), (), ())
 

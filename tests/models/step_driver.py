@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from paged_backend.executor.batch import build_inputs
+from paged_backend.executor.batch import BatchInputs
 from paged_backend.executor.kv_storage import KVStorage
-from paged_backend.kernels.interface import Kernels
+from paged_backend.kernels.interface import Kernels, StepInputs
 from paged_backend.models.loader import LoadedModel
 from paged_backend.sampling_params import SamplingParams
-from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence
+from paged_backend.scheduler.plan import SamplingTask, ScheduledSequence, StepPlan
 
 BLOCK_SIZE = 4
 GREEDY = SamplingParams(temperature=0.0)
@@ -58,3 +58,8 @@ def chunked_logits(
             done += length
     assert done == len(tokens)
     return torch.cat(rows)
+
+
+def build_inputs(sequences: Sequence[ScheduledSequence], block_size: int) -> StepInputs:
+    """The inputs of a step that stands alone; see `BatchInputs.build`."""
+    return BatchInputs(block_size).build(StepPlan(tuple(sequences))).inputs

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from paged_backend.config import ModelConfig
-from paged_backend.executor.batch import build_inputs
 from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.kernels.interface import LinearWeight, Rows, StepInputs
 from paged_backend.kernels.reference.kernels import ReferenceKernels
 from paged_backend.models.loader import LoadedModel, load_model
-from tests.models.step_driver import BLOCK_SIZE, chunked_logits, scheduled
+from tests.models.step_driver import BLOCK_SIZE, build_inputs, chunked_logits, scheduled
 from tests.tiny_models import FAMILIES, VOCAB_SIZE, make_tiny_model
 
 TOKENS = list(range(2, 40))

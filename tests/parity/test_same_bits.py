@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from paged_backend.config import ModelConfig
-from paged_backend.executor.batch import build_inputs
 from paged_backend.executor.kv_storage import KVStorage
 from paged_backend.kernels.registry import select_kernels
 from paged_backend.models.loader import load_model
-from tests.models.step_driver import scheduled
+from tests.models.step_driver import build_inputs, scheduled
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model
 
 BLOCK_SIZE = 8
