@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from paged_backend.executor.kv_transfer import KVTransfer
 from paged_backend.kv.host_tier import Transfers
@@ -83,12 +85,13 @@ def test_one_wrong_bit_is_found(expected: Expected, tmp_path: Path, monkeypatch:
     """Of all the blocks that come back from host memory, one has one other bit."""
     real, wrong = KVTransfer.swap, []
 
-    def swap(self: KVTransfer, transfers: Transfers) -> None:
-        real(self, transfers)
+    def swap(self: KVTransfer, transfers: Transfers, pairs: Sequence[torch.Tensor]) -> Any:
+        marks = real(self, transfers, pairs)
         if transfers.swap_ins and not wrong:
             _, block = transfers.swap_ins[0]
             wrong.append(block)
             self._blocks[0, 0, block, 2] ^= 16  # in the mantissa of a key
+        return marks
 
     monkeypatch.setattr(KVTransfer, "swap", swap)
     surrounding = Surrounding("swap", 64, 1, "host")
