@@ -116,7 +116,7 @@ def candidates(amounts: Amounts, device: str) -> list[Candidate]:
     continuous = {} if real else {"page_size": 16, "num_blocks": 256, "max_batch_tokens": 64, "use_cuda_graph": False}
     static = {**transformers, "batch_size": 256}
     return [
-        Candidate(OURS, OURS, ours, every, {}, 90.0),
+        Candidate(OURS, OURS, ours, every, {}, 180.0),
         *([Candidate(VLLM, VLLM, {**batch, **memory}, every, {}, 120.0)] if real else []),
         Candidate(STATIC, STATIC, static, every, {amounts.requests: amounts.num_static}, 90.0),
         Candidate(CONTINUOUS, CONTINUOUS, {**transformers, "config": continuous}, every, {}, 90.0),

@@ -68,8 +68,14 @@ _GROUP_T = 16
 
 def tile_for(weight: TritonLinear, dtype: torch.dtype, num_rows: int) -> Tile:
     """The tile for num_rows rows of x, which are of dtype."""
-    tiles = TILES["float32" if dtype == torch.float32 else weight.format]
+    tiles = _tiles(weight.format, dtype, weight.group_size)
     return next((tile for tile in tiles if num_rows <= tile.block_t), tiles[-1])
+
+
+def _tiles(format: Format, dtype: torch.dtype, group_size: int) -> tuple[Tile, ...]:
+    """The largest of int8 has no registers left for scales of groups."""
+    tiles = TILES["float32" if dtype == torch.float32 else format]
+    return tiles[:-1] if format == "int8" and group_size and dtype != torch.float32 else tiles
 
 
 def num_parts(weight: TritonLinear) -> int:
@@ -235,7 +241,7 @@ def aot_cases() -> Iterable[AotCase]:
     for other dtypes than bfloat16 the sweep has no others."""
     for format, block_k, group_size in _AOT_FORMATS:
         for dtype in (torch.bfloat16,) if format == "fp8" else (torch.float16, torch.bfloat16, torch.float32):
-            tiles = TILES["float32" if dtype == torch.float32 else format]
+            tiles = _tiles(format, dtype, group_size)
             if format == "float" and dtype == torch.float32:
                 block_k = FLOAT32_BLOCK_K
             often = dtype == torch.bfloat16 and group_size != 128

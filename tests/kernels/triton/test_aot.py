@@ -135,9 +135,14 @@ def test_batch_invariant_attention_multiplies_alike(pair: tuple[str, str], resou
 def test_the_wide_sweep_compiles_without_spilling(tmp_path: Path) -> None:
     names = [name for name, case in CASES.items() if case.wide]
     resources = compile_all(names, tmp_path) if names else {}
+    wrong = []
     for capability, results in resources.items():
         for name in names:
-            check(name, results, capability)
+            try:
+                check(name, results, capability)
+            except AssertionError as error:
+                wrong.append(f"{capability}: {name}: {error}")
+    assert not wrong, "\n".join(wrong)
     for pair in PAIRS:
         if pair[0] in names:
             check_pair(*pair, resources)
