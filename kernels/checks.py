@@ -195,21 +195,15 @@ def check_soft_cap(cap: float) -> None:
 def check_copy_blocks(storage: Tensor, pairs: Tensor) -> None:
     """Raises KernelError for arguments that `Kernels.copy_blocks` does not take."""
     check_storage(storage)
-    check_tensor("pairs", pairs)
-    if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.shape[1] != 2:
-        raise KernelError(f"pairs must be int64 [N, 2], got {describe(pairs)}.")
-    check_devices(("storage", storage), ("pairs", pairs))
+    _check_pairs(storage, pairs)
     check_indices("pairs", pairs, storage.shape[2])
-    destinations = pairs[:, 1]
-    if pairs.device.type == "cpu" and destinations.unique().numel() != destinations.numel():
-        raise KernelError(f"pairs must have different destinations, got {destinations.tolist()}.")
+    _check_destinations(pairs[:, 1])
 
 
 def check_swap_blocks(storage: Tensor, slots: Tensor, pairs: Tensor, inwards: bool) -> None:
     """Raises KernelError for arguments that `Kernels.swap_blocks` does not take."""
     check_storage(storage)
     check_tensor("slots", slots)
-    check_tensor("pairs", pairs)
     num_lanes, two, num_blocks, block_bytes = storage.shape
     if slots.dtype != torch.uint8 or slots.shape[1:] != (num_lanes, two, block_bytes) or not slots.is_contiguous():
         raise KernelError(
@@ -218,15 +212,23 @@ def check_swap_blocks(storage: Tensor, slots: Tensor, pairs: Tensor, inwards: bo
         )
     if slots.device != storage.device and not (storage.is_cuda and slots.is_cpu and slots.is_pinned()):
         raise KernelError(f"slots must be on the device of storage, or pinned for a GPU, got them on {slots.device}.")
-    if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.shape[1] != 2:
-        raise KernelError(f"pairs must be int64 [N, 2], got {describe(pairs)}.")
+    _check_pairs(storage, pairs)
     if not isinstance(inwards, bool):
         raise KernelError(f"inwards must be true or false, got {inwards!r}.")
-    check_devices(("storage", storage), ("pairs", pairs))
     check_indices("pairs", pairs[:, 0], num_blocks)
     check_indices("pairs", pairs[:, 1], slots.shape[0])
-    destinations = pairs[:, 0 if inwards else 1]
-    if pairs.device.type == "cpu" and destinations.unique().numel() != destinations.numel():
+    _check_destinations(pairs[:, 0 if inwards else 1])
+
+
+def _check_pairs(storage: Tensor, pairs: Tensor) -> None:
+    check_tensor("pairs", pairs)
+    if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.shape[1] != 2:
+        raise KernelError(f"pairs must be int64 [N, 2], got {describe(pairs)}.")
+    check_devices(("storage", storage), ("pairs", pairs))
+
+
+def _check_destinations(destinations: Tensor) -> None:
+    if destinations.device.type == "cpu" and destinations.unique().numel() != destinations.numel():
         raise KernelError(f"pairs must have different destinations, got {destinations.tolist()}.")
 
 

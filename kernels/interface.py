@@ -352,13 +352,13 @@ class Kernels(Protocol):
         ...
 
     def swap_blocks(self, storage: Tensor, slots: Tensor, pairs: Tensor, *, inwards: bool) -> None:
-        """Copies whole blocks of all layers, keys and values, between the cache and host memory.
+        """Copies whole blocks of all layers, keys and values, between the cache and other memory.
 
         On a GPU that is in the order of what was launched before, and nobody waits for it.
 
         Args:
             storage: uint8 [L, 2, B, block_bytes], contiguous.
-            slots: uint8 [S, L, 2, block_bytes], contiguous, on the CPU; pinned, where storage is on a GPU.
+            slots: uint8 [S, L, 2, block_bytes], contiguous, where storage is; or pinned on the CPU.
             pairs: int64 [N, 2] of (block, slot), where storage is; the destinations all different.
             inwards: from slots to blocks; else from blocks to slots.
         """

@@ -11,6 +11,7 @@ from torch import Tensor
 from paged_backend.errors import KernelError
 from paged_backend.kernels import checks
 from paged_backend.kernels.cache_layout import LayerCache
+from paged_backend.kernels.draws_at_once import DrawsAtOnce
 from paged_backend.kernels.interface import (
     Collective,
     ExpertWeights,
@@ -21,18 +22,12 @@ from paged_backend.kernels.interface import (
     StepInputs,
 )
 from paged_backend.kernels.quantized_weight import QuantizedWeight
-from paged_backend.kernels.sampling_batch import (
-    LaunchedSamples,
-    ReadSamples,
-    RecordedSampler,
-    SampledBatch,
-    SamplingBatch,
-)
+from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 from paged_backend.kernels.tensor_operations import TensorExperts, TensorLinear, TensorOperations
 from paged_backend.kernels.tensors import check_tensor, describe
 
 
-class TensorKernels:
+class TensorKernels(DrawsAtOnce):
     """Computes each operation as it is called, by the functions that it is given; rows are tensors.
 
     Attributes:
@@ -226,17 +221,6 @@ class TensorKernels:
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         """See `Kernels.sample`."""
         return self._operations.sample(logits, batch)
-
-    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
-        """See `Kernels.launch_sample`. Draws at once."""
-        return ReadSamples(self.sample(logits, batch))
-
-    def recorded_sampler(self, max_rows: int, vocab_size: int) -> RecordedSampler | None:
-        """See `Kernels.recorded_sampler`. None."""
-        return None
-
-    def warm_up(self, vocab_size: int) -> None:
-        """See `Kernels.warm_up`. Nobody waits here."""
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> Callable[[StepInputs], Tensor]:
         """See `Kernels.compile`. Calls the step each time."""

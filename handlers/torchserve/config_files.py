@@ -92,7 +92,7 @@ def model_config(deployment: Deployment) -> dict[str, Any]:
         "responseTimeout": deployment.torchserve.response_timeout_s,
         "startupTimeout": deployment.torchserve.startup_timeout_s,
         "jobQueueSize": deployment.torchserve.job_queue_size,
-        **_DEVICES,
+        "deviceType": _DEVICE_TYPE,
         "continuousBatching": True,
         "handler": {
             "deployment": deployment.to_dict(with_api_key=False),
@@ -101,7 +101,7 @@ def model_config(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-_DEVICES = {"deviceType": "cpu"}
+_DEVICE_TYPE = "cpu"
 """TorchServe does nothing about GPUs, so that the worker sees all that TorchServe itself does, and takes the first, or
 as many as tensor_parallel_size says: it starts the other ranks itself.
 

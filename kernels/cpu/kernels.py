@@ -23,6 +23,7 @@ from paged_backend.kernels.cpu.recorder import CPU_CACHE_DTYPES, CompiledStep, R
 from paged_backend.kernels.cpu.sampling import sample
 from paged_backend.kernels.cpu.segmented_step import SegmentedStep, inputs_of_rows
 from paged_backend.kernels.cpu.segments import Buffer
+from paged_backend.kernels.draws_at_once import DrawsAtOnce
 from paged_backend.kernels.interface import (
     OPERATIONS,
     Collective,
@@ -34,17 +35,11 @@ from paged_backend.kernels.interface import (
 )
 from paged_backend.kernels.quantized_weight import QuantizedWeight
 from paged_backend.kernels.reference.swap_blocks import swap_blocks
-from paged_backend.kernels.sampling_batch import (
-    LaunchedSamples,
-    ReadSamples,
-    RecordedSampler,
-    SampledBatch,
-    SamplingBatch,
-)
+from paged_backend.kernels.sampling_batch import SampledBatch, SamplingBatch
 from paged_backend.kernels.tensors import check_tensor, describe
 
 
-class CpuKernels(NoExperts):
+class CpuKernels(NoExperts, DrawsAtOnce):
     """Operations in C++ with threads of their own. Outside of a compiled step, rows are float32 tensors.
 
     A row's bits do not depend on the rows beside it, nor on the number of threads. Weights, tables and caches must be
@@ -187,17 +182,6 @@ class CpuKernels(NoExperts):
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledBatch:
         """See `Kernels.sample`."""
         return sample(self._runtime, logits, batch)
-
-    def launch_sample(self, logits: Tensor, batch: SamplingBatch) -> LaunchedSamples:
-        """See `Kernels.launch_sample`. Draws at once."""
-        return ReadSamples(self.sample(logits, batch))
-
-    def recorded_sampler(self, max_rows: int, vocab_size: int) -> RecordedSampler | None:
-        """See `Kernels.recorded_sampler`. None: the host draws."""
-        return None
-
-    def warm_up(self, vocab_size: int) -> None:
-        """See `Kernels.warm_up`. Nobody waits here."""
 
     def compile(self, step: Callable[[Kernels, StepInputs], Rows]) -> CompiledStep | SegmentedStep:
         """See `Kernels.compile`. Calls the step once, to record it."""

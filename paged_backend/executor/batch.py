@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -59,20 +59,9 @@ class BuiltInputs:
     @property
     def inputs(self) -> StepInputs:
         """The step's inputs as they are; views."""
-        return self._inputs(None)
-
-    def with_tokens(self, drawn: torch.Tensor) -> StepInputs:
-        """The step's inputs, where the tensors are.
-
-        Args:
-            drawn: int64 [N], what the step before drew. What it could not draw is nobody's any more.
-        """
-        return self._inputs(known_tokens(self.columns, drawn)) if self.has_unknown else self.inputs
-
-    def _inputs(self, token_ids: torch.Tensor | None) -> StepInputs:
-        tokens, positions, _, *slots = self.columns.unbind()
+        token_ids, positions, _, *slots = self.columns.unbind()
         return StepInputs(
-            token_ids=tokens if token_ids is None else token_ids,
+            token_ids=token_ids,
             positions=positions,
             slot_mapping=slots[0] if len(slots) == 1 else self.columns[_SLOTS:].view(-1),
             block_tables=self.block_tables,
@@ -82,11 +71,17 @@ class BuiltInputs:
             max_query_len=self.max_query_len,
         )
 
+    def with_tokens(self, drawn: torch.Tensor) -> StepInputs:
+        """The step's inputs, where the tensors are.
 
-def known_tokens(columns: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    """int64 [T]: the tokens of `BuiltInputs.columns`, those of them that the step before drew out of `drawn`."""
-    tokens = columns[_TOKENS]
-    return torch.where(tokens < 0, drawn.index_select(0, columns[_SOURCES]), tokens).clamp_(min=0)
+        Args:
+            drawn: int64 [N], what the step before drew. What it could not draw is nobody's any more.
+        """
+        if not self.has_unknown:
+            return self.inputs
+        token_ids = self.columns[_TOKENS]
+        found = drawn.index_select(0, self.columns[_SOURCES])
+        return replace(self.inputs, token_ids=torch.where(token_ids < 0, found, token_ids).clamp_(min=0))
 
 
 class BatchInputs:

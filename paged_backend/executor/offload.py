@@ -52,16 +52,17 @@ def open_transfer(
     cache = config.cache
     lanes, two, _, layer_bytes = storage.blocks.shape
     payload_bytes = lanes * two * layer_bytes
+    block_bytes = payload_bytes * model.shard.size  # of all ranks
     if cache.kv_offloading_size is not None:
-        num_slots = int(cache.kv_offloading_size * _GIB) // (payload_bytes * model.shard.size)
+        num_slots = int(cache.kv_offloading_size * _GIB) // block_bytes
     elif cache.kv_offloading_dir is not None:
         num_slots = -(-model.max_model_len // cache.block_size) * len(layout.groups)
     else:
         return None
     if num_slots < 1:
         raise ConfigError(
-            f"kv_offloading_size {cache.kv_offloading_size} holds no block of {payload_bytes * model.shard.size} "
-            f"bytes: give at least {payload_bytes * model.shard.size / _GIB:.9f}."
+            f"kv_offloading_size {cache.kv_offloading_size} holds no block of {block_bytes} bytes: give at least "
+            f"{block_bytes / _GIB:.9f}."
         )
     transfer = KVTransfer(storage, num_slots, kernels, device)
     if cache.kv_offloading_dir is not None:
